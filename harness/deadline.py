@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Deadlines: every wait has one and says what it waited for."""
+
+from __future__ import annotations
+
+import time
+
+from harness.errors import DeadlineExpiredError
+
+
+class Deadline:
+    """A point in monotonic time by which something must have happened.
+
+    Args:
+        seconds: how long from now, > 0.
+        what: what is awaited, as it reads after "timed out after N s waiting for".
+        hint: what the reader can do when it expires.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        what: str,
+        hint: str = "look at the end of serial.log in the evidence; a slow host needs --timeout",
+    ) -> None:
+        self.seconds = seconds
+        self.what = what
+        self.hint = hint
+        self._end = time.monotonic() + seconds
+
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self._end - time.monotonic())
+
+    def expired(self) -> bool:
+        """Whether no time is left."""
+        return time.monotonic() >= self._end
+
+    def error(self) -> DeadlineExpiredError:
+        """The error to raise when this deadline has passed."""
+        return DeadlineExpiredError(
+            f"timed out after {self.seconds:g} s waiting for {self.what}", hint=self.hint
+        )
+
+    def check(self) -> float:
+        """Return the seconds left, > 0.
+
+        Raises:
+            DeadlineExpiredError: when none are.
+        """
+        left = self.remaining()
+        if left <= 0:
+            raise self.error()
+        return left

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A bootable kernel, as the rooms hand it to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An image, its modules and its configuration.
+
+    Attributes:
+        spec: the SPEC that the user gave, such as `debian:7.2`.
+        release: what `uname -r` prints in the guest.
+        image: the bzImage.
+        modules: the folder that holds `kernel/` and `modules.order`, or None for a kernel
+            whose drivers are all built in.
+        config: the `.config` that it was built with, or None where the packager ships none.
+        identity: hexadecimal digest of everything that makes this kernel what it is; two
+            kernels with the same identity boot the same bytes.
+    """
+
+    spec: str
+    release: str
+    image: Path
+    modules: Path | None
+    config: Path | None
+    identity: str

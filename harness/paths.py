@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where things are kept: the project's data, the store, the evidence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PROFILES = PROJECT / "qemu_profiles"
+SCENARIOS = PROJECT / "tests" / "scenarios"
+KNOWN_ISSUES = PROJECT / "tests" / "known_issues.yaml"
+
+_NAME = "cxl-ownership-harness"
+
+
+def store_root() -> Path:
+    """The folder of kernels, initramfs and other things worth keeping.
+
+    HARNESS_STORE, or the user's XDG cache folder.
+    """
+    override = os.environ.get("HARNESS_STORE")
+    if override:
+        return Path(override).absolute()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / _NAME
+
+
+def evidence_root() -> Path:
+    """The folder under which runs leave their evidence unless told otherwise.
+
+    HARNESS_EVIDENCE, or the user's XDG state folder.
+    """
+    override = os.environ.get("HARNESS_EVIDENCE")
+    if override:
+        return Path(override).absolute()
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / _NAME / "runs"

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one door through which the harness starts other programs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from harness.deadline import Deadline
+from harness.errors import HarnessError, UsageError
+
+log = logging.getLogger(__name__)
+
+# Nothing else of the caller's environment reaches a child: no secrets, no locale surprises.
+_KEPT_ENVIRONMENT = (
+    "PATH", "HOME", "USER", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME",
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "SSL_CERT_FILE",
+)  # fmt: skip
+
+
+class CommandError(HarnessError):
+    """A program ended with a status other than zero."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A program that has ended. Output is text, undecodable bytes replaced."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+
+
+def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """The allow-listed environment for a child, in the C locale, with `extra` on top."""
+    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+    return kept | {"LC_ALL": "C.UTF-8"} | (extra or {})
+
+
+def find_program(name: str, *, hint: str) -> Path:
+    """The absolute path of a program on PATH.
+
+    Raises:
+        UsageError: it is not there; `hint` says how to get it.
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise UsageError(f"the program {name} is not installed", hint=hint)
+    return Path(found)
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    deadline: Deadline,
+    check: bool = True,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    stdin: str | None = None,
+    hint: str = "run the command by hand to see more",
+) -> Completed:
+    """Run a program to its end and return what it printed.
+
+    The program is killed, with its group, when the deadline passes or the caller is interrupted.
+
+    Raises:
+        CommandError: with `check`, when the status is not zero.
+        DeadlineExpiredError: the program ran past the deadline.
+    """
+    with spawn(
+        argv,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        try:
+            out, err = child.communicate(
+                stdin.encode() if stdin is not None else None, timeout=deadline.check()
+            )
+        except subprocess.TimeoutExpired:
+            raise deadline.error() from None
+    done = Completed(
+        tuple(os.fspath(word) for word in argv),
+        child.returncode,
+        out.decode(errors="replace"),
+        err.decode(errors="replace"),
+    )
+    if check and done.status != 0:
+        tail = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-12:])
+        raise CommandError(
+            f"{Path(done.argv[0]).name} ended with status {done.status}"
+            + (f":\n{tail}" if tail else ""),
+            where=shlex.join(done.argv),
+            hint=hint,
+        )
+    return done
+
+
+@contextmanager
+def spawn(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program that cannot outlive the block, nor this process.
+
+    The child gets SIGKILL when the harness dies, however it dies, and runs in a session of its
+    own, so that Ctrl-C reaches the harness first and the whole group can be ended together.
+    """
+    words = [os.fspath(word) for word in argv]
+    log.debug("starting: %s", shlex.join(words))
+    # setpriv (util-linux) sets the parent-death signal after fork and before exec, which a
+    # preexec_fn could not do safely once there are threads.
+    guarded = ["setpriv", "--pdeathsig", "KILL", "--", *words]
+    child = subprocess.Popen(
+        guarded,
+        cwd=cwd,
+        env=child_environment(env),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+    try:
+        yield child
+    finally:
+        end_group(child)
+
+
+def end_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a child's process group, reap the child and close its pipes."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.wait()
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()
