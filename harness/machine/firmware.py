@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plays the firmware: commits HDM decoders over qtest while the machine is paused at reset.
+
+PCI bus numbers, bridge windows and BARs are set up along one path at a time, only as far as its
+component registers need them, and put back, so that the real firmware finds the machine as it
+came out of reset, with decoders that somebody committed.
+
+Source: CXL 3.1, 8.2.4 (component registers) and 8.2.4.20 (HDM decoders); PCI 3.0, 6.1 and PCI
+bridge 1.2, 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from harness.errors import MachineLostError
+from harness.machine.qtest import Qtest
+from harness.model.acpi_tables import encode_ways
+from harness.model.decoder_plan import Component, DecoderSetting
+from harness.model.layout import MachineLayout
+from harness.model.placement import PlacedDecoder
+
+# 16 MiB of 32-bit PCI memory that no firmware has given out yet.
+_MMIO = 0xE000_0000
+_MMIO_LIMIT = 0xE0FF_FFFF
+
+_COMMAND = 0x04
+_HEADER_TYPE = 0x0C
+_BAR0 = 0x10
+_BUS_NUMBERS = 0x18
+_MEMORY_WINDOW = 0x20
+_CAPABILITIES = 0x34
+_PCI_EXPRESS = 0x10
+_LINK_CAPABILITIES = 0x0C
+
+_CACHE_MEM = 0x1000
+_HDM_CAPABILITY = 5
+_GLOBAL_CONTROL = 0x04
+_GLOBAL_ENABLE = 1 << 1
+_FIRST_DECODER = 0x10
+_DECODER_STRIDE = 0x20
+_COMMIT = 1 << 9
+_COMMITTED = 1 << 10
+_HOST_ONLY = 1 << 12
+
+
+def commit_decoders(
+    qtest: Qtest, layout: MachineLayout, settings: Sequence[DecoderSetting]
+) -> None:
+    """Program and commit decoders, and enable their components' decoding.
+
+    Raises:
+        MachineLostError: a component is not where the profile has it, or a decoder did not commit.
+    """
+    for component in dict.fromkeys(one.component for one in settings):
+        mine = [one for one in settings if one.component == component]
+        with ExitStack() as stack:
+            if component.kind == "host_bridge":
+                registers = layout.registers_of(component.bus).start
+            else:
+                registers = stack.enter_context(_component_registers(qtest, component))
+            hdm = _find_hdm(qtest, registers, component)
+            for setting in mine:
+                _commit(qtest, hdm, setting)
+            qtest.write32(hdm + _GLOBAL_CONTROL, _GLOBAL_ENABLE)
+
+
+def prove_paths(qtest: Qtest, decoders: Sequence[PlacedDecoder]) -> None:
+    """Write through the windows and read back: every way of every decoder, first and last step.
+
+    All is written before anything is read, so that two addresses that lead to the same memory are
+    found as well. The memory is zero again afterwards.
+
+    Raises:
+        MachineLostError: something else came back; the decoders do not do what they should.
+    """
+    places: list[tuple[PlacedDecoder, int]] = []
+    for decoder in decoders:
+        ways, grain = len(decoder.devices), decoder.granularity
+        for way in range(ways):
+            places.append((decoder, decoder.range.start + way * grain))
+            places.append((decoder, decoder.range.end + 1 - (way + 1) * grain))
+    for number, (_, address) in enumerate(places):
+        qtest.write64(address, _pattern(number, address))
+    for number, (decoder, address) in enumerate(places):
+        found = qtest.read64(address)
+        if found != _pattern(number, address):
+            raise MachineLostError(
+                f"decoder {decoder.name} does not reach its memory: wrote "
+                f"{_pattern(number, address):#x} to {address:#x} and read {found:#x}",
+                hint="the firmware program is in firmware.json in the evidence",
+            )
+    for _, address in places:
+        qtest.write64(address, 0)
+
+
+def _pattern(number: int, address: int) -> int:
+    return (number + 1) << 56 | address ^ 0x5A_A5C3_3C96_69F0
+
+
+@contextmanager
+def _component_registers(qtest: Qtest, component: Component) -> Iterator[int]:
+    """Open the way to a switch's or endpoint's component registers; yields their address."""
+    with ExitStack() as stack:
+        bus = component.bus
+        for depth, number in enumerate(component.ports):
+            if depth:
+                # The upstream port of the switch, the only device on its bus.
+                stack.enter_context(_open_bridge(qtest, bus, 0, component))
+                bus += 1
+            slot = _find_port(qtest, bus, number, component)
+            stack.enter_context(_open_bridge(qtest, bus, slot, component))
+            bus += 1
+        stack.enter_context(_kept(qtest, bus, 0, (_COMMAND, _BAR0, _BAR0 + 4)))
+        if qtest.config_read(bus, 0, 0, 0) & 0xFFFF == 0xFFFF:
+            raise _not_there(component, f"no PCI device on its bus {bus:#x}")
+        qtest.config_write(bus, 0, 0, _BAR0, _MMIO)
+        qtest.config_write(bus, 0, 0, _BAR0 + 4, 0)
+        qtest.config_write(bus, 0, 0, _COMMAND, 0x6)
+        yield _MMIO
+
+
+@contextmanager
+def _open_bridge(qtest: Qtest, bus: int, slot: int, component: Component) -> Iterator[None]:
+    below = bus + 1
+    last = component.bus + 2 * len(component.ports)
+    with _kept(qtest, bus, slot, (_COMMAND, _BUS_NUMBERS, _MEMORY_WINDOW)):
+        qtest.config_write(bus, slot, 0, _BUS_NUMBERS, bus | below << 8 | last << 16)
+        window = _MMIO >> 16 | (_MMIO_LIMIT & 0xFFF0_0000)
+        qtest.config_write(bus, slot, 0, _MEMORY_WINDOW, window)
+        qtest.config_write(bus, slot, 0, _COMMAND, 0x6)
+        yield
+
+
+@contextmanager
+def _kept(qtest: Qtest, bus: int, slot: int, offsets: Sequence[int]) -> Iterator[None]:
+    """Put these registers back at the end, the last one named first."""
+    before = [(offset, qtest.config_read(bus, slot, 0, offset)) for offset in offsets]
+    yield
+    for offset, value in reversed(before):
+        if offset == _COMMAND:
+            value &= 0xFFFF  # the upper half is the status register: writing ones clears bits
+        qtest.config_write(bus, slot, 0, offset, value)
+
+
+def _find_port(qtest: Qtest, bus: int, number: int, component: Component) -> int:
+    """The PCI slot of the port with this port number (PCI Express link capabilities, 31:24)."""
+    for slot in range(32):
+        if qtest.config_read(bus, slot, 0, 0) & 0xFFFF == 0xFFFF:
+            continue
+        if qtest.config_read(bus, slot, 0, _HEADER_TYPE) >> 16 & 0x7F != 1:
+            continue
+        at = qtest.config_read(bus, slot, 0, _CAPABILITIES) & 0xFC
+        while at:
+            head = qtest.config_read(bus, slot, 0, at)
+            if head & 0xFF == _PCI_EXPRESS:
+                link = qtest.config_read(bus, slot, 0, at + _LINK_CAPABILITIES)
+                if link >> 24 == number:
+                    return slot
+                break
+            at = head >> 8 & 0xFC
+    raise _not_there(component, f"no port number {number} on bus {bus:#x}")
+
+
+def _find_hdm(qtest: Qtest, registers: int, component: Component) -> int:
+    head = qtest.read32(registers + _CACHE_MEM)
+    if head & 0xFFFF != 1:
+        raise _not_there(component, f"no CXL capability header at {registers + _CACHE_MEM:#x}")
+    for entry in range(1, (head >> 24) + 1):
+        capability = qtest.read32(registers + _CACHE_MEM + 4 * entry)
+        if capability & 0xFFFF == _HDM_CAPABILITY:
+            return registers + _CACHE_MEM + (capability >> 20)
+    raise _not_there(component, "no HDM decoder capability")
+
+
+def _commit(qtest: Qtest, hdm: int, setting: DecoderSetting) -> None:
+    at = hdm + _FIRST_DECODER + _DECODER_STRIDE * setting.index
+    start, size = setting.range.start, setting.range.size
+    qtest.write32(at + 0x00, start & 0xF000_0000)
+    qtest.write32(at + 0x04, start >> 32)
+    qtest.write32(at + 0x08, size & 0xF000_0000)
+    qtest.write32(at + 0x0C, size >> 32)
+    targets = sum(port << 8 * place for place, port in enumerate(setting.targets))
+    qtest.write32(at + 0x14, targets & 0xFFFF_FFFF)
+    qtest.write32(at + 0x18, targets >> 32)
+    control = (setting.granularity.bit_length() - 9) | encode_ways(setting.ways) << 4
+    if setting.host_only:
+        control |= _HOST_ONLY
+    qtest.write32(at + 0x10, control)
+    qtest.write32(at + 0x10, control | _COMMIT)
+    if not qtest.read32(at + 0x10) & _COMMITTED:
+        raise MachineLostError(
+            f"decoder {setting.index} of {setting.component.name} did not commit {setting.range}",
+            hint="the firmware program is in firmware.json in the evidence",
+        )
+
+
+def _not_there(component: Component, what: str) -> MachineLostError:
+    return MachineLostError(
+        f"QEMU has {component.kind} {component.name} elsewhere than expected: {what}",
+        hint="is this QEMU newer than any the harness knows? see harness doctor",
+    )

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Asks QEMU where it puts a profile's windows, host bridges and RAM.
+
+A separate QEMU is asked, once for each profile and QEMU, and the answer is kept: reading the ACPI
+tables before the firmware makes QEMU build them too early for the guest, and the kernel's command
+line, which names addresses, is needed before the machine exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from harness.errors import MachineLostError, UsageError
+from harness.machine.fw_cfg import read_fw_cfg
+from harness.machine.qemu import running_qemu
+from harness.machine.qemu_binary import QemuBinary
+from harness.machine.qemu_command import qemu_argv
+from harness.model.acpi_tables import AcpiTableError, parse_cedt, parse_srat, split_tables
+from harness.model.layout import MachineLayout
+from harness.model.topology import Profile
+
+# Part of the key: raise it when what is kept changes its form.
+_FORM = 1
+
+
+def layout_key(qemu: QemuBinary, profile: Profile) -> str:
+    """What the layout depends on, as a hexadecimal digest."""
+    argv = qemu_argv(qemu, profile, "tcg")[1:]
+    return hashlib.sha256(
+        json.dumps([_FORM, qemu.identity, argv], ensure_ascii=True).encode()
+    ).hexdigest()[:32]
+
+
+def ask_layout(qemu: QemuBinary, profile: Profile) -> dict[str, str]:
+    """Start this machine paused and read its CEDT and SRAT, as hexadecimal text.
+
+    Raises:
+        MachineLostError: QEMU did not start; `where` has its command line.
+        UsageError: QEMU refuses the profile.
+    """
+    with TemporaryDirectory(prefix="harness-") as folder:
+        log = Path(folder) / "qemu.log"
+        try:
+            with running_qemu(
+                lambda control, _console: qemu_argv(qemu, profile, "tcg", control=control), log
+            ) as machine:
+                machine.connect_monitor()
+                tables = split_tables(read_fw_cfg(machine.qtest, "etc/acpi/tables"))
+        except AcpiTableError as error:
+            raise MachineLostError(
+                f"QEMU's ACPI tables make no sense: {error}",
+                hint="is this QEMU newer than any the harness knows? see harness doctor",
+            ) from None
+        except MachineLostError as error:
+            if "QEMU ended with status 1" in error.message:
+                raise UsageError(
+                    f"QEMU refuses this profile; {error.message}",
+                    hint="correct the profile; harness boot --print shows the command line",
+                ) from None
+            raise
+    if "SRAT" not in tables or (profile.host_bridges and "CEDT" not in tables):
+        raise MachineLostError(
+            f"QEMU built the ACPI tables {', '.join(sorted(tables))}, without SRAT or CEDT",
+            hint="is this QEMU newer than any the harness knows? see harness doctor",
+        )
+    return {name: tables[name].hex() for name in ("CEDT", "SRAT") if name in tables}
+
+
+def machine_layout(
+    qemu: QemuBinary,
+    profile: Profile,
+    remember: Callable[[str, Callable[[], dict[str, str]]], dict[str, str]],
+) -> MachineLayout:
+    """The layout of a profile on this QEMU.
+
+    Args:
+        qemu: the QEMU to ask.
+        profile: the hardware.
+        remember: returns the kept answer for a key, or calls the function given and keeps it.
+    """
+    tables = remember(layout_key(qemu, profile), lambda: ask_layout(qemu, profile))
+    srat = bytes.fromhex(tables["SRAT"])
+    bridges, windows = parse_cedt(bytes.fromhex(tables["CEDT"])) if "CEDT" in tables else ((), ())
+    return MachineLayout(bridges=bridges, windows=windows, memory=parse_srat(srat), srat=srat)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A QEMU process for the length of a `with` block: its connections, its monitor, its end."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.deadline import Deadline
+from harness.errors import MachineLostError
+from harness.machine.console import Console
+from harness.machine.qemu_command import Control
+from harness.machine.qtest import Qtest
+from harness.process import spawn
+
+if TYPE_CHECKING:
+    from qemu.qmp.legacy import QEMUMonitorProtocol
+
+_LAST_WORDS = 2000
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s", re.ASCII)
+
+
+class Qemu:
+    """A running QEMU. Made by `running_qemu`.
+
+    Attributes:
+        qtest: its qtest session.
+        console: its serial console.
+        pid: its process number.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        qtest: Qtest,
+        monitor: socket.socket,
+        console: Console,
+        log: Path,
+    ) -> None:
+        self.qtest = qtest
+        self.console = console
+        self.pid = process.pid
+        self._process = process
+        self._monitor_socket = monitor
+        self._monitor: QEMUMonitorProtocol | None = None
+        self._log = log
+
+    def connect_monitor(self, seconds: float = 20.0) -> None:
+        """Take the QMP greeting, which comes once QEMU has built the machine.
+
+        Raises:
+            MachineLostError: QEMU ended first, or did not greet in time.
+        """
+        deadline = Deadline(seconds, "QEMU to build the machine")
+        self._await_readable(self._monitor_socket, deadline)
+        from qemu.qmp.legacy import QEMUMonitorProtocol
+
+        self._monitor = QEMUMonitorProtocol(self._monitor_socket)
+        self._monitor.settimeout(seconds)
+        self._guard("the QMP greeting", self._monitor.connect)
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        """Run a QMP command and return what it returned.
+
+        Raises:
+            MachineLostError: QEMU ended, refused, or did not answer in time.
+        """
+        monitor = self._connected()
+        return self._guard(f"the QMP command {name}", lambda: monitor.cmd(name, **arguments))
+
+    def events(self) -> tuple[dict[str, Any], ...]:
+        """The QMP events since the last call, oldest first."""
+        monitor = self._connected()
+        return tuple(self._guard("QMP events", lambda: monitor.get_events(wait=False)))
+
+    def forwarded_port(self) -> int:
+        """The TCP port on 127.0.0.1 that QEMU chose to lead to the guest's SSH server.
+
+        Raises:
+            MachineLostError: there is none.
+        """
+        text = self.command("human-monitor-command", **{"command-line": "info usernet"})
+        match = _FORWARD.search(text)
+        if match is None:
+            raise MachineLostError(
+                "QEMU forwards no port to the guest", hint="does this QEMU have slirp?"
+            )
+        return int(match["port"])
+
+    def last_words(self) -> str:
+        """The end of what QEMU wrote to its standard error."""
+        try:
+            return self._log.read_bytes()[-_LAST_WORDS:].decode(errors="replace").strip()
+        except OSError:
+            return ""
+
+    def check_alive(self) -> None:
+        """Raise MachineLostError when the process has ended."""
+        if self._process.poll() is not None:
+            raise self._ended()
+
+    def wait(self, deadline: Deadline) -> int:
+        """Wait until QEMU ends by itself and return its exit status."""
+        try:
+            return self._process.wait(timeout=deadline.check())
+        except subprocess.TimeoutExpired:
+            raise deadline.error() from None
+
+    def close_monitor(self) -> None:
+        """End the QMP session; QEMU goes on until the block ends."""
+        if self._monitor is not None:
+            try:
+                self._monitor.settimeout(1.0)
+                self._monitor.close()
+            except Exception:
+                pass  # whatever is wrong with the session, the process is killed next
+            self._monitor = None
+
+    def _connected(self) -> QEMUMonitorProtocol:
+        if self._monitor is None:
+            raise RuntimeError("connect_monitor() comes first")
+        return self._monitor
+
+    def _guard(self, what: str, action: Callable[[], Any]) -> Any:
+        from qemu.qmp import ExecuteError, QMPError
+
+        try:
+            return action()
+        except ExecuteError as error:
+            raise MachineLostError(
+                f"QEMU refused {what}: {error}", hint="see qemu.log in the evidence"
+            ) from None
+        except TimeoutError:
+            self.check_alive()
+            raise MachineLostError(
+                f"QEMU did not answer {what} in time", hint="is the host overloaded or suspended?"
+            ) from None
+        except (QMPError, OSError) as error:
+            self.check_alive()
+            raise MachineLostError(
+                f"the monitor connection broke at {what}: {error}",
+                hint="see qemu.log in the evidence",
+            ) from None
+
+    def _await_readable(self, connection: socket.socket, deadline: Deadline) -> None:
+        pidfd = os.pidfd_open(self._process.pid)
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(connection, selectors.EVENT_READ)
+                selector.register(pidfd, selectors.EVENT_READ)
+                ready = [key.fileobj for key, _ in selector.select(deadline.check())]
+        finally:
+            os.close(pidfd)
+        if pidfd in ready:
+            self._process.wait()
+            raise self._ended()
+        if not ready:
+            raise deadline.error()
+
+    def _ended(self) -> MachineLostError:
+        status = self._process.returncode
+        how = f"killed by signal {-status}" if status < 0 else f"with status {status}"
+        words = self.last_words()
+        return MachineLostError(
+            f"QEMU ended {how}" + (f": {words}" if words else ""),
+            hint="its command line is in the evidence, ready to paste; see also harness doctor",
+        )
+
+
+@contextmanager
+def running_qemu(
+    make_argv: Callable[[Control, int], Sequence[str]], log: Path
+) -> Iterator[Qemu]:
+    """Start QEMU, paused, with its control connections; it ends with the block.
+
+    Args:
+        make_argv: the argument list, from QEMU's ends of the control connections and of the console.
+        log: file for what QEMU prints.
+    """
+    with ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(3)]
+        for pair in pairs:
+            for end in pair:
+                stack.callback(end.close)
+        (qtest, qtest_far), (qmp, qmp_far), (console, console_far) = pairs
+        control = Control(qtest_fd=qtest_far.fileno(), qmp_fd=qmp_far.fileno())
+        argv = make_argv(control, console_far.fileno())
+        output = stack.enter_context(log.open("wb"))
+        process = stack.enter_context(
+            spawn(
+                argv,
+                stdout=output,
+                stderr=output,
+                pass_fds=(qtest_far.fileno(), qmp_far.fileno(), console_far.fileno()),
+            )
+        )
+        for _near, far in pairs:
+            far.close()
+        machine = Qemu(process, Qtest(qtest), qmp, Console(console), log)
+        stack.callback(machine.close_monitor)
+        yield machine

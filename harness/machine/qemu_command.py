@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A profile becomes QEMU's command line, by the Jinja template in qemu_profiles/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+
+from harness.machine.qemu_binary import QemuBinary
+from harness.model.topology import Port, Profile
+
+Accelerator = Literal["kvm", "tcg"]
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What a machine boots, and where its console goes.
+
+    Attributes:
+        kernel: the bzImage.
+        initramfs: the cpio archive.
+        command_line: the kernel's command line.
+        serial_log: file to which QEMU itself writes the console.
+        console_fd: QEMU's end of the console's socket pair.
+    """
+
+    kernel: Path
+    initramfs: Path
+    command_line: str
+    serial_log: Path
+    console_fd: int
+
+
+@dataclass(frozen=True)
+class Control:
+    """QEMU's ends of the socket pairs by which the harness controls it.
+
+    Connected pairs are inherited, so that no socket has a name that could be guessed or left over.
+    """
+
+    qtest_fd: int
+    qmp_fd: int
+
+
+def qemu_argv(
+    qemu: QemuBinary,
+    profile: Profile,
+    accel: Accelerator,
+    *,
+    boot: Boot | None = None,
+    control: Control | None = None,
+) -> tuple[str, ...]:
+    """The argument list that starts this machine, paused where `control` is given.
+
+    Args:
+        qemu: the QEMU to start.
+        profile: the hardware.
+        accel: what executes the guest's instructions.
+        boot: kernel, initramfs and console; None for bare hardware.
+        control: the qtest and QMP connections; with them, the machine starts paused.
+    """
+    text = _template().render(
+        profile=profile,
+        accel=accel,
+        sandbox=qemu.seccomp,
+        boot=boot,
+        control=control,
+        chassis=_chassis_numbers(profile),
+        cpus_of_nodes=_cpus_of_nodes(profile),
+    )
+    argv = [str(qemu.path)]
+    for line in text.splitlines():
+        argv.extend(line.strip().split(" ", 1) if line.strip() else ())
+    return tuple(argv)
+
+
+@cache
+def _template() -> jinja2.Template:
+    from harness.paths import PROFILES
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PROFILES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    environment.filters["q"] = lambda path: str(path).replace(",", ",,")
+    return environment.get_template("machine.j2")
+
+
+def _chassis_numbers(profile: Profile) -> dict[str, int]:
+    numbers: dict[str, int] = {}
+
+    def walk(ports: tuple[Port, ...]) -> None:
+        for port in ports:
+            numbers[port.name] = len(numbers)
+            if port.switch is not None:
+                walk(port.switch.ports)
+
+    for bridge in profile.host_bridges:
+        walk(bridge.ports)
+    return numbers
+
+
+def _cpus_of_nodes(profile: Profile) -> dict[int, str]:
+    spans: dict[int, str] = {}
+    first = 0
+    for number, node in enumerate(profile.nodes):
+        if node.cpus:
+            spans[number] = f"{first}-{first + node.cpus - 1}"
+            first += node.cpus
+    return spans

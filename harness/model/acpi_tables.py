@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""ACPI tables: what QEMU's CEDT and SRAT say, and how to write an SRAT that overrides one.
+
+Sources: ACPI 6.5, 5.2.6 (header) and 5.2.16 (SRAT); CXL 3.1, 9.18.1 (CEDT).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from harness.model.memory_range import MemoryRange
+
+_HEADER = struct.Struct("<4sIBB6s8sI4sI")
+_MEMORY_AFFINITY = struct.Struct("<BBIHQQIIQ")
+_ENABLED = 1
+_HOT_PLUGGABLE = 2
+
+
+class AcpiTableError(ValueError):
+    """The bytes are not the table that they should be."""
+
+
+@dataclass(frozen=True)
+class HostBridgeBlock:
+    """A CHBS: where the component registers of one host bridge lie.
+
+    Attributes:
+        uid: `_UID` of the host bridge; QEMU uses its bus number.
+        registers: the component register block.
+    """
+
+    uid: int
+    registers: MemoryRange
+
+
+@dataclass(frozen=True)
+class FixedWindow:
+    """A CFMWS: one CXL window.
+
+    Attributes:
+        range: host physical addresses.
+        targets: `_UID`s of its host bridges in interleave order.
+        granularity: bytes of one interleave step.
+    """
+
+    range: MemoryRange
+    targets: tuple[int, ...]
+    granularity: int
+
+
+@dataclass(frozen=True)
+class MemoryAffinity:
+    """An enabled memory entry of the SRAT.
+
+    Attributes:
+        range: host physical addresses.
+        node: proximity domain.
+        hotplug: whether it is room for hotplug rather than RAM that is there.
+    """
+
+    range: MemoryRange
+    node: int
+    hotplug: bool
+
+
+def split_tables(blob: bytes) -> dict[str, bytes]:
+    """The tables in QEMU's `etc/acpi/tables`, by signature; of several, the first.
+
+    Raises:
+        AcpiTableError: a table's length does not fit.
+    """
+    tables: dict[str, bytes] = {}
+    at = 0
+    while at + _HEADER.size <= len(blob):
+        if blob[at] == 0:
+            at += 1  # padding between and behind the tables
+            continue
+        signature, length = struct.unpack_from("<4sI", blob, at)
+        if signature == b"FACS":
+            at += max(length, 64)
+            continue
+        if length < _HEADER.size or at + length > len(blob):
+            raise AcpiTableError(f"table {signature!r} at {at:#x} has length {length}")
+        tables.setdefault(signature.decode("ascii", "replace"), blob[at : at + length])
+        at += length
+    return tables
+
+
+def parse_cedt(table: bytes) -> tuple[tuple[HostBridgeBlock, ...], tuple[FixedWindow, ...]]:
+    """Host bridge register blocks and windows, in table order.
+
+    Raises:
+        AcpiTableError: the table is malformed.
+    """
+    bridges: list[HostBridgeBlock] = []
+    windows: list[FixedWindow] = []
+    for kind, body in _structures(table, "CEDT", "<BxH"):
+        if kind == 0 and len(body) >= 32:
+            uid, _version, base, length = struct.unpack_from("<4xII4xQQ", body)
+            bridges.append(HostBridgeBlock(uid, _range(base, length, "CHBS")))
+        elif kind == 1 and len(body) >= 36:
+            base, size, ways, arithmetic, grain = struct.unpack_from("<8xQQBB2xI", body)
+            count = interleave_ways(ways)
+            if arithmetic > 1 or len(body) < 36 + 4 * count:
+                raise AcpiTableError("a CFMWS of the CEDT is cut short")
+            targets = struct.unpack_from(f"<{count}I", body, 36)
+            windows.append(FixedWindow(_range(base, size, "CFMWS"), targets, 256 << grain))
+    return tuple(bridges), tuple(windows)
+
+
+def interleave_ways(encoded: int) -> int:
+    """Number of ways of an encoded interleave-ways field (CXL 3.1, table 9-22).
+
+    Raises:
+        AcpiTableError: a reserved encoding.
+    """
+    if 0 <= encoded <= 4:
+        return int(1 << encoded)
+    if 8 <= encoded <= 10:
+        return int(3 << (encoded - 8))
+    raise AcpiTableError(f"interleave ways encoded as {encoded:#x}")
+
+
+def encode_ways(ways: int) -> int:
+    """The encoding of a number of ways: 1, 2, 4, 8, 16, 3, 6 or 12.
+
+    Raises:
+        ValueError: any other number.
+    """
+    for encoded in (0, 1, 2, 3, 4, 8, 9, 10):
+        if interleave_ways(encoded) == ways:
+            return encoded
+    raise ValueError(f"{ways} ways")
+
+
+def parse_srat(table: bytes) -> tuple[MemoryAffinity, ...]:
+    """The enabled memory entries, in table order.
+
+    Raises:
+        AcpiTableError: the table is malformed.
+    """
+    found: list[MemoryAffinity] = []
+    for kind, body in _structures(table, "SRAT", "<BB", skip=12):
+        if kind != 1:
+            continue
+        if len(body) != _MEMORY_AFFINITY.size:
+            raise AcpiTableError("a memory entry of the SRAT has the wrong length")
+        _kind, _length, node, _r, base, length, _r2, flags, _r3 = _MEMORY_AFFINITY.unpack(body)
+        if flags & _ENABLED and length:
+            found.append(
+                MemoryAffinity(_range(base, length, "SRAT"), node, bool(flags & _HOT_PLUGGABLE))
+            )
+    return tuple(found)
+
+
+def override_srat(table: bytes, added: Iterable[MemoryAffinity]) -> bytes:
+    """An SRAT with entries added, which Linux takes in place of the firmware's.
+
+    Linux replaces a table by one from the initramfs only if its OEM revision is higher and its
+    checksum is right (drivers/acpi/tables.c).
+    """
+    entries = b"".join(
+        _MEMORY_AFFINITY.pack(
+            1,
+            _MEMORY_AFFINITY.size,
+            one.node,
+            0,
+            one.range.start,
+            one.range.size,
+            0,
+            _ENABLED | (_HOT_PLUGGABLE if one.hotplug else 0),
+            0,
+        )
+        for one in added
+    )
+    fields = list(_HEADER.unpack_from(table))
+    fields[1] = len(table) + len(entries)
+    fields[3] = 0
+    fields[6] += 1
+    body = _HEADER.pack(*fields) + table[_HEADER.size :] + entries
+    checksum = -sum(body) & 0xFF
+    return body[:9] + bytes([checksum]) + body[10:]
+
+
+def _structures(
+    table: bytes, signature: str, head: str, skip: int = 0
+) -> Iterator[tuple[int, bytes]]:
+    if len(table) < _HEADER.size + skip or table[:4] != signature.encode():
+        raise AcpiTableError(f"not a {signature}")
+    (length,) = struct.unpack_from("<I", table, 4)
+    if length > len(table):
+        raise AcpiTableError(f"the {signature} is cut short")
+    at = _HEADER.size + skip
+    while at < length:
+        if at + struct.calcsize(head) > length:
+            raise AcpiTableError(f"the {signature} is cut short")
+        kind, size = struct.unpack_from(head, table, at)
+        if size < struct.calcsize(head) or at + size > length:
+            raise AcpiTableError(f"a structure of the {signature} has length {size}")
+        yield kind, table[at : at + size]
+        at += size
+
+
+def _range(base: int, length: int, what: str) -> MemoryRange:
+    if length == 0 or base + length > 1 << 64:
+        raise AcpiTableError(f"a {what} covers {length:#x} bytes from {base:#x}")
+    return MemoryRange.of_size(base, length)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which HDM decoder of which component gets which values: the firmware's program, on paper.
+
+Source: CXL 3.1, 8.2.4.20 (HDM decoder capability) and 9.13.1 (interleave over several levels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.errors import UsageError
+from harness.model.memory_range import MemoryRange
+from harness.model.placement import FirmwareState, PlacedDecoder
+from harness.model.topology import Port, Profile
+
+ComponentKind = Literal["host_bridge", "switch", "endpoint"]
+
+
+@dataclass(frozen=True)
+class Component:
+    """Something with HDM decoders, and the way to it.
+
+    Attributes:
+        kind: what it is.
+        name: of the host bridge, of the port above the switch, or of the device.
+        bus: PCI bus number of its host bridge.
+        ports: port numbers from the host bridge down to it; empty for a host bridge.
+    """
+
+    kind: ComponentKind
+    name: str
+    bus: int
+    ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class DecoderSetting:
+    """The values of one HDM decoder.
+
+    Attributes:
+        component: whose decoder it is.
+        index: its number in the component.
+        range: host physical addresses.
+        ways: interleave ways of this level.
+        granularity: bytes of one interleave step of this level.
+        targets: port numbers in interleave order; empty for an endpoint.
+        host_only: target range type.
+    """
+
+    component: Component
+    index: int
+    range: MemoryRange
+    ways: int
+    granularity: int
+    targets: tuple[int, ...]
+    host_only: bool
+
+
+def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSetting, ...]:
+    """Every decoder to commit: endpoints before what lies above them, by ascending address.
+
+    Raises:
+        UsageError: the devices of a decoder cannot be interleaved by this tree of ports.
+    """
+    settings: list[DecoderSetting] = []
+    used: dict[Component, int] = {}
+
+    def add(
+        component: Component, decoder: PlacedDecoder, ways: int, grain: int, targets: Sequence[int]
+    ) -> None:
+        index = used.get(component, 0)
+        used[component] = index + 1
+        settings.append(
+            DecoderSetting(
+                component,
+                index,
+                decoder.range,
+                ways,
+                grain,
+                tuple(targets),
+                decoder.host_only,
+            )
+        )
+
+    for decoder in sorted(state.decoders, key=lambda one: one.range):
+        ways = len(decoder.devices)
+        paths = [profile.path_to(device) for device in decoder.devices]
+        for device, (bridge, ports) in zip(decoder.devices, paths, strict=True):
+            numbers = tuple(number for number, _ in ports)
+            add(
+                Component("endpoint", device, bridge.bus, numbers),
+                decoder,
+                ways,
+                decoder.granularity,
+                (),
+            )
+        window_ways = len(profile.windows[decoder.window].targets)
+        for bridge in dict.fromkeys(bridge for bridge, _ in paths):
+            below = [ports for one, ports in paths if one is bridge]
+            _plan_level(
+                Component("host_bridge", bridge.name, bridge.bus),
+                decoder,
+                below,
+                0,
+                decoder.granularity * window_ways,
+                add,
+            )
+    return tuple(settings)
+
+
+def _plan_level(
+    component: Component,
+    decoder: PlacedDecoder,
+    paths: Sequence[tuple[tuple[int, Port], ...]],
+    depth: int,
+    grain: int,
+    add: Callable[[Component, PlacedDecoder, int, int, Sequence[int]], None],
+) -> None:
+    hops = [path[depth] for path in paths]
+    ways = len({number for number, _ in hops})
+    targets = [number for number, _ in hops[:ways]]
+    if [number for number, _ in hops] != targets * (len(hops) // ways) or len(hops) % ways:
+        raise UsageError(
+            f"the devices {', '.join(decoder.devices)} do not take turns below {component.name}",
+            where=decoder.name,
+            hint="list the devices so that each level of ports goes round in a fixed order",
+        )
+    add(component, decoder, ways, grain, targets)
+    for number, port in dict(hops).items():
+        if port.switch is not None:
+            below = [path for path in paths if path[depth][0] == number]
+            switch = Component("switch", port.name, component.bus, (*component.ports, number))
+            _plan_level(switch, decoder, below, depth + 1, grain * ways, add)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A scenario's firmware state at the addresses that the machine really has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.model.acpi_tables import MemoryAffinity
+from harness.model.document import Document
+from harness.model.layout import MachineLayout
+from harness.model.memory_range import MemoryRange, format_size
+from harness.model.scenario import Decoder, Position, Scenario, SratEntry, decoder_name
+
+
+@dataclass(frozen=True)
+class NamedRange:
+    """A range with the name that the scenario gave it."""
+
+    name: str
+    range: MemoryRange
+
+
+@dataclass(frozen=True)
+class PlacedDecoder:
+    """Decoders to commit for one range.
+
+    Attributes:
+        name: as in the scenario.
+        range: host physical addresses.
+        window: number of the window.
+        devices: type-3 devices in interleave order.
+        granularity: bytes of one interleave step.
+        host_only: whether its target range type is host-only, so that Linux takes it.
+    """
+
+    name: str
+    range: MemoryRange
+    window: int
+    devices: tuple[str, ...]
+    granularity: int
+    host_only: bool
+
+
+@dataclass(frozen=True)
+class FirmwareState:
+    """What the firmware leaves behind, at real addresses.
+
+    Attributes:
+        soft_reserved: Soft Reserved ranges, in the scenario's order.
+        decoders: committed decoders, in the scenario's order.
+        windows: the CXL windows.
+        ram: RAM there at boot.
+        hotplug_room: ranges that the SRAT keeps for memory hotplug.
+        srat: entries added to the SRAT.
+    """
+
+    soft_reserved: tuple[NamedRange, ...]
+    decoders: tuple[PlacedDecoder, ...]
+    windows: tuple[MemoryRange, ...]
+    ram: tuple[MemoryRange, ...]
+    hotplug_room: tuple[MemoryRange, ...]
+    srat: tuple[MemoryAffinity, ...]
+
+    def regions(self) -> tuple[NamedRange, ...]:
+        """The regions that Linux can assemble from these decoders."""
+        return tuple(NamedRange(one.name, one.range) for one in self.decoders if one.host_only)
+
+
+def place_firmware(document: Document[Scenario], layout: MachineLayout) -> FirmwareState:
+    """Resolve a checked scenario's positions against a machine's layout.
+
+    Raises:
+        UsageError: a position does not fit the machine; names file, line and field.
+    """
+    firmware = document.value.firmware
+    windows = tuple(window.range for window in layout.windows)
+    decoders = tuple(
+        _place_decoder(document, index, one, layout) for index, one in enumerate(firmware.decoders)
+    )
+    reserved = tuple(
+        NamedRange(name, _place(document, f"firmware.soft_reserved.{name}", position, layout))
+        for name, position in firmware.soft_reserved.items()
+    )
+    srat = tuple(
+        MemoryAffinity(_part_of_window(windows[one.window], one), one.node, one.hotplug)
+        for one in firmware.acpi.srat
+    )
+    state = FirmwareState(
+        soft_reserved=reserved,
+        decoders=decoders,
+        windows=windows,
+        ram=layout.ram(),
+        hotplug_room=layout.hotplug_room(),
+        srat=srat,
+    )
+    _check_reserved(document, state)
+    return state
+
+
+def _place_decoder(
+    document: Document[Scenario], index: int, decoder: Decoder, layout: MachineLayout
+) -> PlacedDecoder:
+    window = layout.windows[decoder.window]
+    return PlacedDecoder(
+        name=decoder_name(document.value, index),
+        range=MemoryRange.of_size(window.range.start + decoder.offset, decoder.size),
+        window=decoder.window,
+        devices=decoder.devices,
+        granularity=decoder.granularity or window.granularity,
+        host_only=decoder.target_range == "host_only",
+    )
+
+
+def _part_of_window(window: MemoryRange, part: Position | SratEntry) -> MemoryRange:
+    start = window.start + part.offset
+    return MemoryRange(start, start + part.size - 1 if part.size else window.end)
+
+
+def _place(
+    document: Document[Scenario], at: str, position: Position, layout: MachineLayout
+) -> MemoryRange:
+    if position.window is not None:
+        first = layout.windows[position.window].range
+        if position.last_window is not None:
+            last = layout.windows[position.last_window].range
+            return MemoryRange(first.start + position.offset, last.end)
+        return _part_of_window(first, position)
+    if position.node is not None:
+        ranges = layout.ram_of(position.node)
+        if len(ranges) != 1:
+            raise document.error(
+                f"{at}.node",
+                f"node {position.node} has {len(ranges)} ranges of RAM",
+                hint="only a node above 4 GiB is one range; or give start and end",
+            )
+        return ranges[0]
+    assert position.start is not None and position.end is not None, "check_scenario saw to it"
+    return MemoryRange(position.start, position.end)
+
+
+def _check_reserved(document: Document[Scenario], state: FirmwareState) -> None:
+    boot_ram = min((one for one in state.ram if one.start > 0xFFFFF), default=None)
+    for index, one in enumerate(state.soft_reserved):
+        at = f"firmware.soft_reserved.{one.name}"
+        for other in state.soft_reserved[:index]:
+            if other.range.overlaps(one.range):
+                raise document.error(
+                    at, f"overlaps {other.name} at {other.range}", hint="keep them apart"
+                )
+        if boot_ram is not None and one.range.overlaps(boot_ram):
+            raise document.error(
+                at,
+                f"covers the RAM at {boot_ram} that the kernel boots in",
+                hint="use a node above 4 GiB",
+            )
+        unbacked = one.range.minus([*state.ram, *(d.range for d in state.decoders)])
+        holes = [hole for hole in unbacked if any(hole.overlaps(w) for w in state.windows)]
+        nowhere = [hole for hole in unbacked if hole not in holes]
+        if holes:
+            # A kernel that onlines this dies of it: every read of it returns poison.
+            raise document.error(
+                at,
+                f"{holes[0]} ({format_size(holes[0].size)}) has no memory behind it",
+                hint="commit a decoder over it; target_range: device gives memory that works "
+                "although Linux assembles no region from it",
+            )
+        if nowhere:
+            raise document.error(
+                at,
+                f"{nowhere[0]} lies outside the RAM and the windows of the profile",
+                hint="harness boot --print shows the machine; windows and RAM are at "
+                + ", ".join(str(r) for r in sorted((*state.windows, *state.ram))),
+            )

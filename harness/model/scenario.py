@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Scenarios: profile, firmware state, kernel needs, guest steps and expected owners."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+
+from harness.model.document import Address, Document, Size, read_document
+from harness.model.topology import Name
+
+OwnerName = Literal["dax_cxl", "dax_hmem", "nobody"]
+Use = Literal["system_ram", "devdax", "none"]
+Policy = Literal["per_range", "all_or_nothing"]
+POLICIES: tuple[Policy, ...] = ("per_range", "all_or_nothing")
+
+ModuleName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+
+
+class Ownership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who owns a range, and what it is used for."""
+
+    owner: OwnerName
+    use: Use = "none"
+
+    def __str__(self) -> str:
+        return self.owner if self.use == "none" else f"{self.owner}/{self.use}"
+
+
+class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a range lies: in a window, over a NUMA node's RAM, or at given addresses.
+
+    Attributes:
+        window: number of a window; with offset and size, a part of it.
+        offset: bytes from the window's start.
+        size: bytes; without it, to the window's end.
+        node: number of a NUMA node, whose RAM is one range.
+        start: first address.
+        end: last address, inclusive.
+        last_window: with window, the range goes on to the end of this window.
+    """
+
+    window: int | None = None
+    offset: Size = Size(0)
+    size: Size | None = None
+    last_window: int | None = None
+    node: int | None = None
+    start: Address | None = None
+    end: Address | None = None
+
+
+class Decoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """HDM decoders that the firmware committed, from host bridge to endpoint, for one range.
+
+    Attributes:
+        name: for `expect`, when no Soft Reserved range lies in it; default `decoderN`.
+        window: number of the window it lies in.
+        offset: bytes from the window's start.
+        size: bytes of host physical addresses.
+        devices: type-3 devices by name; several interleave, in this order.
+        granularity: bytes of one interleave step; default the window's.
+        target_range: `host_only` is HDM-H, what Linux assembles regions from. With `device`
+            (device coherent) the memory works, but Linux refuses the endpoint decoder.
+    """
+
+    name: Name | None = None
+    window: int
+    offset: Size = Size(0)
+    size: Size
+    devices: tuple[Name, ...]
+    granularity: int | None = None
+    target_range: Literal["host_only", "device"] = "host_only"
+
+
+class SratEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A memory entry added to the firmware's SRAT."""
+
+    window: int
+    offset: Size = Size(0)
+    size: Size | None = None
+    node: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    hotplug: bool = False
+
+
+class AcpiOverrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the firmware's ACPI tables say beyond what QEMU builds."""
+
+    srat: tuple[SratEntry, ...] = ()
+
+
+class Firmware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a BIOS would have done before the kernel starts."""
+
+    soft_reserved: dict[Name, Position] = {}
+    decoders: tuple[Decoder, ...] = ()
+    acpi: AcpiOverrides = AcpiOverrides()
+
+
+class KernelNeeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the kernel must be.
+
+    Attributes:
+        config: options, without CONFIG_, and their values `y`, `m`, `n`, or `on` for y or m;
+            a kernel built otherwise is skipped with the reason.
+        cmdline: parameters added to the kernel's command line.
+    """
+
+    config: dict[
+        Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]+$")], Literal["y", "m", "n", "on"]
+    ] = {}
+    cmdline: tuple[Annotated[str, msgspec.Meta(pattern=r"^[!-~]+$")], ...] = ()
+
+
+class GuestSteps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is done inside the guest: modules to load, in this order."""
+
+    load: tuple[ModuleName, ...] = ()
+
+
+class ExpectedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A kernel message that is expected, as a regular expression, and why."""
+
+    pattern: str
+    reason: Annotated[str, msgspec.Meta(min_length=10)]
+
+
+class Expectations(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Expected owners, by name of the Soft Reserved range or decoder, for each policy."""
+
+    per_range: dict[Name, Ownership]
+    all_or_nothing: dict[Name, Ownership]
+    dmesg: tuple[ExpectedLine, ...] = ()
+
+    def owners(self, policy: Policy) -> dict[str, Ownership]:
+        """The expected owners under one policy."""
+        return self.per_range if policy == "per_range" else self.all_or_nothing
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One case: a machine, what its firmware did, what the guest does, and who must own what.
+
+    Attributes:
+        summary: what the case is about.
+        source: where in the discussion or the specification it comes from.
+        profile: name of the profile in qemu_profiles/.
+    """
+
+    summary: str
+    source: str
+    profile: str
+    firmware: Firmware = Firmware()
+    kernel: KernelNeeds = KernelNeeds()
+    guest: GuestSteps
+    expect: Expectations
+
+
+def read_scenario(text: str, name: str) -> Document[Scenario]:
+    """Read a scenario file; whether its profile allows it is for `check_scenario` to say.
+
+    Raises:
+        UsageError: names file, line and field.
+    """
+    document = read_document(text, name, Scenario)
+    for index, line in enumerate(document.value.expect.dmesg):
+        try:
+            re.compile(line.pattern)
+        except re.error as error:
+            raise document.error(
+                f"expect.dmesg[{index}].pattern",
+                f"not a regular expression: {error}",
+                hint="escape brackets and dots that are meant as they stand",
+            ) from None
+    return document
+
+
+def decoder_name(scenario: Scenario, index: int) -> str:
+    """The name by which `expect` and the reports call a decoder of the scenario."""
+    return scenario.firmware.decoders[index].name or f"decoder{index}"

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a scenario may ask of its profile, checked before anything starts."""
+
+from __future__ import annotations
+
+from harness.model.document import Document
+from harness.model.memory_range import format_size
+from harness.model.scenario import POLICIES, Decoder, Position, Scenario, decoder_name
+from harness.model.topology import GRANULARITIES, WAYS, WINDOW_GRAIN, Profile
+
+# HDM decoders that QEMU's host bridges, switches and type-3 devices have (CXL 3.1 allows 10).
+_DECODERS_PER_COMPONENT = 4
+
+
+def check_scenario(document: Document[Scenario], profile: Profile) -> None:
+    """Check everything that does not need addresses.
+
+    Raises:
+        UsageError: names file, line and field, and the rule that is broken.
+    """
+    firmware = document.value.firmware
+    for name, position in firmware.soft_reserved.items():
+        _check_position(document, f"firmware.soft_reserved.{name}", position, profile)
+    for index, decoder in enumerate(firmware.decoders):
+        _check_decoder(document, index, decoder, profile)
+    _check_decoders_together(document, profile)
+    for index, entry in enumerate(firmware.acpi.srat):
+        at = f"firmware.acpi.srat[{index}]"
+        _check_window(document, f"{at}.window", entry.window, profile)
+        _check_extent(document, at, entry.window, entry.offset, entry.size, profile)
+    _check_expectations(document)
+
+
+def _check_window(document: Document[Scenario], at: str, window: int, profile: Profile) -> None:
+    if not 0 <= window < len(profile.windows):
+        have = f"0 to {len(profile.windows) - 1}" if profile.windows else "none"
+        raise document.error(
+            at, f"the profile has no window {window}", hint=f"windows of the profile: {have}"
+        )
+
+
+def _check_extent(
+    document: Document[Scenario],
+    at: str,
+    window: int,
+    offset: int,
+    size: int | None,
+    profile: Profile,
+) -> None:
+    room = profile.windows[window].size
+    if offset >= room or offset + (size or 1) > room:
+        raise document.error(
+            at,
+            f"reaches past the end of window {window}, which has {format_size(room)}",
+            hint="reduce offset or size",
+        )
+
+
+def _check_position(
+    document: Document[Scenario], at: str, position: Position, profile: Profile
+) -> None:
+    kinds = [
+        position.window is not None,
+        position.node is not None,
+        position.start is not None or position.end is not None,
+    ]
+    if kinds.count(True) != 1:
+        raise document.error(
+            at, "says where it lies in none or several ways", hint="window, node, or start and end"
+        )
+    if position.window is None and (
+        position.offset or position.size or position.last_window is not None
+    ):
+        raise document.error(
+            at, "offset, size and last_window need a window", hint="add window, or remove them"
+        )
+    if position.window is not None:
+        _check_window(document, f"{at}.window", position.window, profile)
+        _check_extent(document, at, position.window, position.offset, position.size, profile)
+        if position.last_window is not None:
+            _check_window(document, f"{at}.last_window", position.last_window, profile)
+            if position.last_window <= position.window or position.size is not None:
+                raise document.error(
+                    f"{at}.last_window",
+                    "needs a later window, and no size",
+                    hint="the range goes from the offset in window to the end of last_window",
+                )
+        return
+    if position.node is not None:
+        if not 0 <= position.node < len(profile.nodes):
+            raise document.error(
+                f"{at}.node",
+                f"the profile has no node {position.node}",
+                hint=f"nodes of the profile: 0 to {len(profile.nodes) - 1}",
+            )
+        return
+    if position.start is None or position.end is None or position.end < position.start:
+        raise document.error(at, "start and end make no range", hint="end is inclusive")
+
+
+def _check_decoder(
+    document: Document[Scenario], index: int, decoder: Decoder, profile: Profile
+) -> None:
+    at = f"firmware.decoders[{index}]"
+    _check_window(document, f"{at}.window", decoder.window, profile)
+    _check_extent(document, at, decoder.window, decoder.offset, decoder.size, profile)
+    window = profile.windows[decoder.window]
+    ways = len(decoder.devices)
+    names = [device.name for device in profile.devices()]
+    for device in decoder.devices:
+        if device not in names:
+            raise document.error(
+                f"{at}.devices",
+                f"the profile has no device {device!r}",
+                hint=f"devices of the profile: {', '.join(names) or 'none'}",
+            )
+    if len(set(decoder.devices)) != ways or ways not in WAYS:
+        raise document.error(
+            f"{at}.devices",
+            f"cannot interleave over {', '.join(decoder.devices) or 'no device'}",
+            hint=f"name {', '.join(map(str, sorted(WAYS)))} different devices",
+        )
+    for field, value in (("offset", decoder.offset), ("size", decoder.size)):
+        if value % (WINDOW_GRAIN * ways):
+            raise document.error(
+                f"{at}.{field}",
+                f"{format_size(value)} is not a multiple of 256M for each device",
+                hint="CXL 3.1, 8.2.4.20: decoders have a granularity of 256 MiB",
+            )
+    granularity = decoder.granularity or window.granularity
+    if granularity not in GRANULARITIES:
+        raise document.error(
+            f"{at}.granularity",
+            f"{granularity} is not an interleave granularity",
+            hint=f"one of {', '.join(map(str, GRANULARITIES))}",
+        )
+    bridges = [profile.path_to(device)[0].name for device in decoder.devices]
+    targets = window.targets
+    expected = [targets[way % len(targets)] for way in range(ways)]
+    if ways % len(targets) or bridges != expected:
+        raise document.error(
+            f"{at}.devices",
+            f"window {decoder.window} interleaves over {', '.join(targets)}, but these devices "
+            f"lie below {', '.join(bridges)}",
+            hint="devices take turns over the window's targets, in the window's order",
+        )
+    for device in profile.devices():
+        if device.name in decoder.devices and decoder.size // ways > device.size:
+            raise document.error(
+                f"{at}.size",
+                f"{device.name} has only {format_size(device.size)}",
+                hint="reduce size, or enlarge the device in the profile",
+            )
+
+
+def _check_decoders_together(document: Document[Scenario], profile: Profile) -> None:
+    decoders = document.value.firmware.decoders
+    used: dict[str, int] = {}
+    count: dict[str, int] = {}
+    highest: dict[str, tuple[int, int]] = {}
+    sizes = {device.name: device.size for device in profile.devices()}
+    for index, decoder in enumerate(decoders):
+        at = f"firmware.decoders[{index}]"
+        for other in decoders[:index]:
+            if (
+                other.window == decoder.window
+                and other.offset < decoder.offset + decoder.size
+                and decoder.offset < other.offset + other.size
+            ):
+                raise document.error(at, "overlaps an earlier decoder", hint="keep them apart")
+        components = {profile.path_to(device)[0].name for device in decoder.devices}
+        for name in (*components, *decoder.devices):
+            count[name] = count.get(name, 0) + 1
+            if count[name] > _DECODERS_PER_COMPONENT:
+                raise document.error(
+                    at,
+                    f"{name} has only {_DECODERS_PER_COMPONENT} HDM decoders",
+                    hint="use fewer decoders, or another device",
+                )
+            place = (decoder.window, decoder.offset)
+            if highest.get(name, place) > place:
+                raise document.error(
+                    at,
+                    f"{name} would have decoders out of address order",
+                    hint="CXL 3.1, 8.2.4.20.12: list decoders by ascending address",
+                )
+            highest[name] = place
+        for device in decoder.devices:
+            used[device] = used.get(device, 0) + decoder.size // len(decoder.devices)
+            if used[device] > sizes[device]:
+                raise document.error(
+                    f"{at}.size",
+                    f"the decoders of {device} need {format_size(used[device])}, it has "
+                    f"{format_size(sizes[device])}",
+                    hint="reduce sizes, or enlarge the device in the profile",
+                )
+
+
+def _check_expectations(document: Document[Scenario]) -> None:
+    scenario = document.value
+    reserved = set(scenario.firmware.soft_reserved)
+    decoders = [decoder_name(scenario, i) for i in range(len(scenario.firmware.decoders))]
+    names = reserved | set(decoders)
+    if len(names) != len(reserved) + len(decoders):
+        raise document.error(
+            "firmware.decoders", "a name stands twice", hint="name each range and decoder once"
+        )
+    for policy in POLICIES:
+        stated = scenario.expect.owners(policy)
+        for name in stated:
+            if name not in names:
+                raise document.error(
+                    f"expect.{policy}.{name}",
+                    f"nothing is called {name!r}",
+                    hint=f"names of this scenario: {', '.join(sorted(names))}",
+                )
+        for name in reserved - set(stated):
+            raise document.error(
+                f"expect.{policy}",
+                f"says nothing about {name}",
+                hint="state an owner for every Soft Reserved range, for both policies",
+            )
