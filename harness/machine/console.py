@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -19,75 +20,82 @@ _ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1bc|[\x00-\x08\x0b-\x1f\x7f]")
 class Console:
     """The harness's end of the console. QEMU itself writes everything to the serial log.
 
+    A thread reads it all the time: a guest whose console is full stands still.
+
     Args:
         connection: the harness's end of the console's socket pair.
+        watch: called in the reading thread with every line.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, watch: Callable[[str], None]) -> None:
         self._socket = connection
-        self._partial = b""
-        self._lines: deque[str] = deque()
+        self._watch = watch
+        self._changed = threading.Condition()
+        self._unread: deque[str] = deque(maxlen=100_000)
         self._tail: deque[str] = deque(maxlen=_KEPT_LINES)
-        self.closed = False
-
-    def fileno(self) -> int:
-        """For selectors."""
-        return self._socket.fileno()
+        self._closed = False
+        self._thread = threading.Thread(target=self._read, name="console", daemon=True)
+        self._thread.start()
 
     def tail(self) -> tuple[str, ...]:
         """The last lines seen, oldest first, at most 400."""
-        return tuple(self._tail)
+        with self._changed:
+            return tuple(self._tail)
 
-    def poll(self) -> tuple[str, ...]:
-        """The complete lines that have arrived since the last call, without waiting."""
-        self._receive(0.0)
-        lines = tuple(self._lines)
-        self._lines.clear()
-        return lines
+    @property
+    def closed(self) -> bool:
+        """Whether QEMU has closed its end."""
+        with self._changed:
+            return self._closed
 
-    def await_line(
-        self, wanted: Callable[[str], bool], deadline: Deadline, on_line: Callable[[str], None]
-    ) -> str:
-        """Wait for a line that `wanted` accepts and return it.
-
-        Args:
-            wanted: whether this is the line.
-            deadline: by when.
-            on_line: called for every line before that; may raise to end the wait.
+    def await_line(self, wanted: Callable[[str], bool], deadline: Deadline) -> str:
+        """Wait for a line that `wanted` accepts, among those not waited through yet.
 
         Raises:
             GuestLostError: the console closed.
             DeadlineExpiredError: the line did not come.
         """
-        while True:
-            while self._lines:
-                line = self._lines.popleft()
-                if wanted(line):
-                    return line
-                on_line(line)
-            if self.closed:
-                raise GuestLostError(
-                    f"the guest's console closed before {deadline.what}",
-                    hint="QEMU ended or the guest powered off; see serial.log in the evidence",
-                )
-            self._receive(deadline.check())
+        with self._changed:
+            while True:
+                while self._unread:
+                    line = self._unread.popleft()
+                    if wanted(line):
+                        return line
+                if self._closed:
+                    raise GuestLostError(
+                        f"the guest's console closed while waiting for {deadline.what}",
+                        hint="QEMU ended or the guest powered off; see serial.log in the evidence",
+                    )
+                self._changed.wait(deadline.check())
 
-    def _receive(self, seconds: float) -> None:
-        self._socket.settimeout(seconds)
+    def close(self) -> None:
+        """Stop reading. QEMU must have ended, or its end must be closed."""
         try:
-            data = self._socket.recv(1 << 16)
-        except (TimeoutError, BlockingIOError):
-            return
+            self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            data = b""
-        if not data:
-            self.closed = True
-            return
-        *whole, self._partial = (self._partial + data).split(b"\n")
-        if len(self._partial) > _LONGEST_LINE:
-            whole.append(self._partial)
-            self._partial = b""
-        for raw in whole:
-            line = _ESCAPE.sub(b"", raw[:_LONGEST_LINE]).decode(errors="replace")
-            self._lines.append(line)
-            self._tail.append(line)
+            pass
+        self._thread.join(5.0)
+
+    def _read(self) -> None:
+        partial = b""
+        while True:
+            try:
+                data = self._socket.recv(1 << 16)
+            except OSError:
+                data = b""
+            *whole, partial = (partial + data).split(b"\n")
+            if len(partial) > _LONGEST_LINE or (not data and partial):
+                whole.append(partial)
+                partial = b""
+            lines = [
+                _ESCAPE.sub(b"", raw[:_LONGEST_LINE]).decode(errors="replace") for raw in whole
+            ]
+            for line in lines:
+                self._watch(line)
+            with self._changed:
+                self._unread.extend(lines)
+                self._tail.extend(lines)
+                self._closed = not data
+                self._changed.notify_all()
+            if not data:
+                return

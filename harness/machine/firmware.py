@@ -184,9 +184,7 @@ def _commit(qtest: Qtest, hdm: int, setting: DecoderSetting) -> None:
     targets = sum(port << 8 * place for place, port in enumerate(setting.targets))
     qtest.write32(at + 0x14, targets & 0xFFFF_FFFF)
     qtest.write32(at + 0x18, targets >> 32)
-    control = (setting.granularity.bit_length() - 9) | encode_ways(setting.ways) << 4
-    if setting.host_only:
-        control |= _HOST_ONLY
+    control = (setting.granularity.bit_length() - 9) | encode_ways(setting.ways) << 4 | _HOST_ONLY
     qtest.write32(at + 0x10, control)
     qtest.write32(at + 0x10, control | _COMMIT)
     if not qtest.read32(at + 0x10) & _COMMITTED:

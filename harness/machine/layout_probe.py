@@ -19,8 +19,16 @@ from harness.machine.fw_cfg import read_fw_cfg
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_binary import QemuBinary
 from harness.machine.qemu_command import qemu_argv
-from harness.model.acpi_tables import AcpiTableError, parse_cedt, parse_srat, split_tables
+from harness.model.acpi_tables import (
+    AcpiTableError,
+    FixedWindow,
+    parse_cedt,
+    parse_srat,
+    replace_cedt,
+    split_tables,
+)
 from harness.model.layout import MachineLayout
+from harness.model.memory_range import MemoryRange
 from harness.model.topology import Profile
 
 # Part of the key: raise it when what is kept changes its form.
@@ -84,5 +92,36 @@ def machine_layout(
     """
     tables = remember(layout_key(qemu, profile), lambda: ask_layout(qemu, profile))
     srat = bytes.fromhex(tables["SRAT"])
-    bridges, windows = parse_cedt(bytes.fromhex(tables["CEDT"])) if "CEDT" in tables else ((), ())
-    return MachineLayout(bridges=bridges, windows=windows, memory=parse_srat(srat), srat=srat)
+    memory = parse_srat(srat)
+    if "CEDT" not in tables:
+        return MachineLayout(bridges=(), windows=(), memory=memory, srat=srat)
+    cedt = bytes.fromhex(tables["CEDT"])
+    bridges, parts = parse_cedt(cedt)
+    windows = _join_parts(profile, parts)
+    told = None
+    if profile.differs_from_cedt():
+        hidden = {bridge.bus for bridge in profile.host_bridges if bridge.hidden}
+        told = replace_cedt(cedt, [one for one in bridges if one.uid not in hidden], windows)
+    return MachineLayout(bridges=bridges, windows=windows, memory=memory, srat=srat, cedt=told)
+
+
+def _join_parts(profile: Profile, parts: tuple[FixedWindow, ...]) -> tuple[FixedWindow, ...]:
+    """The windows of the profile, from those that QEMU has for their parts."""
+    uid = {bridge.name: bridge.bus for bridge in profile.host_bridges}
+    left = list(parts)
+    joined = []
+    for window in profile.windows:
+        mine, left = left[: len(window.hardware())], left[len(window.hardware()) :]
+        if sum(one.range.size for one in mine) != mine[-1].range.end + 1 - mine[0].range.start:
+            raise MachineLostError(
+                "QEMU did not put the parts of a window next to each other",
+                hint="is this QEMU newer than any the harness knows? see harness doctor",
+            )
+        joined.append(
+            FixedWindow(
+                MemoryRange(mine[0].range.start, mine[-1].range.end),
+                tuple(uid[name] for name in window.targets),
+                mine[0].granularity,
+            )
+        )
+    return tuple(joined)

@@ -176,13 +176,16 @@ class Qemu:
 
 @contextmanager
 def running_qemu(
-    make_argv: Callable[[Control, int], Sequence[str]], log: Path
+    make_argv: Callable[[Control, int], Sequence[str]],
+    log: Path,
+    watch_console: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[Qemu]:
     """Start QEMU, paused, with its control connections; it ends with the block.
 
     Args:
         make_argv: the argument list, from QEMU's ends of the control connections and of the console.
         log: file for what QEMU prints.
+        watch_console: called with every console line, in a thread of its own.
     """
     with ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(3)]
@@ -203,6 +206,8 @@ def running_qemu(
         )
         for _near, far in pairs:
             far.close()
-        machine = Qemu(process, Qtest(qtest), qmp, Console(console), log)
+        screen = Console(console, watch_console)
+        stack.callback(screen.close)
+        machine = Qemu(process, Qtest(qtest), qmp, screen, log)
         stack.callback(machine.close_monitor)
         yield machine

@@ -71,6 +71,7 @@ def qemu_argv(
         control=control,
         chassis=_chassis_numbers(profile),
         cpus_of_nodes=_cpus_of_nodes(profile),
+        window_parts=[(p, w.granularity) for w in profile.windows for p in w.hardware()],
     )
     argv = [str(qemu.path)]
     for line in text.splitlines():

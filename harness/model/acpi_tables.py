@@ -7,7 +7,7 @@ Sources: ACPI 6.5, 5.2.6 (header) and 5.2.16 (SRAT); CXL 3.1, 9.18.1 (CEDT).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.model.memory_range import MemoryRange
@@ -16,6 +16,8 @@ _HEADER = struct.Struct("<4sIBB6s8sI4sI")
 _MEMORY_AFFINITY = struct.Struct("<BBIHQQIIQ")
 _ENABLED = 1
 _HOT_PLUGGABLE = 2
+# Window restrictions: type 2 and 3, volatile and persistent; what QEMU's own CEDT says.
+_ANY_MEMORY = 0xF
 
 
 class AcpiTableError(ValueError):
@@ -175,13 +177,45 @@ def override_srat(table: bytes, added: Iterable[MemoryAffinity]) -> bytes:
         )
         for one in added
     )
+    return _sealed(table, table[_HEADER.size :] + entries)
+
+
+def replace_cedt(
+    table: bytes, bridges: Sequence[HostBridgeBlock], windows: Sequence[FixedWindow]
+) -> bytes:
+    """A CEDT with only these host bridges and windows, which Linux takes in place of the other."""
+    kept = b"".join(
+        body
+        for kind, body in _structures(table, "CEDT", "<BxH")
+        if kind == 0 and struct.unpack_from("<4xI", body)[0] in {one.uid for one in bridges}
+    )
+    for window in windows:
+        targets = struct.pack(f"<{len(window.targets)}I", *window.targets)
+        kept += struct.pack(
+            "<BxHIQQBBHIHH",
+            1,
+            36 + len(targets),
+            0,
+            window.range.start,
+            window.range.size,
+            encode_ways(len(window.targets)),
+            0,
+            0,
+            window.granularity.bit_length() - 9,
+            _ANY_MEMORY,
+            0,
+        )
+        kept += targets
+    return _sealed(table, kept)
+
+
+def _sealed(table: bytes, body: bytes) -> bytes:
     fields = list(_HEADER.unpack_from(table))
-    fields[1] = len(table) + len(entries)
+    fields[1] = _HEADER.size + len(body)
     fields[3] = 0
     fields[6] += 1
-    body = _HEADER.pack(*fields) + table[_HEADER.size :] + entries
-    checksum = -sum(body) & 0xFF
-    return body[:9] + bytes([checksum]) + body[10:]
+    whole = _HEADER.pack(*fields) + body
+    return whole[:9] + bytes([-sum(whole) & 0xFF]) + whole[10:]
 
 
 def _structures(

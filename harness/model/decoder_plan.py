@@ -46,7 +46,6 @@ class DecoderSetting:
         ways: interleave ways of this level.
         granularity: bytes of one interleave step of this level.
         targets: port numbers in interleave order; empty for an endpoint.
-        host_only: target range type.
     """
 
     component: Component
@@ -55,7 +54,6 @@ class DecoderSetting:
     ways: int
     granularity: int
     targets: tuple[int, ...]
-    host_only: bool
 
 
 def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSetting, ...]:
@@ -80,7 +78,6 @@ def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSettin
                 ways,
                 grain,
                 tuple(targets),
-                decoder.host_only,
             )
         )
 
@@ -96,7 +93,6 @@ def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSettin
                 decoder.granularity,
                 (),
             )
-        window_ways = len(profile.windows[decoder.window].targets)
         for bridge in dict.fromkeys(bridge for bridge, _ in paths):
             below = [ports for one, ports in paths if one is bridge]
             _plan_level(
@@ -104,7 +100,7 @@ def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSettin
                 decoder,
                 below,
                 0,
-                decoder.granularity * window_ways,
+                decoder.granularity * decoder.window_ways,
                 add,
             )
     return tuple(settings)

@@ -15,15 +15,17 @@ class MachineLayout:
 
     Attributes:
         bridges: component register blocks of the host bridges.
-        windows: CXL windows, in profile order.
+        windows: CXL windows as Linux is told of them, in profile order.
         memory: RAM and hotplug room by node.
         srat: the SRAT's bytes, to build an override from.
+        cedt: the CEDT that Linux must be given in place of QEMU's, or None.
     """
 
     bridges: tuple[HostBridgeBlock, ...]
     windows: tuple[FixedWindow, ...]
     memory: tuple[MemoryAffinity, ...]
     srat: bytes
+    cedt: bytes | None = None
 
     def ram(self) -> tuple[MemoryRange, ...]:
         """The ranges of RAM that is there at boot."""

@@ -10,6 +10,7 @@ from harness.model.document import Document
 from harness.model.layout import MachineLayout
 from harness.model.memory_range import MemoryRange, format_size
 from harness.model.scenario import Decoder, Position, Scenario, SratEntry, decoder_name
+from harness.model.topology import Profile
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class PlacedDecoder:
         window: number of the window.
         devices: type-3 devices in interleave order.
         granularity: bytes of one interleave step.
-        host_only: whether its target range type is host-only, so that Linux takes it.
+        window_ways: host bridges that this part of the window interleaves over.
+        hidden: whether its host bridge is one that Linux does not know of.
     """
 
     name: str
@@ -38,7 +40,8 @@ class PlacedDecoder:
     window: int
     devices: tuple[str, ...]
     granularity: int
-    host_only: bool
+    window_ways: int
+    hidden: bool
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,12 @@ class FirmwareState:
 
     def regions(self) -> tuple[NamedRange, ...]:
         """The regions that Linux can assemble from these decoders."""
-        return tuple(NamedRange(one.name, one.range) for one in self.decoders if one.host_only)
+        return tuple(NamedRange(one.name, one.range) for one in self.decoders if not one.hidden)
 
 
-def place_firmware(document: Document[Scenario], layout: MachineLayout) -> FirmwareState:
+def place_firmware(
+    document: Document[Scenario], profile: Profile, layout: MachineLayout
+) -> FirmwareState:
     """Resolve a checked scenario's positions against a machine's layout.
 
     Raises:
@@ -75,7 +80,8 @@ def place_firmware(document: Document[Scenario], layout: MachineLayout) -> Firmw
     firmware = document.value.firmware
     windows = tuple(window.range for window in layout.windows)
     decoders = tuple(
-        _place_decoder(document, index, one, layout) for index, one in enumerate(firmware.decoders)
+        _place_decoder(document.value, index, one, profile, layout)
+        for index, one in enumerate(firmware.decoders)
     )
     reserved = tuple(
         NamedRange(name, _place(document, f"firmware.soft_reserved.{name}", position, layout))
@@ -98,16 +104,19 @@ def place_firmware(document: Document[Scenario], layout: MachineLayout) -> Firmw
 
 
 def _place_decoder(
-    document: Document[Scenario], index: int, decoder: Decoder, layout: MachineLayout
+    scenario: Scenario, index: int, decoder: Decoder, profile: Profile, layout: MachineLayout
 ) -> PlacedDecoder:
     window = layout.windows[decoder.window]
+    part = profile.windows[decoder.window].part_at(decoder.offset, decoder.size)
+    assert part is not None, "check_scenario saw to it"
     return PlacedDecoder(
-        name=decoder_name(document.value, index),
+        name=decoder_name(scenario, index),
         range=MemoryRange.of_size(window.range.start + decoder.offset, decoder.size),
         window=decoder.window,
         devices=decoder.devices,
         granularity=decoder.granularity or window.granularity,
-        host_only=decoder.target_range == "host_only",
+        window_ways=len(part.targets),
+        hidden=profile.path_to(decoder.devices[0])[0].hidden,
     )
 
 
@@ -161,8 +170,8 @@ def _check_reserved(document: Document[Scenario], state: FirmwareState) -> None:
             raise document.error(
                 at,
                 f"{holes[0]} ({format_size(holes[0].size)}) has no memory behind it",
-                hint="commit a decoder over it; target_range: device gives memory that works "
-                "although Linux assembles no region from it",
+                hint="commit a decoder over it; a profile with a hidden host bridge gives memory "
+                "that works although Linux assembles no region from it",
             )
         if nowhere:
             raise document.error(

@@ -61,8 +61,6 @@ class Decoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         size: bytes of host physical addresses.
         devices: type-3 devices by name; several interleave, in this order.
         granularity: bytes of one interleave step; default the window's.
-        target_range: `host_only` is HDM-H, what Linux assembles regions from. With `device`
-            (device coherent) the memory works, but Linux refuses the endpoint decoder.
     """
 
     name: Name | None = None
@@ -71,7 +69,6 @@ class Decoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     size: Size
     devices: tuple[Name, ...]
     granularity: int | None = None
-    target_range: Literal["host_only", "device"] = "host_only"
 
 
 class SratEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

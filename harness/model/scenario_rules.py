@@ -135,7 +135,14 @@ def _check_decoder(
             hint=f"one of {', '.join(map(str, GRANULARITIES))}",
         )
     bridges = [profile.path_to(device)[0].name for device in decoder.devices]
-    targets = window.targets
+    part = window.part_at(decoder.offset, decoder.size)
+    if part is None:
+        raise document.error(
+            at,
+            f"lies in several parts of window {decoder.window}",
+            hint="the profile's parts are decoded by different hardware: one decoder for each",
+        )
+    targets = part.targets
     expected = [targets[way % len(targets)] for way in range(ways)]
     if ways % len(targets) or bridges != expected:
         raise document.error(

@@ -57,11 +57,26 @@ class HostBridge(_Value, frozen=True, kw_only=True):
         name: unique in the profile.
         bus: its PCI bus number, 1-255; also its ACPI `_UID`.
         ports: its root ports; a port's place in the list is its port number.
+        hidden: the CEDT that Linux gets does not mention it: what lies below works, but Linux
+            cannot know how.
     """
 
     name: Name
     bus: Annotated[int, msgspec.Meta(ge=1, le=255)]
     ports: tuple[Port, ...]
+    hidden: bool = False
+
+
+class WindowPart(_Value, frozen=True, kw_only=True):
+    """A part of a window as the hardware decodes it, which may differ from what the CEDT says.
+
+    Attributes:
+        targets: host bridges that this part really interleaves over.
+        size: bytes.
+    """
+
+    targets: tuple[Name, ...]
+    size: Size
 
 
 class Window(_Value, frozen=True, kw_only=True):
@@ -71,11 +86,26 @@ class Window(_Value, frozen=True, kw_only=True):
         targets: host bridges it interleaves over, by name; the number of ways is their count.
         size: bytes.
         granularity: bytes of one interleave step, 256 to 16384, a power of two.
+        parts: what the hardware really decodes, in address order; empty for what the CEDT says.
     """
 
     targets: tuple[Name, ...]
     size: Size
     granularity: int = 256
+    parts: tuple[WindowPart, ...] = ()
+
+    def hardware(self) -> tuple[WindowPart, ...]:
+        """The window's parts as the hardware decodes them, at least one, in address order."""
+        return self.parts or (WindowPart(targets=self.targets, size=self.size),)
+
+    def part_at(self, offset: int, size: int) -> WindowPart | None:
+        """The part that `size` bytes from `offset` lie in, None when they lie in several."""
+        start = 0
+        for part in self.hardware():
+            if start <= offset and offset + size <= start + part.size:
+                return part
+            start += part.size
+        return None
 
 
 class NumaNode(_Value, frozen=True, kw_only=True):
@@ -133,6 +163,12 @@ class Profile(_Value, frozen=True, kw_only=True):
     def cpus(self) -> int:
         """CPUs over all nodes."""
         return sum(node.cpus for node in self.nodes)
+
+    def differs_from_cedt(self) -> bool:
+        """Whether Linux must be given another CEDT than the hardware's own."""
+        return any(bridge.hidden for bridge in self.host_bridges) or any(
+            window.parts for window in self.windows
+        )
 
     def devices(self) -> tuple[Device, ...]:
         """All type-3 devices, depth first."""
@@ -281,19 +317,28 @@ def _check_windows(document: Document[Profile]) -> None:
                 f"{len(window.targets)} targets",
                 hint=f"CXL interleaves over {', '.join(map(str, sorted(WAYS)))} ways",
             )
-        for target in window.targets:
+        for target in (*window.targets, *(t for part in window.parts for t in part.targets)):
             if target not in bridges:
                 raise document.error(
                     f"{at}.targets",
                     f"no host bridge is called {target!r}",
                     hint=f"host bridges: {', '.join(bridges) or 'none'}",
                 )
-        if window.size % (WINDOW_GRAIN * len(window.targets)):
+        if any(bridge.hidden and bridge.name in window.targets for bridge in profile.host_bridges):
             raise document.error(
-                f"{at}.size",
-                f"{format_size(window.size)} is not a multiple of 256M for each target",
-                hint="CXL 3.1, 9.18.1.3",
+                f"{at}.targets", "names a hidden host bridge", hint="only parts may name it"
             )
+        if sum(part.size for part in window.hardware()) != window.size:
+            raise document.error(
+                f"{at}.parts", "do not add up to the window's size", hint="correct a size"
+            )
+        for number, part in enumerate(window.hardware()):
+            if len(part.targets) not in WAYS or part.size % (WINDOW_GRAIN * len(part.targets)):
+                raise document.error(
+                    f"{at}.parts[{number}]" if window.parts else f"{at}.size",
+                    f"{format_size(part.size)} is not a multiple of 256M for each target",
+                    hint="CXL 3.1, 9.18.1.3",
+                )
         if window.granularity not in GRANULARITIES:
             raise document.error(
                 f"{at}.granularity",

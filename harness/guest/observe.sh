@@ -1,0 +1,27 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Prints everything that a verdict rests on, in sections. $1 is a word that nothing else can know.
+token=$1
+section() { echo "$token $1"; }
+cd /sys/bus || exit 1
+section release; uname -r
+section iomem; cat /proc/iomem
+section dax_links; ls -ld dax/devices/* dax/devices/*/driver dax/drivers/* 2>/dev/null
+section dax_values
+grep -s . dax/devices/*/size dax/devices/*/resource dax/devices/*/target_node dax/devices/*/align \
+    dax/devices/*/mapping*/start dax/devices/*/mapping*/end
+section cxl_links; ls -ld cxl/devices/* cxl/devices/*/driver 2>/dev/null
+section cxl_values
+grep -s . cxl/devices/region*/resource cxl/devices/region*/size cxl/devices/region*/mode \
+    cxl/devices/region*/commit cxl/devices/region*/interleave_ways \
+    cxl/devices/region*/interleave_granularity \
+    cxl/devices/decoder*/start cxl/devices/decoder*/size cxl/devices/decoder*/region \
+    cxl/devices/decoder*/target_type cxl/devices/decoder*/interleave_ways
+section memory_blocks
+cat /sys/devices/system/memory/block_size_bytes
+grep -s . /sys/devices/system/memory/memory*/state
+section modules; cat /proc/modules
+section cxl_list; cxl list -BPEMDRi 2>/dev/null
+section daxctl_list; daxctl list -RDi 2>/dev/null
+section dmesg; dmesg -r
+section end

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands in the guest over SSH, with the host key pinned and a deadline on everything."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.deadline import Deadline
+from harness.errors import GuestLostError
+from harness.guest.keys import RunKeys
+
+if TYPE_CHECKING:
+    import paramiko
+
+_RETRY_SECONDS = 0.02
+_POLL_SECONDS = 0.1
+_MOST_OUTPUT = 16 << 20
+
+# The cheapest for a guest whose every instruction is translated.
+_KEX = ("curve25519-sha256@libssh.org",)
+_CIPHERS = ("aes128-ctr",)
+_DIGESTS = ("hmac-sha2-256", "hmac-sha1")
+
+
+@dataclass(frozen=True)
+class GuestCommand:
+    """A command that has ended in the guest; its output has standard error in it."""
+
+    command: str
+    status: int
+    output: str
+
+
+class GuestShell:
+    """A shell in the guest. Made by `guest_shell`.
+
+    Args:
+        channel: a channel that runs `sh`.
+        check_machine: raises when the machine or the guest's kernel is known to be gone; called
+            while waiting, so that a dead guest is noticed long before the deadline.
+    """
+
+    def __init__(self, channel: paramiko.Channel, check_machine: Callable[[], None]) -> None:
+        self._channel = channel
+        self._check_machine = check_machine
+        # Nothing in the guest can print the end of a command before it is there.
+        self._token = secrets.token_hex(16)
+        self._count = 0
+
+    def run(self, command: str, deadline: Deadline) -> GuestCommand:
+        """Run a command line in the guest's shell.
+
+        Raises:
+            GuestLostError: the connection broke, or the output has no end.
+            DeadlineExpiredError: the command did not end in time.
+            HarnessError: whatever `check_machine` raises.
+        """
+        self._count += 1
+        mark = f"{self._token}-{self._count}"
+        line = f"{{ {command}\n}} </dev/null 2>&1; printf '\\n%s %s\\n' {mark} $?\n"
+        try:
+            self._channel.settimeout(deadline.check())
+            self._channel.sendall(line.encode())
+            output, status = self._collect(command, mark, deadline)
+        except TimeoutError:
+            self._check_machine()
+            raise deadline.error() from None
+        except OSError as error:
+            raise self._lost(command, str(error)) from None
+        return GuestCommand(command, status, output)
+
+    def _collect(self, command: str, mark: str, deadline: Deadline) -> tuple[str, int]:
+        data = bytearray()
+        end = f"\n{mark} ".encode()
+        searched = 0
+        self._channel.settimeout(_POLL_SECONDS)
+        while True:
+            try:
+                more = self._channel.recv(1 << 16)
+            except TimeoutError:
+                self._check_machine()
+                deadline.check()
+                continue
+            if not more:
+                raise self._lost(command, "the guest's shell ended")
+            data += more
+            at = data.find(end, searched)
+            if at >= 0 and data.find(b"\n", at + len(end)) >= 0:
+                status = bytes(data[at + len(end) :]).split(b"\n", 1)[0]
+                return data[:at].decode(errors="replace"), int(status)
+            searched = max(0, at if at >= 0 else len(data) - len(end))
+            if len(data) > _MOST_OUTPUT:
+                raise GuestLostError(
+                    f"{command!r} printed more than {_MOST_OUTPUT >> 20} MiB",
+                    hint="the guest floods its own log; see serial.log in the evidence",
+                )
+
+    def _lost(self, command: str, why: str) -> GuestLostError:
+        self._check_machine()
+        return GuestLostError(
+            f"the SSH connection broke at {command!r}: {why}",
+            hint="the guest's last words are in serial.log in the evidence",
+        )
+
+
+@contextmanager
+def guest_shell(
+    port: int, keys: RunKeys, deadline: Deadline, check_machine: Callable[[], None]
+) -> Iterator[GuestShell]:
+    """Log in to the guest that has said that its SSH server is about to start.
+
+    Args:
+        port: the port on 127.0.0.1 that leads to the guest.
+        keys: the run's keys; a server with another host key is refused.
+        deadline: by when.
+        check_machine: see `GuestShell`.
+
+    Raises:
+        GuestLostError: the server has another key, or refuses ours.
+        DeadlineExpiredError: no login in time.
+    """
+    import paramiko
+
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+    while True:
+        check_machine()
+        try:
+            transport, channel = _log_in(port, keys, deadline)
+            break
+        except paramiko.AuthenticationException as error:
+            raise GuestLostError(
+                f"the SSH server on the guest's port is not the one that was booted: {error}",
+                hint="does another program on this host answer on the port that QEMU chose?",
+            ) from None
+        except (paramiko.SSHException, OSError, EOFError):
+            # Reset or cut off: the server is not there yet.
+            time.sleep(min(_RETRY_SECONDS, deadline.check()))
+    try:
+        yield GuestShell(channel, check_machine)
+    finally:
+        transport.close()
+
+
+def _log_in(
+    port: int, keys: RunKeys, deadline: Deadline
+) -> tuple[paramiko.Transport, paramiko.Channel]:
+    import paramiko
+
+    connection = socket.create_connection(("127.0.0.1", port), timeout=deadline.check())
+    transport = paramiko.Transport(connection)
+    try:
+        transport.banner_timeout = deadline.check()
+        transport.auth_timeout = deadline.check()
+        options = transport.get_security_options()
+        options.kex = _KEX
+        options.ciphers = _CIPHERS
+        options.digests = _DIGESTS
+        options.key_types = ("ssh-ed25519",)
+        transport.start_client(timeout=deadline.check())
+        server = transport.get_remote_server_key()
+        if server.asbytes() != keys.host_public_blob():
+            raise paramiko.AuthenticationException("it has another host key")
+        transport.auth_publickey("root", keys.client_key)
+        channel = transport.open_session(timeout=deadline.check())
+        channel.exec_command("exec sh")
+    except BaseException:
+        transport.close()
+        raise
+    return transport, channel

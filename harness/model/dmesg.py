@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel's log: records with levels and times, and which of them count against a contract."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+WARNING = 4
+
+_RAW = re.compile(r"<(?P<prefix>\d{1,3})>\[ *(?P<time>\d+\.\d+)\](?:\[[^\]]*\])? ?(?P<text>.*)")
+
+# Subsystems whose warnings and errors count.
+_OURS = re.compile(
+    r"(?:^|[\s(\[])(?:cxl|dax|hmem|kmem|device_dax)(?:[\s_:.\d]|$)|"
+    r"^(?:resource: )?.*(?:conflicts with|Extended linear cache calculation failed)",
+    re.IGNORECASE,
+)
+
+# What the kernel prints when something is broken, whoever broke it.
+_SPLATS = (
+    (r"WARNING: (?:CPU: \d+|.* at )", "a WARN"),
+    (r"kernel BUG at|BUG: ", "a BUG"),
+    (r"Oops: |general protection fault|unable to handle (?:kernel |page )", "an oops"),
+    (r"Kernel panic - not syncing", "a panic"),
+    (r"(?:possible|inconsistent) .*(?:lock|recursive|circular)|WARNING: .*lock", "lockdep"),
+    (r"BUG: KASAN|KASAN: ", "KASAN"),
+    (r"kmemleak: \d+ new suspected memory leaks", "kmemleak"),
+    (r"INFO: task .* blocked for more than", "a hung task"),
+    (r"(?:soft|hard) lockup|rcu.*self-detected stall|rcu.*detected (?:stalls|expedited)", "a stall"),
+    (r"UBSAN: ", "UBSAN"),
+    (r"sleeping function called from invalid context|scheduling while atomic", "atomic sleep"),
+    (r"workqueue: .* hogged CPU|Call Trace:$", "a call trace"),
+)
+_SPLAT = re.compile("|".join(f"(?P<s{i}>{pattern})" for i, (pattern, _) in enumerate(_SPLATS)))
+
+
+class DmesgError(ValueError):
+    """The text is not a kernel log as `dmesg -r` prints it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One message.
+
+    Attributes:
+        level: 0 (emergency) to 7 (debug).
+        time: seconds since boot.
+        text: the message, without level and time.
+    """
+
+    level: int
+    time: float
+    text: str
+
+    def __str__(self) -> str:
+        return f"[{self.time:12.6f}] {self.text}"
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """A record that breaks the contract unless it is expected, and what it is."""
+
+    record: Record
+    what: str
+
+
+def parse_dmesg(text: str) -> tuple[Record, ...]:
+    """Read the output of `dmesg -r`; lines without a level continue the record before.
+
+    Raises:
+        DmesgError: there is no record at all.
+    """
+    records: list[Record] = []
+    for line in text.splitlines():
+        match = _RAW.fullmatch(line)
+        if match is None:
+            if records and line.strip():
+                last = records[-1]
+                records[-1] = Record(last.level, last.time, f"{last.text}\n{line}")
+            continue
+        records.append(
+            Record(int(match["prefix"]) & 7, float(match["time"]), match["text"].rstrip())
+        )
+    if not records:
+        raise DmesgError("no kernel message in it")
+    return tuple(records)
+
+
+def splat(text: str) -> str | None:
+    """What kind of breakage a line announces, or None."""
+    match = _SPLAT.search(text)
+    if match is None or match.lastgroup is None:
+        return None
+    return _SPLATS[int(match.lastgroup[1:])][1]
+
+
+def complaints(
+    records: Iterable[Record], expected: Sequence[re.Pattern[str]] = ()
+) -> tuple[Complaint, ...]:
+    """The records that count against the contract (rule 6).
+
+    A record counts when it is a warning or worse of cxl, dax, hmem or kmem, or announces a
+    breakage of any subsystem, unless one of `expected` is found in it.
+    """
+    found: list[Complaint] = []
+    for record in records:
+        if any(pattern.search(record.text) for pattern in expected):
+            continue
+        kind = splat(record.text)
+        if kind is not None:
+            found.append(Complaint(record, kind))
+        elif record.level <= WARNING and _OURS.search(record.text):
+            found.append(Complaint(record, "a warning" if record.level == WARNING else "an error"))
+    return tuple(found)

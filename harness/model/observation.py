@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What was read from one guest, and reading it from the sections that the guest prints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.model.dmesg import DmesgError, Record, parse_dmesg
+from harness.model.iomem import Iomem, IomemError, parse_iomem
+from harness.model.memory_range import MemoryRange
+
+SECTIONS = (
+    *("release", "iomem", "dax_links", "dax_values", "cxl_links", "cxl_values"),
+    *("memory_blocks", "modules", "cxl_list", "daxctl_list", "dmesg"),
+)
+
+_LINK = re.compile(r"l\S+ .* (?P<name>\S+) -> (?P<target>\S+)")
+_FOLDER = re.compile(r"d\S+ .* (?P<name>\S+)")
+
+
+class ObservationError(ValueError):
+    """What the guest printed is not a whole observation."""
+
+
+@dataclass(frozen=True)
+class DaxDevice:
+    """A dax device.
+
+    Attributes:
+        name: such as `dax0.0`.
+        ranges: the physical ranges that its mappings cover.
+        size: bytes, as sysfs has them.
+        driver: `kmem`, `device_dax`, or None when no driver is bound.
+        parent: `dax_cxl` or `dax_hmem`, or another parent's device path.
+        path: its place in sysfs, such as `…/region0/dax_region0/dax0.0`.
+    """
+
+    name: str
+    ranges: tuple[MemoryRange, ...]
+    size: int
+    driver: str | None
+    parent: str
+    path: str
+
+
+@dataclass(frozen=True)
+class CxlRegion:
+    """A CXL region.
+
+    Attributes:
+        name: such as `region0`.
+        range: host physical addresses, None before it has any.
+        committed: whether its decoders are committed.
+        ways: interleave ways.
+        driver: the driver that is bound, or None.
+    """
+
+    name: str
+    range: MemoryRange | None
+    committed: bool
+    ways: int
+    driver: str | None
+
+
+@dataclass(frozen=True)
+class CxlDecoder:
+    """A decoder as Linux has it; endpoint decoders of unused hardware have no range."""
+
+    name: str
+    range: MemoryRange | None
+    region: str
+    depth: int
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything that was read from one guest at one moment.
+
+    Attributes:
+        release: `uname -r`.
+        iomem: the tree of /proc/iomem.
+        dax: dax devices.
+        dax_drivers: drivers on the dax bus.
+        regions: CXL regions.
+        decoders: CXL decoders of all ports.
+        offline: ranges of memory blocks that exist and are not online.
+        modules: loaded modules.
+        cxl_list: what `cxl list` printed, None when it printed nothing.
+        daxctl_list: what `daxctl list` printed, None when it printed nothing.
+        dmesg: the kernel's log.
+    """
+
+    release: str
+    iomem: Iomem
+    dax: tuple[DaxDevice, ...]
+    dax_drivers: tuple[str, ...]
+    regions: tuple[CxlRegion, ...]
+    decoders: tuple[CxlDecoder, ...]
+    offline: tuple[MemoryRange, ...]
+    modules: tuple[str, ...]
+    cxl_list: Any
+    daxctl_list: Any
+    dmesg: tuple[Record, ...]
+
+
+def split_sections(text: str, token: str) -> dict[str, str]:
+    """The sections of the guest's `observe`, which starts each with a line `TOKEN NAME`.
+
+    Raises:
+        ObservationError: a section is missing, stands twice, or the end is missing.
+    """
+    sections: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for line in text.splitlines(keepends=True):
+        if line.startswith(f"{token} "):
+            name = line[len(token) + 1 :].strip()
+            if name in sections or "end" in sections:
+                raise ObservationError(f"section {name!r} stands where it must not")
+            current = sections.setdefault(name, [])
+        elif current is not None:
+            current.append(line)
+    missing = [name for name in (*SECTIONS, "end") if name not in sections]
+    if missing:
+        raise ObservationError(f"no section {', '.join(missing)}: cut off or not ours")
+    return {name: "".join(lines) for name, lines in sections.items()}
+
+
+def parse_observation(sections: Mapping[str, str]) -> Observation:
+    """Read the sections.
+
+    Raises:
+        ObservationError: one of them is not what it must be.
+    """
+    try:
+        iomem = parse_iomem(sections["iomem"])
+        dmesg = parse_dmesg(sections["dmesg"])
+        dax_links = _links(sections["dax_links"])
+        cxl_links = _links(sections["cxl_links"])
+        dax_values = _values(sections["dax_values"])
+        cxl_values = _values(sections["cxl_values"])
+        return Observation(
+            release=sections["release"].strip(),
+            iomem=iomem,
+            dax=_dax_devices(dax_links, dax_values),
+            dax_drivers=tuple(sorted(_folders(sections["dax_links"], "dax/drivers/"))),
+            regions=_regions(cxl_links, cxl_values),
+            decoders=_decoders(cxl_links, cxl_values),
+            offline=_offline(sections["memory_blocks"]),
+            modules=tuple(line.split()[0] for line in sections["modules"].splitlines() if line),
+            cxl_list=_json(sections["cxl_list"], "cxl list"),
+            daxctl_list=_json(sections["daxctl_list"], "daxctl list"),
+            dmesg=dmesg,
+        )
+    except IomemError as error:
+        raise ObservationError(f"/proc/iomem: {error}") from None
+    except DmesgError as error:
+        raise ObservationError(f"dmesg: {error}") from None
+    except (ValueError, KeyError, IndexError) as error:
+        if isinstance(error, ObservationError):
+            raise
+        raise ObservationError(f"sysfs: {error}") from None
+
+
+def _links(text: str) -> dict[str, str]:
+    matches = (_LINK.fullmatch(line) for line in text.splitlines())
+    return {match["name"]: match["target"] for match in matches if match}
+
+
+def _folders(text: str, prefix: str) -> list[str]:
+    matches = (_FOLDER.fullmatch(line) for line in text.splitlines())
+    return [m["name"].removeprefix(prefix) for m in matches if m and m["name"].startswith(prefix)]
+
+
+def _values(text: str) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        path, colon, value = line.partition(":")
+        if not colon:
+            raise ObservationError(f"not a sysfs value: {line[:80]!r}")
+        values[path] = value.strip()
+    return values
+
+
+def _dax_devices(links: dict[str, str], values: dict[str, str]) -> tuple[DaxDevice, ...]:
+    devices = []
+    for link, target in sorted(links.items()):
+        match = re.fullmatch(r"dax/devices/(?P<name>[^/]+)", link)
+        if match is None:
+            continue
+        ranges = []
+        for path, value in values.items():
+            mapping = re.fullmatch(rf"{re.escape(link)}/(mapping\d+)/start", path)
+            if mapping:
+                end = values[f"{link}/{mapping[1]}/end"]
+                ranges.append(MemoryRange(int(value, 16), int(end, 16)))
+        size = int(values[f"{link}/size"])
+        if sum(one.size for one in ranges) != size:
+            raise ObservationError(f"{match['name']} has size {size}, its mappings differ")
+        driver = links.get(f"{link}/driver")
+        devices.append(
+            DaxDevice(
+                name=match["name"],
+                ranges=tuple(sorted(ranges)),
+                size=size,
+                driver=driver.rpartition("/")[2] if driver else None,
+                parent=_parent(target),
+                path=target.lstrip("./"),
+            )
+        )
+    return tuple(devices)
+
+
+def _parent(target: str) -> str:
+    """Which driver made a dax device, from its place among the devices."""
+    above = target.split("/")[-2] if "/" in target else ""
+    if re.fullmatch(r"dax_region\d+", above):
+        return "dax_cxl"
+    if re.fullmatch(r"hmem\.\d+", above):
+        return "dax_hmem"
+    return above
+
+
+def _regions(links: dict[str, str], values: dict[str, str]) -> tuple[CxlRegion, ...]:
+    regions = []
+    for link in sorted(links):
+        match = re.fullmatch(r"cxl/devices/(?P<name>region\d+)", link)
+        if match is None:
+            continue
+        driver = links.get(f"{link}/driver")
+        regions.append(
+            CxlRegion(
+                name=match["name"],
+                range=_range(values.get(f"{link}/resource"), values.get(f"{link}/size")),
+                committed=values.get(f"{link}/commit") == "1",
+                ways=int(values.get(f"{link}/interleave_ways", "0")),
+                driver=driver.rpartition("/")[2] if driver else None,
+            )
+        )
+    return tuple(regions)
+
+
+def _decoders(links: dict[str, str], values: dict[str, str]) -> tuple[CxlDecoder, ...]:
+    decoders = []
+    for link, target in sorted(links.items()):
+        match = re.fullmatch(r"cxl/devices/(?P<name>decoder\d+\.\d+)", link)
+        if match is None:
+            continue
+        decoders.append(
+            CxlDecoder(
+                name=match["name"],
+                range=_range(values.get(f"{link}/start"), values.get(f"{link}/size")),
+                region=values.get(f"{link}/region", ""),
+                depth=target.count("/port") + target.count("/endpoint"),
+            )
+        )
+    return tuple(decoders)
+
+
+def _range(start: str | None, size: str | None) -> MemoryRange | None:
+    if not start or not size or int(size, 0) == 0 or int(start, 0) == (1 << 64) - 1:
+        return None
+    return MemoryRange.of_size(int(start, 0), int(size, 0))
+
+
+def _offline(text: str) -> tuple[MemoryRange, ...]:
+    lines = text.splitlines()
+    if not lines:
+        return ()
+    size = int(lines[0], 16)
+    found = []
+    for line in lines[1:]:
+        match = re.fullmatch(r".*/memory(\d+)/state:(\S+)", line)
+        if match is None:
+            raise ObservationError(f"not a memory block: {line[:80]!r}")
+        if match[2] != "online":
+            found.append(MemoryRange.of_size(int(match[1]) * size, size))
+    return tuple(found)
+
+
+def _json(text: str, what: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ObservationError(f"{what}: {error}") from None
