@@ -7,6 +7,11 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts
 mount -t devpts devpts /dev/pts
+if [ ! -e /etc/harness ]; then
+    # No run: a person at the console.
+    setsid sh -c 'exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1'
+    poweroff -f
+fi
 . /etc/harness
 for module in $boot_modules; do
     modprobe "$module" || echo "$token cannot load $module" > /dev/console

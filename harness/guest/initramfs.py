@@ -8,7 +8,9 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from harness.guest.cpio import CpioWriter
 from harness.guest.keys import RunKeys
@@ -34,85 +36,121 @@ _APPLETS = (
     *("echo", "grep", "dmesg", "uname", "sleep", "usleep", "ln", "rm", "cp", "mv", "find", "ps"),
     *("kill", "poweroff", "reboot", "cksum", "dd", "od", "head", "tail", "sort", "wc", "awk"),
     *("sed", "cut", "tr", "readlink", "basename", "dirname", "true", "false", "test", "env"),
-    *("chmod", "id", "df", "free", "top", "vi", "less", "more", "hexdump", "devmem", "lspci"),
+    *("chmod", "id", "setsid", "df", "free", "top", "vi", "less", "more", "hexdump", "devmem", "lspci"),
 )
+
+_ARCHIVE = "initramfs.cpio"
+_MANIFEST = "manifest.json"
 
 # Part of the key: raise it when the archive changes in a way that its inputs do not show.
 _FORM = 1
 
 
-def initramfs_for(
+@dataclass(frozen=True)
+class SharedInitramfs:
+    """The part that all runs of a kernel share.
+
+    Attributes:
+        archive: the cpio archive.
+        modules: names of the modules in it, in load order.
+        missing: what was wanted and cannot be had, by name, with the reason.
+    """
+
+    archive: Path
+    modules: tuple[str, ...]
+    missing: dict[str, str]
+
+
+def shared_initramfs(
     kernel: Kernel,
-    plan: ModulePlan,
+    wanted: Sequence[str],
     userland: Path,
     store: Store,
     progress: Progress,
+    plan_modules: Callable[[], ModulePlan],
     read_module: Callable[[Path], bytes],
-) -> Path:
+) -> SharedInitramfs:
     """The part that all runs of a kernel share, from the store, made when it is not there.
 
     Args:
         kernel: the kernel.
-        plan: the modules to include, in load order.
+        wanted: modules to include, with all that they depend on.
         userland: the unpacked packages of the guest's programs.
         store: where it is kept.
         progress: hears that it is being made.
+        plan_modules: orders the wanted modules; called only when it has to be made.
         read_module: gives a module's bytes, decompressed.
     """
-    key = hashlib.sha256(
-        json.dumps(
-            [
-                *(_FORM, kernel.identity, userland.parent.name, _script("init.sh"), _script("observe.sh")),
-                _APPLETS,
-                [module.name for module in plan.order],
-            ]
-        ).encode()
-    ).hexdigest()[:32]
+    parts = (
+        *(_FORM, kernel.identity, userland.parent.name, _script("init.sh"), _script("observe.sh")),
+        *(*_PROGRAMS, *_APPLETS, "", *wanted),
+    )
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def make(folder: Path) -> None:
-        with (folder / "initramfs.cpio").open("wb") as output:
+        plan = plan_modules()
+        with (folder / _ARCHIVE).open("wb") as output:
             archive = CpioWriter(output)
             _add_programs(archive, userland)
             _add_modules(archive, kernel.release, plan, read_module)
             archive.close()
+        manifest = {
+            "modules": [module.name for module in plan.order],
+            "missing": {one.name: str(one) for one in plan.missing},
+        }
+        (folder / _MANIFEST).write_text(json.dumps(manifest))
 
     entry = store.build(
         "initramfs", key, make, what=f"the initramfs of {kernel.release}", progress=progress
     )
-    return entry / "initramfs.cpio"
+    manifest = json.loads((entry / _MANIFEST).read_text())
+    return SharedInitramfs(entry / _ARCHIVE, tuple(manifest["modules"]), manifest["missing"])
 
 
 def write_run_initramfs(
-    base: Path, keys: RunKeys, token: str, modules: Sequence[str], acpi_tables: dict[str, bytes],
-    output: Path,
-) -> None:  # fmt: skip
-    """Put ACPI overrides, the shared part and the run's keys together into one file.
+    output: IO[bytes],
+    shared: SharedInitramfs,
+    keys: RunKeys,
+    token: str,
+    acpi_tables: dict[str, bytes],
+) -> None:
+    """Put ACPI overrides, the shared part and the run's keys together.
 
     Args:
-        base: what `initramfs_for` returned.
+        output: where the whole initramfs goes.
+        shared: what `shared_initramfs` returned.
         keys: the run's SSH keys.
         token: the word by which the harness knows the guest's own lines on the console.
-        modules: modules to load before the network comes up.
         acpi_tables: tables that replace the firmware's, by signature.
-        output: the file to write.
     """
-    with output.open("wb") as archive:
-        if acpi_tables:
-            # The kernel looks for these in the first, uncompressed archive only.
-            first = CpioWriter(archive)
-            for signature, table in sorted(acpi_tables.items()):
-                first.add_file(f"kernel/firmware/acpi/{signature.lower()}.aml", table)
-            first.close()
-        with base.open("rb") as shared:
-            shutil.copyfileobj(shared, archive, 1 << 20)
-        last = CpioWriter(archive)
-        settings = f"token={token}\nboot_modules='{' '.join(modules)}'\n"
-        last.add_file("etc/harness", settings.encode())
-        last.add_file("etc/dropbear_host_key", keys.host_key_file(), 0o600)
-        last.add_folder("root", 0o700)
-        last.add_folder("root/.ssh", 0o700)
-        last.add_file("root/.ssh/authorized_keys", keys.authorized_keys(), 0o600)
-        last.close()
+    write_acpi_tables(output, acpi_tables)
+    with shared.archive.open("rb") as archive:
+        shutil.copyfileobj(archive, output, 1 << 20)
+    last = CpioWriter(output)
+    boot_modules = " ".join(name for name in BOOT_MODULES if name in shared.modules)
+    last.add_file("etc/harness", f"token={token}\nboot_modules='{boot_modules}'\n".encode())
+    last.add_file("etc/dropbear_host_key", keys.host_key_file(), 0o600)
+    last.add_folder("root", 0o700)
+    last.add_folder("root/.ssh", 0o700)
+    last.add_file("root/.ssh/authorized_keys", keys.authorized_keys(), 0o600)
+    last.close()
+
+
+def write_acpi_tables(output: IO[bytes], tables: dict[str, bytes]) -> None:
+    """Write the archive from which the kernel takes tables in place of the firmware's.
+
+    The kernel looks for them in the first, uncompressed archive of the initramfs only.
+
+    Args:
+        output: the beginning of the initramfs.
+        tables: tables by signature; nothing is written for none.
+    """
+    if not tables:
+        return
+    archive = CpioWriter(output)
+    for signature, table in sorted(tables.items()):
+        archive.add_file(f"kernel/firmware/acpi/{signature.lower()}.aml", table)
+    archive.close()
 
 
 def _add_programs(archive: CpioWriter, userland: Path) -> None:

@@ -45,6 +45,10 @@ class RunKeys:
         blob = base64.b64encode(_public_blob(self._client))
         return b"no-port-forwarding,no-agent-forwarding,no-X11-forwarding ssh-ed25519 " + blob + b"\n"
 
+    def prepare(self) -> None:
+        """Do now what `client_key` would take time for: importing paramiko."""
+        _ = self.client_key
+
     @cached_property
     def client_key(self) -> paramiko.PKey:
         """The client key as paramiko wants it."""

@@ -4,11 +4,93 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
-from harness.errors import InconclusiveError
-from harness.guest.ssh import GuestCommand, GuestShell
+from harness.errors import GuestLostError
+from harness.guest.ssh import GuestShell
+from harness.model.attribution import online
+from harness.model.iomem import IomemError, parse_iomem
+from harness.model.memory_range import MemoryRange
 
-_STEP_SECONDS = 60.0
+_LOAD_SECONDS = 60.0
+_POLL_SECONDS = 0.02
+
+# iomem first and alone, so that it can be parsed; then what else moves while ownership settles.
+_STATE = (
+    "cat /proc/iomem; echo ==; ls /sys/bus/dax/devices /sys/bus/dax/drivers/* "
+    "/sys/bus/cxl/devices 2>/dev/null; dmesg -r | tail -n 1"
+)
+
+
+@dataclass(frozen=True)
+class Settling:
+    """How long nothing must change before ownership counts as settled, in seconds.
+
+    Attributes:
+        done: once all memory that should be online is.
+        otherwise: while some of it is not, or none should be: the kernel's deferred work may
+            still be waiting for something.
+        limit: after which the guest is given up.
+    """
+
+    done: float = 0.15
+    otherwise: float = 2.0
+    limit: float = 120.0
+
+
+def load_module(shell: GuestShell, name: str) -> str | None:
+    """Load a module and what it depends on; what went wrong, or None.
+
+    Raises:
+        GuestLostError: the guest is gone.
+        DeadlineExpiredError: the module's initialisation does not return.
+    """
+    deadline = Deadline(_LOAD_SECONDS, f"modprobe {name} to end in the guest")
+    mark = shlex.quote(f"<6>harness: modprobe {name}")
+    done = shell.run(f"echo {mark} > /dev/kmsg; modprobe {shlex.quote(name)}", deadline)
+    if done.status == 0:
+        return None
+    return f"modprobe {name} ended with status {done.status}: {done.output.strip()}"
+
+
+def await_settled(
+    shell: GuestShell,
+    wanted_online: tuple[MemoryRange, ...],
+    settling: Settling,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Wait until iomem, the dax and cxl devices and the kernel log have stopped changing.
+
+    Args:
+        shell: the guest.
+        wanted_online: the ranges that should become System RAM, empty when none should.
+        settling: for how long nothing must change.
+        clock: gives seconds.
+
+    Raises:
+        DeadlineExpiredError: they never stopped.
+        GuestLostError: the guest is gone, or shows no whole /proc/iomem.
+    """
+    deadline = Deadline(settling.limit, "the owners of memory in the guest to stop changing")
+    before = None
+    since = clock()
+    while True:
+        asked = clock()
+        state = shell.run(_STATE, deadline).output
+        if state != before:
+            before, since = state, asked
+        try:
+            iomem = parse_iomem(state.partition("==\n")[0])
+        except IomemError as error:
+            raise GuestLostError(
+                f"the guest shows no whole /proc/iomem: {error}",
+                hint="its last words are in serial.log in the evidence",
+            ) from None
+        done = bool(wanted_online) and online(iomem, wanted_online)
+        # The state was read between `asked` and now; only what is certain counts.
+        if asked - since >= (settling.done if done else settling.otherwise):
+            return
+        time.sleep(min(_POLL_SECONDS, deadline.check()))

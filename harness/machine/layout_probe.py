@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 
 from harness.errors import MachineLostError, UsageError
 from harness.machine.fw_cfg import read_fw_cfg
@@ -50,8 +49,7 @@ def ask_layout(qemu: QemuBinary, profile: Profile) -> dict[str, str]:
         MachineLostError: QEMU did not start; `where` has its command line.
         UsageError: QEMU refuses the profile.
     """
-    with TemporaryDirectory(prefix="harness-") as folder:
-        log = Path(folder) / "qemu.log"
+    with TemporaryFile() as log:
         try:
             with running_qemu(
                 lambda control, _console: qemu_argv(qemu, profile, "tcg", control=control), log

@@ -10,8 +10,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from harness.deadline import Deadline
 from harness.errors import MachineLostError
@@ -42,7 +41,7 @@ class Qemu:
         qtest: Qtest,
         monitor: socket.socket,
         console: Console,
-        log: Path,
+        log: IO[bytes],
     ) -> None:
         self.qtest = qtest
         self.console = console
@@ -97,9 +96,11 @@ class Qemu:
     def last_words(self) -> str:
         """The end of what QEMU wrote to its standard error."""
         try:
-            return self._log.read_bytes()[-_LAST_WORDS:].decode(errors="replace").strip()
+            size = os.fstat(self._log.fileno()).st_size
+            data = os.pread(self._log.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS))
         except OSError:
             return ""
+        return data.decode(errors="replace").strip()
 
     def check_alive(self) -> None:
         """Raise MachineLostError when the process has ended."""
@@ -177,15 +178,19 @@ class Qemu:
 @contextmanager
 def running_qemu(
     make_argv: Callable[[Control, int], Sequence[str]],
-    log: Path,
+    log: IO[bytes],
     watch_console: Callable[[str], None] = lambda _line: None,
+    pass_fds: Sequence[int] = (),
+    terminal: bool = False,
 ) -> Iterator[Qemu]:
     """Start QEMU, paused, with its control connections; it ends with the block.
 
     Args:
         make_argv: the argument list, from QEMU's ends of the control connections and of the console.
-        log: file for what QEMU prints.
+        log: file for what QEMU prints, open for reading and writing.
         watch_console: called with every console line, in a thread of its own.
+        pass_fds: more open files that QEMU inherits.
+        terminal: whether QEMU gets the harness's own standard input and output.
     """
     with ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(3)]
@@ -195,13 +200,13 @@ def running_qemu(
         (qtest, qtest_far), (qmp, qmp_far), (console, console_far) = pairs
         control = Control(qtest_fd=qtest_far.fileno(), qmp_fd=qmp_far.fileno())
         argv = make_argv(control, console_far.fileno())
-        output = stack.enter_context(log.open("wb"))
         process = stack.enter_context(
             spawn(
                 argv,
-                stdout=output,
-                stderr=output,
-                pass_fds=(qtest_far.fileno(), qmp_far.fileno(), console_far.fileno()),
+                stdin=None if terminal else subprocess.DEVNULL,
+                stdout=None if terminal else log,
+                stderr=log,
+                pass_fds=(*(far.fileno() for _near, far in pairs), *pass_fds),
             )
         )
         for _near, far in pairs:

@@ -17,22 +17,33 @@ Accelerator = Literal["kvm", "tcg"]
 
 
 @dataclass(frozen=True)
+class ConsoleSocket:
+    """A console that the harness reads.
+
+    Attributes:
+        fd: QEMU's end of the console's socket pair.
+        log: file to which QEMU itself writes the console.
+    """
+
+    fd: int
+    log: Path
+
+
+@dataclass(frozen=True)
 class Boot:
     """What a machine boots, and where its console goes.
 
     Attributes:
         kernel: the bzImage.
-        initramfs: the cpio archive.
+        initramfs: the cpio archive; `/dev/fd/N` for an inherited file.
         command_line: the kernel's command line.
-        serial_log: file to which QEMU itself writes the console.
-        console_fd: QEMU's end of the console's socket pair.
+        console: the harness's console, with a network for SSH; None for QEMU's own terminal.
     """
 
     kernel: Path
-    initramfs: Path
+    initramfs: Path | str
     command_line: str
-    serial_log: Path
-    console_fd: int
+    console: ConsoleSocket | None = None
 
 
 @dataclass(frozen=True)

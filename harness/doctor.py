@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What this machine has and lacks for running the harness, and how to get the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import HarnessError
+from harness.machine.qemu_binary import (
+    MINIMUM,
+    REQUIRED_FEATURES,
+    QemuBinary,
+    examine,
+    find_qemu,
+    for_this_distribution,
+    install_qemu_hint,
+)
+from harness.paths import store_root
+
+_GIB = 1 << 30
+_STORE_BYTES = 2 * _GIB
+_MEMORY_BYTES = 1 * _GIB
+
+_DISTRIBUTION = "cxl-ownership-harness"
+_KVM = Path("/dev/kvm")
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what it is, as people call it.
+        state: "warning" still runs, perhaps slower or with less; "missing" does not.
+        found: what is there, or what is wrong.
+        hint: what to do on this machine; empty when the state is "ok".
+    """
+
+    name: str
+    state: Literal["ok", "warning", "missing"]
+    found: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A program the harness calls, what for, and the package that brings it."""
+
+    name: str
+    purpose: str
+    state_without: Literal["warning", "missing"]
+    package: str
+    debian_package: str
+
+
+_SETPRIV = _Program("setpriv", "starts every other program", "missing", "util-linux", "util-linux")
+_PROGRAMS = (
+    _Program("apt-get", "fetches Debian kernels and the guest's tools", "missing", "apt", "apt"),
+    _Program("dpkg-deb", "unpacks Debian kernels and the guest's tools", "missing", "dpkg", "dpkg"),
+    _Program("xz", "unpacks kernel modules", "missing", "xz", "xz-utils"),
+    _Program("git", "kernels from a git tree", "warning", "git", "git"),
+)
+
+
+def diagnose() -> tuple[Check, ...]:
+    """Look at everything the harness needs from this machine.
+
+    Nothing is changed, except that the answers of QEMU are kept in the store.
+    """
+    return (
+        *_check_qemu(),
+        _check_program(_SETPRIV),
+        *(_check_program(program) for program in _PROGRAMS),
+        _check_kvm(),
+        _check_memory(),
+        _check_store(),
+        _check_python_packages(),
+    )
+
+
+def _check_qemu() -> Iterator[Check]:
+    if _check_program(_SETPRIV).state != "ok":
+        yield Check("QEMU", "missing", "cannot be asked without setpriv", "get setpriv first")
+        return
+    try:
+        path, _ = find_qemu()
+        qemu = examine(path)
+    except HarnessError as error:
+        text = f"{error.where}: {error.message}" if error.where else error.message
+        yield Check("QEMU", "missing", text, error.hint)
+        return
+    except OSError as error:
+        yield Check("QEMU", "missing", f"cannot be asked: {error}", install_qemu_hint())
+        return
+    found = f"{qemu.version_text} ({qemu.path})"
+    if qemu.too_old():
+        wanted = f"{MINIMUM[0]}.{MINIMUM[1]} or later is needed"
+        yield Check("QEMU", "missing", f"{found}: {wanted}", install_qemu_hint())
+    else:
+        yield Check("QEMU", "ok", found)
+    yield _check_features(qemu, "QEMU's CXL devices", ("cxl-", "pxb-cxl"))
+    yield _check_features(qemu, "QEMU's machine options", ("q35.",))
+    yield _check_features(qemu, "QEMU's user networking", ("netdev.",))
+    if qemu.seccomp:
+        yield Check("QEMU's sandbox", "ok", "seccomp")
+    else:
+        yield Check(
+            "QEMU's sandbox",
+            "warning",
+            "-sandbox on does not start: QEMU runs without it",
+            "a QEMU built with seccomp, on a host that allows it, confines itself",
+        )
+
+
+def _check_features(qemu: QemuBinary, name: str, prefixes: tuple[str, ...]) -> Check:
+    wanted = tuple(feature for feature in REQUIRED_FEATURES if feature.startswith(prefixes))
+    lacking = tuple(feature for feature in wanted if not qemu.has(feature))
+    if lacking:
+        return Check(name, "missing", f"without {', '.join(lacking)}", install_qemu_hint())
+    return Check(name, "ok", ", ".join(wanted))
+
+
+def _check_program(program: _Program) -> Check:
+    path = shutil.which(program.name)
+    if path is not None:
+        return Check(program.name, "ok", path)
+    hint = for_this_distribution(
+        {
+            "debian": f"ci/setup installs it, or: apt-get install {program.debian_package}",
+            "ubuntu": f"apt-get install {program.debian_package}",
+            "fedora": f"dnf install {program.package}",
+            "arch": f"pacman -S {program.package}",
+            "suse": f"zypper install {program.package}",
+        },
+        f"install {program.package}",
+    )
+    return Check(program.name, program.state_without, f"not installed ({program.purpose})", hint)
+
+
+def _check_kvm() -> Check:
+    if not _KVM.exists():
+        return Check(
+            "KVM",
+            "warning",
+            f"no {_KVM}: guests run emulated (TCG), slower",
+            "nothing must be done; for speed, enable virtualization in firmware or hypervisor",
+        )
+    if not os.access(_KVM, os.R_OK | os.W_OK):
+        return Check(
+            "KVM",
+            "warning",
+            f"{_KVM} is there, but not for this user: guests run emulated (TCG), slower",
+            'usermod --append --groups kvm "$USER" (as root), then log in again',
+        )
+    return Check("KVM", "ok", f"{_KVM} (the first run finds out whether guests boot with it)")
+
+
+def _check_memory() -> Check:
+    try:
+        match = re.search(r"^MemAvailable:\s+(\d+) kB$", _MEMINFO.read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    if match is None:
+        return Check("memory", "warning", f"{_MEMINFO} does not say", "1 GiB is needed for a guest")
+    available = int(match[1]) << 10
+    if available < _MEMORY_BYTES:
+        return Check(
+            "memory",
+            "warning",
+            f"{_in_gib(available)} available",
+            f"end something: a guest needs about {_in_gib(_MEMORY_BYTES)}",
+        )
+    return Check("memory", "ok", f"{_in_gib(available)} available")
+
+
+def _check_store() -> Check:
+    store = store_root()
+    elsewhere = "set HARNESS_STORE to a folder"
+    # A parent may be unreadable, and then what is below it looks absent.
+    existing = next(path for path in (store, *store.parents) if os.access(path, os.F_OK))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Check("store", "missing", f"{store} cannot be written", f"{elsewhere} that can")
+    free = shutil.disk_usage(existing).free
+    if free < _STORE_BYTES:
+        return Check(
+            "store",
+            "warning",
+            f"{store}, {_in_gib(free)} free",
+            f"{elsewhere} with {_in_gib(_STORE_BYTES)} free, or make room",
+        )
+    return Check("store", "ok", f"{store}, {_in_gib(free)} free")
+
+
+def _check_python_packages() -> Check:
+    name = "Python packages"
+    hint = "start the harness through ci/setup, or: python3 -m pip install --editable '.[dev]'"
+    try:
+        wanted = importlib.metadata.requires(_DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "missing", f"{_DISTRIBUTION} itself is not installed", hint)
+    lacking = []
+    count = 0
+    for requirement in wanted:
+        package = re.match(r"[A-Za-z0-9._-]+", requirement)
+        if package is None or "extra ==" in requirement:
+            continue
+        count += 1
+        try:
+            importlib.metadata.distribution(package[0])
+        except importlib.metadata.PackageNotFoundError:
+            lacking.append(package[0])
+    if lacking:
+        return Check(name, "missing", f"not installed: {', '.join(lacking)}", hint)
+    return Check(name, "ok", f"all {count} are there")
+
+
+def _in_gib(count: int) -> str:
+    return f"{count / _GIB:.1f} GiB"

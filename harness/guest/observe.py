@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reading everything that a verdict rests on from the guest, in one command."""
+
+from __future__ import annotations
+
+import secrets
+
+from harness.deadline import Deadline
+from harness.errors import GuestLostError
+from harness.guest.ssh import GuestShell
+from harness.model.dmesg import DmesgError, Record, parse_dmesg
+from harness.model.observation import (
+    Observation,
+    ObservationError,
+    parse_observation,
+    split_sections,
+)
+
+_SECONDS = 60.0
+
+
+def observe(shell: GuestShell, seconds: float = _SECONDS) -> dict[str, str]:
+    """The sections that the guest's `observe` prints, by name.
+
+    Raises:
+        GuestLostError: they are cut off, or the guest is gone.
+        DeadlineExpiredError: they did not come in time.
+    """
+    token = secrets.token_hex(16)
+    done = shell.run(f"observe {token}", Deadline(seconds, "the observation of the guest"))
+    try:
+        return split_sections(done.output, token)
+    except ObservationError as error:
+        raise _unreadable(str(error)) from None
+
+
+def read_sections(sections: dict[str, str]) -> Observation:
+    """The observation in these sections.
+
+    Raises:
+        GuestLostError: they are not what a whole guest prints.
+    """
+    try:
+        return parse_observation(sections)
+    except ObservationError as error:
+        raise _unreadable(str(error)) from None
+
+
+def early_messages(shell: GuestShell, seconds: float = _SECONDS) -> tuple[Record, ...]:
+    """The kernel's messages up to now.
+
+    Raises:
+        GuestLostError: there are none, or the guest is gone.
+        DeadlineExpiredError: they did not come in time.
+    """
+    done = shell.run("dmesg -r", Deadline(seconds, "the guest's early messages"))
+    try:
+        return parse_dmesg(done.output)
+    except DmesgError as error:
+        raise _unreadable(str(error)) from None
+
+
+def _unreadable(why: str) -> GuestLostError:
+    return GuestLostError(
+        f"what the guest printed is not a whole observation: {why}",
+        hint="what came is in observation/ in the evidence",
+    )

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM or TCG: KVM is believed in only after it has booted a kernel here.
+
+Hosts exist on which /dev/kvm opens, virtual machines and CPUs can be made, and no kernel ever
+prints a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from harness.deadline import Deadline
+from harness.errors import InconclusiveError, UsageError
+from harness.machine.qemu import running_qemu
+from harness.machine.qemu_binary import QemuBinary
+from harness.machine.qemu_command import Accelerator, Boot, ConsoleSocket, qemu_argv
+from harness.model.document import Size
+from harness.model.memory_range import MIB
+from harness.model.topology import NumaNode, Profile
+
+AskedAccelerator = Literal["auto", "kvm", "tcg"]
+
+KVM = Path("/dev/kvm")
+_BOOT_SECONDS = 20.0
+_SMALL = Profile(
+    summary="As little as boots.", nodes=(NumaNode(memory=Size(512 * MIB), cpus=1),)
+)
+
+
+def choose_accelerator(
+    asked: AskedAccelerator,
+    qemu: QemuBinary,
+    kernel: Path,
+    initramfs: Path,
+    remember: Callable[[str, Callable[[], dict[str, str]]], dict[str, str]],
+    device: Path = KVM,
+) -> tuple[Accelerator, str]:
+    """What runs the guest's instructions, and one line that says why it is not KVM, or nothing.
+
+    Args:
+        asked: what the user wants; `auto` takes KVM where it works.
+        qemu: the QEMU.
+        kernel: something to boot in the trial.
+        initramfs: with it; must have busybox.
+        remember: returns the kept answer for a key, or calls the function given and keeps it.
+        device: the KVM device.
+
+    Raises:
+        UsageError: KVM was asked for, and this machine cannot have it.
+    """
+    if asked == "tcg":
+        return "tcg", ""
+    if not os.access(device, os.R_OK | os.W_OK):
+        why = "is not there" if not device.exists() else "may not be opened by this user"
+        if asked == "kvm":
+            raise UsageError(
+                f"{device} {why}",
+                hint="join the group kvm, load kvm_intel or kvm_amd, or use --accel tcg",
+            )
+        return "tcg", f"{device} {why}: using TCG"
+    answer = remember(_trial_key(qemu), lambda: {"failure": _try_kvm(qemu, kernel, initramfs)})
+    if not answer["failure"]:
+        return "kvm", ""
+    if asked == "kvm":
+        raise UsageError(
+            f"KVM does not boot a kernel here: {answer['failure']}",
+            hint="use --accel tcg; a kernel update or reboot of the host makes KVM be tried again",
+        )
+    return "tcg", f"KVM does not boot a kernel here ({answer['failure']}): using TCG"
+
+
+def _trial_key(qemu: QemuBinary) -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    text = f"{boot} {os.uname().release} {qemu.identity}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _try_kvm(qemu: QemuBinary, kernel: Path, initramfs: Path) -> str:
+    """Boot to a poweroff under KVM; why that failed, or nothing."""
+    line = "console=ttyS0 panic=-1 rdinit=/bin/poweroff -- -f"
+    with tempfile.TemporaryFile() as log, tempfile.NamedTemporaryFile() as serial:
+        try:
+            with running_qemu(
+                lambda control, console: qemu_argv(
+                    qemu,
+                    _SMALL,
+                    "kvm",
+                    boot=Boot(kernel, initramfs, line, ConsoleSocket(console, Path(serial.name))),
+                    control=control,
+                ),
+                log,
+            ) as machine:
+                machine.connect_monitor()
+                machine.command("cont")
+                deadline = Deadline(_BOOT_SECONDS, "a kernel to boot under KVM")
+                machine.console.await_line(lambda line: "Linux version" in line, deadline)
+                machine.wait(deadline)
+        except InconclusiveError as error:
+            return error.message.splitlines()[0]
+    return ""

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who owns each byte of a range, read from an observation: sysfs says who, iomem must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from harness.model.iomem import Iomem
+from harness.model.memory_range import MemoryRange
+from harness.model.observation import DaxDevice, Observation
+from harness.model.scenario import OwnerName, Use
+from harness.model.verdict import Finding, Piece
+
+KMEM = "System RAM (kmem)"
+
+
+def pieces_of(span: MemoryRange, observation: Observation) -> tuple[Piece, ...]:
+    """The parts of a range by observed owner, ascending, covering it whole.
+
+    A dax device owns what its mappings cover once a driver holds it, or while no dax driver is
+    there that could. A device that the loaded kmem driver failed to take owns nothing: its memory
+    is of no use to anybody.
+    """
+    pieces: list[Piece] = []
+    for part in _cut(span, [r for device in observation.dax for r in device.ranges]):
+        piece = _piece(part, observation)
+        if pieces and _alike(pieces[-1], piece):
+            last = pieces.pop()
+            piece = Piece(
+                MemoryRange(last.range.start, piece.range.end), piece.owner, piece.use, piece.via
+            )
+        pieces.append(piece)
+    return tuple(pieces)
+
+
+def double_claims(span: MemoryRange, observation: Observation) -> tuple[tuple[MemoryRange, str], ...]:
+    """The parts of a range that several dax devices cover, with their names."""
+    found = []
+    for part in _cut(span, [r for device in observation.dax for r in device.ranges]):
+        names = [_describe(device) for device in _covering(part, observation.dax)]
+        if len(names) > 1:
+            found.append((part, " and ".join(names)))
+    return tuple(found)
+
+
+def disagreements(observation: Observation) -> tuple[Finding, ...]:
+    """Where /proc/iomem and sysfs do not say the same about a dax device."""
+    findings: list[Finding] = []
+
+    def add(text: str, span: MemoryRange) -> None:
+        lines = observation.iomem.within(span).lines()
+        findings.append(Finding("consistency", text, span, lines))
+
+    known = {device.name: device for device in observation.dax}
+    for entry in observation.iomem.named(r"dax\d+\.\d+"):
+        device = known.get(entry.name)
+        if device is None or device.driver is None:
+            who = "no such device exists" if device is None else "no driver holds that device"
+            add(f"iomem says {entry.name}, but in sysfs {who}", entry.range)
+        elif not any(one.contains(entry.range) for one in device.ranges):
+            add(f"iomem has {entry.name} elsewhere than its mappings in sysfs", entry.range)
+    for device in observation.dax:
+        if device.driver is None:
+            continue
+        for one in device.ranges:
+            entries = [e for e in observation.iomem.named(device.name) if one.overlaps(e.range)]
+            if not entries:
+                add(f"{device.driver} holds {device.name}, but iomem does not show it", one)
+            elif device.driver == "kmem" and not any(
+                below.name == KMEM for e in entries for below in e.walk()
+            ):
+                add(f"kmem holds {device.name}, but iomem has no {KMEM} in it", one)
+    for entry in observation.iomem.named(r"System RAM \(kmem\)"):
+        holders = [d for d in _covering(entry.range, observation.dax) if d.driver == "kmem"]
+        if not holders:
+            add(f"iomem has {KMEM} without a dax device of kmem", entry.range)
+    return tuple(findings)
+
+
+def online(iomem: Iomem, spans: Iterable[MemoryRange]) -> bool:
+    """Whether kmem holds all of these ranges, by iomem alone: a quick look while waiting."""
+    held = [entry.range for entry in iomem.named(r"System RAM \(kmem\)")]
+    return not any(span.minus(held) for span in spans)
+
+
+def _cut(span: MemoryRange, by: Iterable[MemoryRange]) -> tuple[MemoryRange, ...]:
+    """`span` cut at every border of `by`, ascending."""
+    starts = {span.start}
+    for one in by:
+        starts.update(at for at in (one.start, one.end + 1) if span.start < at <= span.end)
+    borders = [*sorted(starts), span.end + 1]
+    return tuple(
+        MemoryRange(a, b - 1) for a, b in zip(borders[:-1], borders[1:], strict=True)
+    )
+
+
+def _covering(part: MemoryRange, devices: Sequence[DaxDevice]) -> list[DaxDevice]:
+    return [d for d in devices if any(one.contains(part) for one in d.ranges)]
+
+
+def _piece(part: MemoryRange, observation: Observation) -> Piece:
+    covering = _covering(part, observation.dax)
+    for device in covering:
+        owner = _owner(device)
+        if owner != "nobody" and (device.driver or "kmem" not in observation.dax_drivers):
+            return Piece(part, owner, _use(device), _describe(device))
+    chain = " > ".join(entry.name for entry in observation.iomem.chain(part.start))
+    if covering:
+        names = ", ".join(f"{_describe(d)} without a driver" for d in covering)
+        return Piece(part, "nobody", "none", f"{names}; iomem: {chain or 'nothing'}")
+    return Piece(part, "nobody", "none", f"iomem: {chain or 'nothing'}")
+
+
+def _owner(device: DaxDevice) -> OwnerName:
+    if device.parent == "dax_cxl":
+        return "dax_cxl"
+    return "dax_hmem" if device.parent == "dax_hmem" else "nobody"
+
+
+def _use(device: DaxDevice) -> Use:
+    uses: dict[str | None, Literal["system_ram", "devdax"]] = {
+        "kmem": "system_ram",
+        "device_dax": "devdax",
+    }
+    return uses.get(device.driver, "none")
+
+
+def _describe(device: DaxDevice) -> str:
+    above = device.path.split("/")
+    made = [part for part in above if part.startswith(("region", "hmem."))]
+    return " > ".join([*made, device.name, *([device.driver] if device.driver else [])])
+
+
+def _alike(one: Piece, other: Piece) -> bool:
+    return (one.owner, one.use, one.via) == (other.owner, other.use, other.via)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The judge: an observation against the expected owners and the contract."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.model.attribution import disagreements, double_claims, pieces_of
+from harness.model.dmesg import Complaint, complaints
+from harness.model.memory_range import MemoryRange
+from harness.model.observation import Observation
+from harness.model.placement import FirmwareState, NamedRange
+from harness.model.scenario import ExpectedLine, Ownership
+from harness.model.verdict import Finding, OwnedRange, Piece, Verdict
+
+_ADDRESSES = re.compile(r"(?:0x)?([0-9a-f]{6,16})-(?:0x)?([0-9a-f]{6,16})")
+_MOST_LINES = 12
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on an observation: PASS or FAIL, and why."""
+
+    verdict: Verdict
+    owners: tuple[OwnedRange, ...]
+    findings: tuple[Finding, ...]
+
+
+def judge(
+    observation: Observation,
+    state: FirmwareState,
+    expected: Mapping[str, Ownership],
+    expected_lines: Sequence[ExpectedLine] = (),
+) -> Judgement:
+    """Hold an observation against the contract.
+
+    Args:
+        observation: what was read from the guest.
+        state: what the firmware left, at real addresses.
+        expected: owner by name of Soft Reserved range or decoder.
+        expected_lines: kernel messages that do not count.
+    """
+    allowed = [re.compile(line.pattern) for line in expected_lines]
+    complained = complaints(observation.dmesg, allowed)
+    findings: list[Finding] = []
+    owners: list[OwnedRange] = []
+    reserved = {one.name for one in state.soft_reserved}
+    for named in _named_ranges(state, expected):
+        wanted = expected[named.name]
+        pieces = pieces_of(named.range, observation)
+        owners.append(OwnedRange(named.name, named.range, wanted, pieces))
+        findings.extend(
+            _misowned(named.name, wanted, pieces, named.name in reserved, observation, complained)
+        )
+        findings.extend(_claimed_twice(named, observation, complained))
+    findings.extend(_strangers(state, observation, complained))
+    findings.extend(_offline(owners, observation))
+    findings.extend(disagreements(observation))
+    findings.extend(
+        Finding("6", f"{one.what}: {one.record.text.splitlines()[0]}", None, (), (str(one.record),))
+        for one in complained
+    )
+    verdict = Verdict.FAIL if findings else Verdict.PASS
+    return Judgement(verdict, tuple(owners), tuple(findings))
+
+
+def _named_ranges(
+    state: FirmwareState, expected: Mapping[str, Ownership]
+) -> tuple[NamedRange, ...]:
+    decoders = [NamedRange(one.name, one.range) for one in state.decoders]
+    return tuple(one for one in (*state.soft_reserved, *decoders) if one.name in expected)
+
+
+def _misowned(
+    name: str,
+    wanted: Ownership,
+    pieces: Iterable[Piece],
+    soft_reserved: bool,
+    observation: Observation,
+    complained: Sequence[Complaint],
+) -> Iterable[Finding]:
+    for piece in pieces:
+        if piece.owner == wanted.owner and piece.use == wanted.use:
+            continue
+        if not soft_reserved:
+            rule = "5"
+        elif piece.owner == "nobody":
+            rule = "1"
+        elif piece.owner == wanted.owner:
+            rule = "use"
+        else:
+            rule = "2" if wanted.owner == "dax_cxl" else "3"
+        found = Ownership(owner=piece.owner, use=piece.use)
+        stranded = " (stranded)" if piece.owner == "nobody" else ""
+        yield Finding(
+            rule,
+            f"{name}: expected {wanted}, found {found}{stranded}, by {piece.via}",
+            piece.range,
+            observation.iomem.within(piece.range).lines(),
+            _belonging(piece.range, observation, complained),
+        )
+
+
+def _claimed_twice(
+    named: NamedRange, observation: Observation, complained: Sequence[Complaint]
+) -> Iterable[Finding]:
+    for part, who in double_claims(named.range, observation):
+        yield Finding(
+            "1",
+            f"{named.name}: claimed twice, by {who}",
+            part,
+            observation.iomem.within(part).lines(),
+            _belonging(part, observation, complained),
+        )
+
+
+def _strangers(
+    state: FirmwareState, observation: Observation, complained: Sequence[Complaint]
+) -> Iterable[Finding]:
+    allowed = [one.range for one in (*state.soft_reserved, *state.regions())]
+    for device in observation.dax:
+        for span in device.ranges:
+            for outside in span.minus(allowed):
+                room = any(outside.overlaps(one) for one in state.hotplug_room)
+                what = "memory hotplug room" if room else "neither Soft Reserved nor a region"
+                yield Finding(
+                    "4",
+                    f"{device.name} of {device.parent} covers {what}",
+                    outside,
+                    observation.iomem.within(outside).lines(),
+                    _belonging(outside, observation, complained),
+                )
+
+
+def _offline(owners: Iterable[OwnedRange], observation: Observation) -> Iterable[Finding]:
+    for owned in owners:
+        if owned.expected.use != "system_ram":
+            continue
+        blocks = [block for block in observation.offline if block.overlaps(owned.range)]
+        if blocks:
+            yield Finding(
+                "use", f"{owned.name}: {len(blocks)} memory blocks are not online", blocks[0]
+            )
+
+
+def _belonging(
+    span: MemoryRange, observation: Observation, complained: Sequence[Complaint]
+) -> tuple[str, ...]:
+    """The complaints about a range, by address or by the name of something that lies in it."""
+    names = {
+        entry.name
+        for entry in observation.iomem.within(span).walk()
+        if re.fullmatch(r"(dax\d+\.\d+|region\d+)", entry.name)
+    }
+    for device in observation.dax:
+        if any(one.overlaps(span) for one in device.ranges):
+            names.update((device.name, *re.findall(r"hmem\.\d+|dax_region\d+", device.path)))
+    found = []
+    for one in complained:
+        text = one.record.text
+        spans = [(int(a, 16), int(b, 16)) for a, b in _ADDRESSES.findall(text)]
+        near = any(a <= span.end and span.start <= b for a, b in spans if a <= b)
+        if near or any(re.search(rf"\b{re.escape(name)}\b", text) for name in names):
+            found.append(str(one.record))
+    return tuple(found[:_MOST_LINES])

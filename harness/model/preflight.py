@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether the guest got the machine that the scenario asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from harness.model.dmesg import Record
+from harness.model.layout import MachineLayout
+from harness.model.memory_range import MemoryRange, merge_adjacent
+from harness.model.observation import Observation
+from harness.model.placement import FirmwareState
+
+_SOFT_RESERVED = re.compile(
+    r"(?:user|BIOS-e820): \[mem 0x(?P<start>[0-9a-f]+)-0x(?P<end>[0-9a-f]+)\]\s+soft reserved"
+)
+_SRAT = re.compile(
+    r"ACPI: SRAT: Node \d+ PXM (?P<node>\d+) \[mem 0x(?P<start>[0-9a-f]+)-0x(?P<end>[0-9a-f]+)\]"
+    r"(?P<hotplug> hotplug)?"
+)
+
+
+def early_problems(
+    records: Sequence[Record], state: FirmwareState, layout: MachineLayout
+) -> tuple[str, ...]:
+    """What of the firmware state the kernel's early messages do not show as asked for.
+
+    Compares Soft Reserved ranges and the SRAT's memory entries, exactly.
+    """
+    problems = []
+    asked = merge_adjacent(one.range for one in state.soft_reserved)
+    shown = merge_adjacent(
+        MemoryRange(int(match["start"], 16), int(match["end"], 16))
+        for match in _matches(_SOFT_RESERVED, records)
+    )
+    if asked != shown:
+        problems.append(
+            f"asked for Soft Reserved {_listed(asked)}, the kernel shows {_listed(shown)}"
+        )
+    entries = {(one.node, one.range, one.hotplug) for one in (*layout.memory, *state.srat)}
+    found = {
+        (
+            int(match["node"]),
+            MemoryRange(int(match["start"], 16), int(match["end"], 16)),
+            bool(match["hotplug"]),
+        )
+        for match in _matches(_SRAT, records)
+    }
+    if entries != found:
+        missing = ", ".join(f"{span} of node {node}" for node, span, _ in sorted(entries - found))
+        extra = ", ".join(f"{span} of node {node}" for node, span, _ in sorted(found - entries))
+        problems.append(f"SRAT entries missing: {missing or 'none'}; not asked for: {extra or 'none'}")
+    return tuple(problems)
+
+
+def window_problems(observation: Observation, state: FirmwareState) -> tuple[str, ...]:
+    """What of the windows /proc/iomem does not show as asked for; without cxl_acpi, nothing."""
+    windows = [entry.range for entry in observation.iomem.named(r"CXL Window \d+")]
+    if windows and sorted(windows) != sorted(state.windows):
+        return (f"asked for windows at {_listed(state.windows)}, iomem shows {_listed(windows)}",)
+    return ()
+
+
+def _matches(pattern: re.Pattern[str], records: Sequence[Record]) -> Iterable[re.Match[str]]:
+    for record in records:
+        match = pattern.search(record.text)
+        if match is not None:
+            yield match
+
+
+def _listed(ranges: Iterable[MemoryRange]) -> str:
+    return ", ".join(str(one) for one in sorted(ranges)) or "nothing"

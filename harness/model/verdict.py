@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Verdicts, findings and the result of a run, in the form that JSON has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from harness.model.memory_range import MemoryRange
+from harness.model.scenario import OwnerName, Ownership, Policy, Use
+
+
+class Verdict(Enum):
+    """What a scenario run ended with, and the exit code of `harness run`."""
+
+    PASS = 0
+    FAIL = 1
+    INCONCLUSIVE = 3
+    UNBUILDABLE = 4
+
+
+RULES = {
+    "1": "every byte of a Soft Reserved range has exactly one owner",
+    "2": "a Soft Reserved range that one committed region fully contains belongs to dax_cxl",
+    "3": "any other Soft Reserved range belongs to dax_hmem, whole",
+    "4": "a range that is not Soft Reserved never gets a dax device",
+    "5": "a region without any Soft Reserved range under it belongs to dax_cxl",
+    "6": "nothing of cxl, dax, hmem or kmem warns or errors",
+    "7": "the outcome is the same for every order and after every reload",
+    "use": "a range is used as the loaded drivers can use it",
+    "consistency": "/proc/iomem and sysfs say the same",
+    "step": "every guest step succeeds",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One way in which a run broke the contract.
+
+    Attributes:
+        rule: key of RULES.
+        text: what is wrong, one line.
+        range: where, or None.
+        iomem: the lines of /proc/iomem that show it.
+        dmesg: the kernel messages that belong to it.
+    """
+
+    rule: str
+    text: str
+    range: MemoryRange | None = None
+    iomem: tuple[str, ...] = ()
+    dmesg: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a range with one observed owner.
+
+    Attributes:
+        range: which part.
+        owner: who owns it.
+        use: what for.
+        via: what shows it, such as `region0 > dax0.0 > kmem`.
+    """
+
+    range: MemoryRange
+    owner: OwnerName
+    use: Use
+    via: str
+
+
+@dataclass(frozen=True)
+class OwnedRange:
+    """A named range with its expected owner and what was observed."""
+
+    name: str
+    range: MemoryRange
+    expected: Ownership
+    observed: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run ended with; `as_json` is the result file's form.
+
+    Attributes:
+        scenario: its name.
+        kernel_spec: the SPEC that was asked for.
+        kernel_release: what the kernel calls itself, None before it is known.
+        config_sha256: of the kernel's configuration, None where its packager ships none.
+        policy: whose rules were judged.
+        accel: `kvm` or `tcg`.
+        verdict: how it ended.
+        reason: for other verdicts than PASS and FAIL, why.
+        hint: what to do about the reason.
+        owners: every range that somebody should own.
+        findings: what broke the contract.
+        known_issue: why this failure is known, or None.
+        timings: seconds by phase.
+        evidence: the folder with everything that was written down.
+    """
+
+    scenario: str
+    kernel_spec: str
+    policy: Policy
+    kernel_release: str | None = None
+    config_sha256: str | None = None
+    accel: str | None = None
+    verdict: Verdict = Verdict.INCONCLUSIVE
+    reason: str = ""
+    hint: str = ""
+    owners: tuple[OwnedRange, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    known_issue: str | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    evidence: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that the result file has for this run."""
+        return {
+            "scenario": self.scenario,
+            "kernel": {
+                "spec": self.kernel_spec,
+                "release": self.kernel_release,
+                "config_sha256": self.config_sha256,
+            },
+            "policy": self.policy,
+            "accel": self.accel,
+            "verdict": self.verdict.name,
+            "reason": self.reason,
+            "hint": self.hint,
+            "owners": [
+                {
+                    "name": one.name,
+                    "range": str(one.range),
+                    "expected": {"owner": one.expected.owner, "use": one.expected.use},
+                    "observed": [
+                        {
+                            "range": str(piece.range),
+                            "owner": piece.owner,
+                            "use": piece.use,
+                            "via": piece.via,
+                        }
+                        for piece in one.observed
+                    ],
+                }
+                for one in self.owners
+            ],
+            "findings": [
+                {
+                    "rule": one.rule,
+                    "range": str(one.range) if one.range else None,
+                    "text": one.text,
+                    "iomem": list(one.iomem),
+                    "dmesg": list(one.dmesg),
+                }
+                for one in self.findings
+            ],
+            "known_issue": self.known_issue,
+            "timings": {name: round(value, 3) for name, value in self.timings.items()},
+            "evidence": self.evidence,
+        }

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The pytest door: options, fixtures, and how verdicts become test outcomes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.model.known_issues import KnownIssues
+    from harness.model.verdict import RunResult
+    from harness.runs.catalogue import Case
+    from harness.runs.prepare import Host
+
+
+class OwnershipError(AssertionError):
+    """A kernel broke the contract."""
+
+
+class KnownIssueError(OwnershipError):
+    """A kernel broke the contract in the way that tests/known_issues.yaml describes."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of `harness run`."""
+    group = parser.getgroup("CXL ownership harness")
+    group.addoption(
+        "--kernel", default="debian:7.2", metavar="SPEC", help="the kernel: debian:VERSION, image:…"
+    )
+    group.addoption(
+        "--policy", default="per_range", choices=["per_range", "all_or_nothing"], help="the rules"
+    )
+    group.addoption("--accel", default="auto", choices=["auto", "kvm", "tcg"], help="what runs it")
+    group.addoption("--qemu", default=None, metavar="PATH", help="the QEMU to use")
+    group.addoption("--evidence", default=None, metavar="DIR", help="where runs leave evidence")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that takes `scenario_name` one parameter for every scenario."""
+    if "scenario_name" in metafunc.fixturenames:
+        from harness.runs.catalogue import scenario_names
+
+        metafunc.parametrize("scenario_name", scenario_names(), scope="session")
+
+
+@pytest.fixture(scope="session")
+def harness_host(request: pytest.FixtureRequest) -> Host:
+    """This machine; without what guests need, the tests that want it are skipped.
+
+    In CI they fail: a machine that tests nothing must not look healthy.
+    """
+    from harness.errors import UsageError
+    from harness.progress import TerminalProgress
+    from harness.runs.prepare import this_host
+
+    try:
+        return this_host(
+            TerminalProgress(), request.config.getoption("accel"), request.config.getoption("qemu")
+        )
+    except UsageError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no guest can be run here: {error}")
+
+
+@pytest.fixture(scope="session")
+def known_issues() -> KnownIssues:
+    """The failures that are known."""
+    from harness.runs.catalogue import load_known_issues
+
+    return load_known_issues()
+
+
+@pytest.fixture(scope="session")
+def evidence_folder(request: pytest.FixtureRequest) -> Path:
+    """Where runs leave their evidence."""
+    from harness.paths import evidence_root
+
+    given = request.config.getoption("evidence")
+    return Path(given) if given else evidence_root()
+
+
+@pytest.fixture
+def scenario_case(scenario_name: str) -> Case:
+    """The scenario with its profile."""
+    from harness.runs.catalogue import load_case
+
+    return load_case(scenario_name)
+
+
+@pytest.fixture
+def scenario_result(
+    request: pytest.FixtureRequest,
+    harness_host: Host,
+    scenario_case: Case,
+    known_issues: KnownIssues,
+    evidence_folder: Path,
+) -> RunResult:
+    """The scenario's run on the kernel that was asked for, ended with PASS or FAIL.
+
+    A run without a judgement is an error of the test's set-up, not a failed assertion.
+    """
+    from harness.model.verdict import Verdict
+    from harness.runs.prepare import NotApplicableError
+    from harness.runs.run_scenario import run_scenario
+
+    spec, policy = request.config.getoption("kernel"), request.config.getoption("policy")
+    try:
+        result = run_scenario(
+            harness_host, scenario_case, spec, policy, evidence_folder, known_issues
+        )
+    except NotApplicableError as error:
+        pytest.skip(str(error))
+    request.node.user_properties.extend(
+        [("verdict", result.verdict.name), ("evidence", result.evidence)]
+    )
+    if result.verdict in (Verdict.PASS, Verdict.FAIL):
+        _expect_known_issue(request, known_issues, result)
+        return result
+    pytest.fail(report_text(result), pytrace=False)
+
+
+def assert_owners(result: RunResult) -> None:
+    """Fail the test when the run broke the contract.
+
+    Raises:
+        KnownIssueError: in the known way.
+        OwnershipError: in any other way.
+    """
+    from harness.model.verdict import Verdict
+
+    __tracebackhide__ = True
+    if result.verdict is Verdict.FAIL:
+        kind = KnownIssueError if result.known_issue else OwnershipError
+        raise kind(report_text(result))
+
+
+def report_text(result: RunResult) -> str:
+    """The result as the terminal report has it."""
+    from harness.reports.terminal import result_lines
+
+    return "\n".join(result_lines(result))
+
+
+def _expect_known_issue(
+    request: pytest.FixtureRequest, issues: KnownIssues, result: RunResult
+) -> None:
+    """Make the test a strict xfail when its failure is known on this kernel."""
+    issue = issues.about(result.scenario, result.kernel_release or "", result.policy)
+    if issue is not None:
+        request.node.add_marker(
+            pytest.mark.xfail(raises=KnownIssueError, strict=True, reason=issue.why.strip())
+        )
+
+
+def pytest_report_header(config: Any) -> str:
+    """Say which kernel and policy the guests are judged with."""
+    return f"ownership: kernel {config.getoption('kernel')}, policy {config.getoption('policy')}"

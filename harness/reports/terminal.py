@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A run's result as text for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from harness.model.scenario import Ownership
+from harness.model.verdict import RULES, Finding, OwnedRange, RunResult, Verdict
+
+_MOST_IOMEM_LINES = 16
+
+
+def headline(result: RunResult) -> str:
+    """The verdict on one line."""
+    kernel = result.kernel_spec
+    if result.kernel_release:
+        kernel += f" ({result.kernel_release})"
+    took = result.timings.get("total")
+    parts = [
+        f"{result.verdict.name} {result.scenario}",
+        f"on {kernel}, policy {result.policy}",
+        *([result.accel] if result.accel else []),
+        *([f"{took:.1f} s"] if took is not None else []),
+    ]
+    return f"{parts[0]} {', '.join(parts[1:])}"
+
+
+def result_lines(result: RunResult) -> tuple[str, ...]:
+    """Everything that a person wants to read about one run, without colours."""
+    lines = [headline(result)]
+    lines += _table(result.owners)
+    if result.reason:
+        lines += _wrapped("  ", result.reason)
+    if result.hint:
+        lines.append(f"  hint: {result.hint}")
+    for finding in _shortened(result.findings):
+        lines += _finding_lines(finding)
+    if result.known_issue:
+        lines += ["  known issue:", *_wrapped("    ", result.known_issue.strip())]
+    if result.verdict is not Verdict.PASS and result.evidence:
+        lines.append(f"  evidence: {result.evidence}")
+    return tuple(lines)
+
+
+def summary_line(results: Sequence[RunResult]) -> str:
+    """How many runs ended how, for several runs."""
+    counts = [(verdict.name, sum(r.verdict is verdict for r in results)) for verdict in Verdict]
+    return ", ".join(f"{count} {name}" for name, count in counts if count)
+
+
+def _table(owners: Iterable[OwnedRange]) -> list[str]:
+    rows = []
+    for one in owners:
+        for piece in one.observed:
+            found = Ownership(owner=piece.owner, use=piece.use)
+            mark = " " if found == one.expected else "!"
+            rows.append((mark, one.name, str(piece.range), str(found), piece.via))
+    if not rows:
+        return []
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        "  "
+        + " ".join(
+            (row[0], *(row[c].ljust(widths[c]) for c in range(1, 4)), f"by {row[4]}")
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _finding_lines(finding: Finding) -> list[str]:
+    where = f" {finding.range}" if finding.range else ""
+    lines = [f"  {_rule(finding.rule)}", f"   {where} {finding.text}"]
+    if finding.iomem:
+        lines.append("    /proc/iomem:")
+        lines += [f"      {line}" for line in finding.iomem[:_MOST_IOMEM_LINES]]
+    if finding.dmesg:
+        lines.append("    dmesg:")
+        lines += [f"      {line}" for text in finding.dmesg for line in text.splitlines()]
+    return lines
+
+
+def _rule(rule: str) -> str:
+    title = RULES.get(rule, "")
+    return f"rule {rule}: {title}" if rule.isdigit() else f"{rule}: {title}"
+
+
+def _shortened(findings: Iterable[Finding]) -> Iterable[Finding]:
+    """Leave out complaints that are already shown with a range that they belong to."""
+    kept = list(findings)
+    shown = {line for one in kept if one.range is not None for line in one.dmesg}
+    return [one for one in kept if one.rule != "6" or not set(one.dmesg) <= shown or not one.dmesg]
+
+
+def _wrapped(indent: str, text: str) -> list[str]:
+    return [f"{indent}{line}" for line in text.splitlines()]

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Finding scenarios and profiles by name, and reading them with the profile that they need."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.model.document import Document
+from harness.model.known_issues import KnownIssues, read_known_issues
+from harness.model.scenario import Scenario, read_scenario
+from harness.model.scenario_rules import check_scenario
+from harness.model.topology import Profile, read_profile
+from harness.paths import KNOWN_ISSUES, PROFILES, SCENARIOS
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checked scenario with its profile.
+
+    Attributes:
+        name: the scenario's name, its file's stem.
+        document: the scenario, which knows its lines.
+        profile: the hardware.
+    """
+
+    name: str
+    document: Document[Scenario]
+    profile: Profile
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario itself."""
+        return self.document.value
+
+
+def scenario_names(folder: Path = SCENARIOS) -> tuple[str, ...]:
+    """The names of all scenarios of the project, sorted."""
+    return tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def profile_names(folder: Path = PROFILES) -> tuple[str, ...]:
+    """The names of all profiles of the project, sorted."""
+    return tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def load_case(name: str, scenarios: Path = SCENARIOS, profiles: Path = PROFILES) -> Case:
+    """Read a scenario, by name or by the path of its file, and check it with its profile.
+
+    Raises:
+        UsageError: there is no such scenario or profile, or one of them is wrong.
+    """
+    path = _find(name, scenarios, "scenario", "harness list shows all scenarios")
+    document = read_scenario(_text(path), _shown(path))
+    known = profile_names(profiles)
+    if document.value.profile not in known:
+        raise document.error(
+            "profile",
+            f"no profile is called {document.value.profile!r}",
+            hint=_suggest(document.value.profile, known, "profiles"),
+        )
+    profile = load_profile(document.value.profile, profiles)
+    check_scenario(document, profile)
+    return Case(path.stem, document, profile)
+
+
+def load_profile(name: str, folder: Path = PROFILES) -> Profile:
+    """Read a profile, by name or by the path of its file.
+
+    Raises:
+        UsageError: there is no such profile, or it is wrong.
+    """
+    path = _find(name, folder, "profile", "harness list shows all profiles")
+    return read_profile(_text(path), _shown(path)).value
+
+
+def load_known_issues(path: Path = KNOWN_ISSUES) -> KnownIssues:
+    """Read the known issues; none where there is no such file.
+
+    Raises:
+        UsageError: the file is wrong.
+    """
+    if not path.exists():
+        return KnownIssues(issues=())
+    return read_known_issues(_text(path), _shown(path)).value
+
+
+def _find(name: str, folder: Path, kind: str, hint: str) -> Path:
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"there is no {kind} file {name}", hint=hint)
+        return path
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = tuple(sorted(one.stem for one in folder.glob("*.yaml")))
+        raise UsageError(f"no {kind} is called {name!r}", hint=_suggest(name, known, f"{kind}s"))
+    return path
+
+
+def _suggest(name: str, known: tuple[str, ...], what: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    start = f"did you mean {close[0]}? " if close else ""
+    return f"{start}{what}: {', '.join(known) or 'none'}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError("not UTF-8 text", where=str(path), hint="save it as UTF-8") from None
+    except OSError as error:
+        raise UsageError(
+            f"cannot be read: {error.strerror}", where=str(path), hint="check its permissions"
+        ) from None
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The machine of a profile or scenario with its console on the user's terminal."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from dataclasses import dataclass
+
+from harness.deadline import Deadline
+from harness.errors import UsageError
+from harness.guest.initramfs import write_acpi_tables
+from harness.machine.firmware import commit_decoders, prove_paths
+from harness.machine.qemu import running_qemu
+from harness.machine.qemu_command import Boot, qemu_argv
+from harness.model.command_line import kernel_command_line
+from harness.model.placement import FirmwareState
+from harness.model.topology import Profile
+from harness.runs.catalogue import load_case, load_profile, profile_names, scenario_names
+from harness.runs.prepare import Bootable, Host, Prepared, prepare_case, prepare_kernel
+
+_SESSION_SECONDS = 7 * 24 * 3600.0
+_NO_FIRMWARE = FirmwareState((), (), (), (), (), ())
+
+
+@dataclass(frozen=True)
+class _Machine:
+    profile: Profile
+    bootable: Bootable
+    command_line: str
+    prepared: Prepared | None
+
+
+def printed_command_line(host: Host, name: str, spec: str) -> str:
+    """The command that starts this machine with its console on the terminal, ready to paste.
+
+    Decoders and ACPI overrides are not in it: they are the harness's work, see `harness boot`.
+    """
+    machine = _find(host, name, spec)
+    boot = Boot(
+        machine.bootable.kernel.image, machine.bootable.initramfs.archive, machine.command_line
+    )
+    return shlex.join(qemu_argv(host.qemu, machine.profile, machine.bootable.accel, boot=boot))
+
+
+def boot_interactive(host: Host, name: str, spec: str) -> int:
+    """Boot a machine, with its firmware played, and leave the terminal to it until it ends.
+
+    Returns:
+        QEMU's exit status.
+    """
+    machine = _find(host, name, spec)
+    prepared = machine.prepared
+    with (
+        tempfile.TemporaryFile() as log,
+        open(os.memfd_create("initramfs"), "w+b") as initramfs,
+    ):
+        write_acpi_tables(initramfs, prepared.acpi_tables if prepared else {})
+        with machine.bootable.initramfs.archive.open("rb") as shared:
+            shutil.copyfileobj(shared, initramfs, 1 << 20)
+        initramfs.flush()
+        boot = Boot(
+            machine.bootable.kernel.image,
+            f"/dev/fd/{initramfs.fileno()}",
+            machine.command_line,
+        )
+        with running_qemu(
+            lambda control, _console: qemu_argv(
+                host.qemu, machine.profile, machine.bootable.accel, boot=boot, control=control
+            ),
+            log,
+            pass_fds=(initramfs.fileno(),),
+            terminal=True,
+        ) as qemu:
+            qemu.connect_monitor()
+            if prepared is not None:
+                commit_decoders(qemu.qtest, prepared.layout, prepared.settings)
+                prove_paths(qemu.qtest, prepared.state.decoders)
+                order = " ".join(prepared.case.scenario.guest.load)
+                host.progress.note(f"the scenario loads: {order}")
+            host.progress.note("leave with Ctrl-A x, or poweroff -f in the guest")
+            qemu.command("cont")
+            return qemu.wait(Deadline(_SESSION_SECONDS, "the guest to power off"))
+
+
+def _find(host: Host, name: str, spec: str) -> _Machine:
+    """A profile or, where no profile has the name, a scenario."""
+    if name in profile_names() and name not in scenario_names():
+        bootable = prepare_kernel(host, spec)
+        return _Machine(load_profile(name), bootable, kernel_command_line(_NO_FIRMWARE), None)
+    try:
+        case = load_case(name)
+    except UsageError as error:
+        if name in scenario_names() or "/" in name:
+            raise
+        raise UsageError(
+            f"no profile or scenario is called {name!r}",
+            hint=f"profiles: {', '.join(profile_names())}; {error.hint}",
+        ) from None
+    prepared = prepare_case(host, case, spec)
+    return _Machine(case.profile, prepared.bootable, prepared.command_line, prepared)

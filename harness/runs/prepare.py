@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Everything that a run needs, found or made before anything is written down or started."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.guest.initramfs import (
+    BOOT_MODULES,
+    SCENARIO_MODULES,
+    SharedInitramfs,
+    shared_initramfs,
+)
+from harness.guest.userland import userland
+from harness.kernels.resolve import resolve_kernel
+from harness.machine.accelerator import AskedAccelerator, choose_accelerator
+from harness.machine.layout_probe import machine_layout
+from harness.machine.qemu_binary import QemuBinary, require_qemu
+from harness.machine.qemu_command import Accelerator
+from harness.model.acpi_tables import override_srat
+from harness.model.command_line import kernel_command_line
+from harness.model.decoder_plan import DecoderSetting, plan_decoders
+from harness.model.kernel import Kernel
+from harness.model.kernel_config import parse_config
+from harness.model.kernel_modules import ModulePlan, module_name
+from harness.model.layout import MachineLayout
+from harness.model.placement import FirmwareState, place_firmware
+from harness.paths import store_root
+from harness.progress import Progress
+from harness.runs.catalogue import Case
+from harness.store import Store
+
+
+class NotApplicableError(UsageError):
+    """The kernel is not one that the scenario is about: nothing to judge."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What this machine offers to every run.
+
+    Attributes:
+        qemu: the QEMU.
+        store: kernels and everything else worth keeping.
+        progress: hears of what takes time.
+        accel: what the user wants to run guests with.
+    """
+
+    qemu: QemuBinary
+    store: Store
+    progress: Progress
+    accel: AskedAccelerator
+
+    def remember(self, kind: str) -> Callable[[str, Callable[[], dict[str, str]]], dict[str, str]]:
+        """A function that returns the kept answer for a key, or asks and keeps it."""
+
+        def recall(key: str, ask: Callable[[], dict[str, str]]) -> dict[str, str]:
+            entry = self.store.build(
+                kind,
+                key,
+                lambda folder: (folder / "answer.json").write_text(json.dumps(ask())),
+                what=f"an entry of {kind}",
+                progress=self.progress,
+            )
+            answer: dict[str, str] = json.loads((entry / "answer.json").read_text())
+            return answer
+
+        return recall
+
+
+def this_host(progress: Progress, accel: AskedAccelerator, qemu: str | None = None) -> Host:
+    """The machine that the harness runs on.
+
+    Raises:
+        UsageError: QEMU is missing, too old, or was built without CXL.
+    """
+    return Host(require_qemu(qemu), Store(store_root()), progress, accel)
+
+
+@dataclass(frozen=True)
+class Bootable:
+    """A kernel that can be booted on this host: with its initramfs, and what executes it."""
+
+    kernel: Kernel
+    initramfs: SharedInitramfs
+    accel: Accelerator
+
+    @cached_property
+    def config_sha256(self) -> str | None:
+        """Digest of the kernel's configuration, None where its packager ships none."""
+        if self.kernel.config is None:
+            return None
+        return hashlib.sha256(self.kernel.config.read_bytes()).hexdigest()
+
+
+def prepare_kernel(host: Host, spec: str, modules: tuple[str, ...] = ()) -> Bootable:
+    """Get a kernel, its initramfs with at least these modules, and an accelerator.
+
+    Raises:
+        UsageError: no such kernel, it lacks a module, or the accelerator cannot be had.
+    """
+    kernel = resolve_kernel(spec, host.store, host.progress)
+    programs = userland(host.store, host.progress)
+    wanted = tuple(dict.fromkeys((*BOOT_MODULES, *SCENARIO_MODULES, *sorted(modules))))
+
+    def plan() -> ModulePlan:
+        from harness.kernels.modules import find_modules, index_modules
+
+        return find_modules(index_modules(kernel.modules), wanted)
+
+    def read(path: Path) -> bytes:
+        from harness.kernels.modules import open_module
+
+        with open_module(path) as module:
+            return module.read()
+
+    initramfs = shared_initramfs(
+        kernel, wanted, programs, host.store, host.progress, plan, read
+    )
+    for name in (*BOOT_MODULES, *modules):
+        if module_name(name) in initramfs.missing:
+            raise UsageError(
+                initramfs.missing[module_name(name)],
+                where=f"kernel {spec} ({kernel.release})",
+                hint="correct the name in guest.load, or use a kernel that has it",
+            )
+    accel, note = choose_accelerator(
+        host.accel,
+        host.qemu,
+        kernel.image,
+        initramfs.archive,
+        host.remember("accelerators"),
+    )
+    if note:
+        host.progress.note(note)
+    return Bootable(kernel, initramfs, accel)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scenario at real addresses, with the kernel to run it on."""
+
+    case: Case
+    bootable: Bootable
+    layout: MachineLayout
+    state: FirmwareState
+    settings: tuple[DecoderSetting, ...]
+    command_line: str
+    acpi_tables: dict[str, bytes]
+
+
+def prepare_case(host: Host, case: Case, spec: str) -> Prepared:
+    """Resolve a scenario for a kernel.
+
+    Raises:
+        UsageError: the scenario does not fit its machine, or the kernel cannot be had.
+        NotApplicableError: the kernel was built otherwise than the scenario needs.
+        MachineLostError: QEMU could not be asked for its layout.
+    """
+    scenario = case.scenario
+    layout = machine_layout(host.qemu, case.profile, host.remember("layouts"))
+    state = place_firmware(case.document, case.profile, layout)
+    settings = plan_decoders(case.profile, state)
+    bootable = prepare_kernel(host, spec, scenario.guest.load)
+    _check_config(case, bootable.kernel)
+    tables = {"CEDT": layout.cedt} if layout.cedt else {}
+    if state.srat:
+        tables["SRAT"] = override_srat(layout.srat, state.srat)
+    return Prepared(
+        case=case,
+        bootable=bootable,
+        layout=layout,
+        state=state,
+        settings=settings,
+        command_line=kernel_command_line(state, scenario.kernel.cmdline),
+        acpi_tables=tables,
+    )
+
+
+def _check_config(case: Case, kernel: Kernel) -> None:
+    needs = case.scenario.kernel.config
+    if not needs:
+        return
+    if kernel.config is None:
+        raise NotApplicableError(
+            f"{case.name} needs {_listed(needs)}, and {kernel.spec} comes without its config",
+            hint="use a kernel with a config beside it",
+        )
+    have = parse_config(kernel.config.read_text())
+    wrong = {
+        option: value
+        for option, value in needs.items()
+        if have.value(option) != value
+        and not (value == "on" and have.enabled(option))
+    }
+    if wrong:
+        found = ", ".join(f"{option}={have.value(option)}" for option in wrong)
+        raise NotApplicableError(
+            f"{case.name} needs {_listed(wrong)}, and {kernel.spec} was built with {found}",
+            hint="use a kernel that was built so",
+        )
+
+
+def _listed(options: dict[str, str]) -> str:
+    return ", ".join(f"{option}={value}" for option, value in options.items())

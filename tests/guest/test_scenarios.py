@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every scenario, on the kernel that --kernel names."""
+
+import pytest
+
+from harness.model.verdict import RunResult
+from harness.pytest_plugin import assert_owners
+
+
+@pytest.mark.guest
+def test_ownership(scenario_result: RunResult) -> None:
+    assert_owners(scenario_result)
