@@ -242,8 +242,8 @@ def _check_writable(path: Path) -> None:
 def _worst(results: Sequence[RunResult]) -> int:
     for verdict in (Verdict.FAIL, Verdict.UNBUILDABLE, Verdict.INCONCLUSIVE):
         if any(result.verdict is verdict for result in results):
-            return verdict.value
-    return Verdict.PASS.value
+            return int(verdict.value)
+    return 0
 
 
 _COLOURS = {

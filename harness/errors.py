@@ -28,9 +28,7 @@ class HarnessError(Exception):
         return (_rebuild, (type(self), self.message, self.hint, self.where))
 
 
-def _rebuild(
-    kind: type[HarnessError], message: str, hint: str, where: str | None
-) -> HarnessError:
+def _rebuild(kind: type[HarnessError], message: str, hint: str, where: str | None) -> HarnessError:
     return kind(message, hint=hint, where=where)
 
 

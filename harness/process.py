@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -148,10 +148,8 @@ def spawn(
 
 def end_group(child: subprocess.Popen[bytes]) -> None:
     """Kill what is left of a child's process group, reap the child and close its pipes."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
     for pipe in (child.stdin, child.stdout, child.stderr):
         if pipe is not None:

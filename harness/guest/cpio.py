@@ -55,9 +55,7 @@ class CpioWriter:
         if parent:
             self.add_folder(parent)
 
-    def _entry(
-        self, path: str, mode: int, data: bytes, device: tuple[int, int] = (0, 0)
-    ) -> None:
+    def _entry(self, path: str, mode: int, data: bytes, device: tuple[int, int] = (0, 0)) -> None:
         name = path.strip("/").encode() + b"\0"
         self._inode += 1
         fields = (

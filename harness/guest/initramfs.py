@@ -36,7 +36,20 @@ _APPLETS = (
     *("echo", "grep", "dmesg", "uname", "sleep", "usleep", "ln", "rm", "cp", "mv", "find", "ps"),
     *("kill", "poweroff", "reboot", "cksum", "dd", "od", "head", "tail", "sort", "wc", "awk"),
     *("sed", "cut", "tr", "readlink", "basename", "dirname", "true", "false", "test", "env"),
-    *("chmod", "id", "setsid", "df", "free", "top", "vi", "less", "more", "hexdump", "devmem", "lspci"),
+    *(
+        "chmod",
+        "id",
+        "setsid",
+        "df",
+        "free",
+        "top",
+        "vi",
+        "less",
+        "more",
+        "hexdump",
+        "devmem",
+        "lspci",
+    ),
 )
 
 _ARCHIVE = "initramfs.cpio"

@@ -43,7 +43,9 @@ class RunKeys:
     def authorized_keys(self) -> bytes:
         """The line that lets the client key in, with nothing forwarded."""
         blob = base64.b64encode(_public_blob(self._client))
-        return b"no-port-forwarding,no-agent-forwarding,no-X11-forwarding ssh-ed25519 " + blob + b"\n"
+        return (
+            b"no-port-forwarding,no-agent-forwarding,no-X11-forwarding ssh-ed25519 " + blob + b"\n"
+        )
 
     def prepare(self) -> None:
         """Do now what `client_key` would take time for: importing paramiko."""

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
-from harness.errors import GuestLostError
 from harness.guest.ssh import GuestShell
 from harness.model.attribution import online
 from harness.model.iomem import IomemError, parse_iomem
@@ -60,21 +59,25 @@ def await_settled(
     shell: GuestShell,
     wanted_online: tuple[MemoryRange, ...],
     settling: Settling,
+    deadline: Deadline,
     clock: Callable[[], float] = time.monotonic,
-) -> None:
+) -> str:
     """Wait until iomem, the dax and cxl devices and the kernel log have stopped changing.
 
     Args:
         shell: the guest.
         wanted_online: the ranges that should become System RAM, empty when none should.
         settling: for how long nothing must change.
+        deadline: by when they must have stopped.
         clock: gives seconds.
+
+    Returns:
+        The text of /proc/iomem that has stopped changing.
 
     Raises:
         DeadlineExpiredError: they never stopped.
-        GuestLostError: the guest is gone, or shows no whole /proc/iomem.
+        GuestLostError: the guest is gone.
     """
-    deadline = Deadline(settling.limit, "the owners of memory in the guest to stop changing")
     before = None
     since = clock()
     while True:
@@ -82,15 +85,15 @@ def await_settled(
         state = shell.run(_STATE, deadline).output
         if state != before:
             before, since = state, asked
+        text = state.partition("==\n")[0]
         try:
-            iomem = parse_iomem(state.partition("==\n")[0])
-        except IomemError as error:
-            raise GuestLostError(
-                f"the guest shows no whole /proc/iomem: {error}",
-                hint="its last words are in serial.log in the evidence",
-            ) from None
-        done = bool(wanted_online) and online(iomem, wanted_online)
-        # The state was read between `asked` and now; only what is certain counts.
-        if asked - since >= (settling.done if done else settling.otherwise):
-            return
+            iomem = parse_iomem(text)
+        except IomemError:
+            # Read in pieces while it changed: the kernel holds no lock from one to the next.
+            before = None
+        else:
+            done = bool(wanted_online) and online(iomem, wanted_online)
+            # The state was read between `asked` and now; only what is certain counts.
+            if asked - since >= (settling.done if done else settling.otherwise):
+                return text
         time.sleep(min(_POLL_SECONDS, deadline.check()))

@@ -27,9 +27,7 @@ AskedAccelerator = Literal["auto", "kvm", "tcg"]
 
 KVM = Path("/dev/kvm")
 _BOOT_SECONDS = 20.0
-_SMALL = Profile(
-    summary="As little as boots.", nodes=(NumaNode(memory=Size(512 * MIB), cpus=1),)
-)
+_SMALL = Profile(summary="As little as boots.", nodes=(NumaNode(memory=Size(512 * MIB), cpus=1),))
 
 
 def choose_accelerator(

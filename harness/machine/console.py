@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -70,10 +71,8 @@ class Console:
 
     def close(self) -> None:
         """Stop reading. QEMU must have ended, or its end must be closed."""
-        try:
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._thread.join(5.0)
 
     def _read(self) -> None:

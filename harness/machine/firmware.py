@@ -11,7 +11,7 @@ bridge 1.2, 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from harness.errors import MachineLostError
@@ -24,6 +24,10 @@ from harness.model.placement import PlacedDecoder
 # 16 MiB of 32-bit PCI memory that no firmware has given out yet.
 _MMIO = 0xE000_0000
 _MMIO_LIMIT = 0xE0FF_FFFF
+
+# Where SeaBIOS puts the PCI Express configuration space of a q35, and what its host bridge is.
+_ECAM = 0xB000_0000
+_HOST_BRIDGE_ID = 0x29C0_8086
 
 _COMMAND = 0x04
 _HEADER_TYPE = 0x0C
@@ -64,6 +68,48 @@ def commit_decoders(
             for setting in mine:
                 _commit(qtest, hdm, setting)
             qtest.write32(hdm + _GLOBAL_CONTROL, _GLOBAL_ENABLE)
+
+
+def check_committed(
+    qtest: Qtest, layout: MachineLayout, settings: Sequence[DecoderSetting]
+) -> tuple[str, ...]:
+    """What of the decoders is not as it was committed, read while the guest runs.
+
+    Only reads, and only by the memory-mapped configuration space, so that the guest's own
+    accesses are not disturbed. Drivers that may change decoders must not have been loaded yet.
+    """
+    if settings and qtest.read32(_ECAM) != _HOST_BRIDGE_ID:
+        return (f"no PCI configuration space at {_ECAM:#x}",)
+
+    def read(bus: int, slot: int, function: int, offset: int) -> int:
+        return qtest.read32(_ECAM + (bus << 20 | slot << 15 | function << 12 | offset))
+
+    problems = []
+    for setting in settings:
+        component = setting.component
+        try:
+            if component.kind == "host_bridge":
+                registers = layout.registers_of(component.bus).start
+            else:
+                bus = component.bus
+                for depth, number in enumerate(component.ports):
+                    if depth:
+                        bus = read(bus, 0, 0, _BUS_NUMBERS) >> 8 & 0xFF
+                    slot = _find_port(read, bus, number, component)
+                    bus = read(bus, slot, 0, _BUS_NUMBERS) >> 8 & 0xFF
+                registers = read(bus, 0, 0, _BAR0) & ~0xF | read(bus, 0, 0, _BAR0 + 4) << 32
+            at = _find_hdm(qtest, registers, component) + _decoder_offset(setting)
+        except MachineLostError as error:
+            problems.append(error.message)
+            continue
+        found = tuple(qtest.read32(at + offset) for offset in range(0, 0x10, 4))
+        control = qtest.read32(at + 0x10)
+        if found != _range_registers(setting) or not control & _COMMITTED:
+            problems.append(
+                f"decoder {setting.index} of {component.name} is no longer committed over "
+                f"{setting.range}"
+            )
+    return tuple(problems)
 
 
 def prove_paths(qtest: Qtest, decoders: Sequence[PlacedDecoder]) -> None:
@@ -109,7 +155,7 @@ def _component_registers(qtest: Qtest, component: Component) -> Iterator[int]:
                 # The upstream port of the switch, the only device on its bus.
                 stack.enter_context(_open_bridge(qtest, bus, 0, component))
                 bus += 1
-            slot = _find_port(qtest, bus, number, component)
+            slot = _find_port(qtest.config_read, bus, number, component)
             stack.enter_context(_open_bridge(qtest, bus, slot, component))
             bus += 1
         stack.enter_context(_kept(qtest, bus, 0, (_COMMAND, _BAR0, _BAR0 + 4)))
@@ -144,18 +190,20 @@ def _kept(qtest: Qtest, bus: int, slot: int, offsets: Sequence[int]) -> Iterator
         qtest.config_write(bus, slot, 0, offset, value)
 
 
-def _find_port(qtest: Qtest, bus: int, number: int, component: Component) -> int:
+def _find_port(
+    read: Callable[[int, int, int, int], int], bus: int, number: int, component: Component
+) -> int:
     """The PCI slot of the port with this port number (PCI Express link capabilities, 31:24)."""
     for slot in range(32):
-        if qtest.config_read(bus, slot, 0, 0) & 0xFFFF == 0xFFFF:
+        if read(bus, slot, 0, 0) & 0xFFFF == 0xFFFF:
             continue
-        if qtest.config_read(bus, slot, 0, _HEADER_TYPE) >> 16 & 0x7F != 1:
+        if read(bus, slot, 0, _HEADER_TYPE) >> 16 & 0x7F != 1:
             continue
-        at = qtest.config_read(bus, slot, 0, _CAPABILITIES) & 0xFC
+        at = read(bus, slot, 0, _CAPABILITIES) & 0xFC
         while at:
-            head = qtest.config_read(bus, slot, 0, at)
+            head = read(bus, slot, 0, at)
             if head & 0xFF == _PCI_EXPRESS:
-                link = qtest.config_read(bus, slot, 0, at + _LINK_CAPABILITIES)
+                link = read(bus, slot, 0, at + _LINK_CAPABILITIES)
                 if link >> 24 == number:
                     return slot
                 break
@@ -175,12 +223,9 @@ def _find_hdm(qtest: Qtest, registers: int, component: Component) -> int:
 
 
 def _commit(qtest: Qtest, hdm: int, setting: DecoderSetting) -> None:
-    at = hdm + _FIRST_DECODER + _DECODER_STRIDE * setting.index
-    start, size = setting.range.start, setting.range.size
-    qtest.write32(at + 0x00, start & 0xF000_0000)
-    qtest.write32(at + 0x04, start >> 32)
-    qtest.write32(at + 0x08, size & 0xF000_0000)
-    qtest.write32(at + 0x0C, size >> 32)
+    at = hdm + _decoder_offset(setting)
+    for offset, value in zip(range(0, 0x10, 4), _range_registers(setting), strict=True):
+        qtest.write32(at + offset, value)
     targets = sum(port << 8 * place for place, port in enumerate(setting.targets))
     qtest.write32(at + 0x14, targets & 0xFFFF_FFFF)
     qtest.write32(at + 0x18, targets >> 32)
@@ -192,6 +237,15 @@ def _commit(qtest: Qtest, hdm: int, setting: DecoderSetting) -> None:
             f"decoder {setting.index} of {setting.component.name} did not commit {setting.range}",
             hint="the firmware program is in firmware.json in the evidence",
         )
+
+
+def _decoder_offset(setting: DecoderSetting) -> int:
+    return _FIRST_DECODER + _DECODER_STRIDE * setting.index
+
+
+def _range_registers(setting: DecoderSetting) -> tuple[int, int, int, int]:
+    start, size = setting.range.start, setting.range.size
+    return (start & 0xF000_0000, start >> 32, size & 0xF000_0000, size >> 32)
 
 
 def _not_there(component: Component, what: str) -> MachineLostError:

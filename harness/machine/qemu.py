@@ -186,7 +186,7 @@ def running_qemu(
     """Start QEMU, paused, with its control connections; it ends with the block.
 
     Args:
-        make_argv: the argument list, from QEMU's ends of the control connections and of the console.
+        make_argv: gives the argument list, from QEMU's ends of the connections.
         log: file for what QEMU prints, open for reading and writing.
         watch_console: called with every console line, in a thread of its own.
         pass_fds: more open files that QEMU inherits.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -34,7 +35,9 @@ def pieces_of(span: MemoryRange, observation: Observation) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def double_claims(span: MemoryRange, observation: Observation) -> tuple[tuple[MemoryRange, str], ...]:
+def double_claims(
+    span: MemoryRange, observation: Observation
+) -> tuple[tuple[MemoryRange, str], ...]:
     """The parts of a range that several dax devices cover, with their names."""
     found = []
     for part in _cut(span, [r for device in observation.dax for r in device.ranges]):
@@ -90,9 +93,7 @@ def _cut(span: MemoryRange, by: Iterable[MemoryRange]) -> tuple[MemoryRange, ...
     for one in by:
         starts.update(at for at in (one.start, one.end + 1) if span.start < at <= span.end)
     borders = [*sorted(starts), span.end + 1]
-    return tuple(
-        MemoryRange(a, b - 1) for a, b in zip(borders[:-1], borders[1:], strict=True)
-    )
+    return tuple(MemoryRange(a, b - 1) for a, b in itertools.pairwise(borders))
 
 
 def _covering(part: MemoryRange, devices: Sequence[DaxDevice]) -> list[DaxDevice]:

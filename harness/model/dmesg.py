@@ -28,7 +28,10 @@ _SPLATS = (
     (r"BUG: KASAN|KASAN: ", "KASAN"),
     (r"kmemleak: \d+ new suspected memory leaks", "kmemleak"),
     (r"INFO: task .* blocked for more than", "a hung task"),
-    (r"(?:soft|hard) lockup|rcu.*self-detected stall|rcu.*detected (?:stalls|expedited)", "a stall"),
+    (
+        r"(?:soft|hard) lockup|rcu.*self-detected stall|rcu.*detected (?:stalls|expedited)",
+        "a stall",
+    ),
     (r"UBSAN: ", "UBSAN"),
     (r"sleeping function called from invalid context|scheduling while atomic", "atomic sleep"),
     (r"workqueue: .* hogged CPU|Call Trace:$", "a call trace"),

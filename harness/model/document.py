@@ -76,7 +76,7 @@ def read_document(text: str, name: str, kind: type[T]) -> Document[T]:
             f"a value cannot be read: {error}", where=name, hint="correct the YAML"
         ) from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     try:
         value = msgspec.convert(raw, kind, dec_hook=_read_custom, strict=True)
     except msgspec.ValidationError as error:

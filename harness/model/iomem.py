@@ -120,9 +120,7 @@ def parse_iomem(text: str) -> Iomem:
     return Iomem(tuple(roots))
 
 
-def _make_room(
-    stack: list[_Open], entry: _Open, roots: list[IomemEntry], number: int
-) -> None:
+def _make_room(stack: list[_Open], entry: _Open, roots: list[IomemEntry], number: int) -> None:
     while stack:
         top = stack[-1]
         if entry.indent > top.indent:
@@ -140,9 +138,7 @@ def _make_room(
 
 def _deeper(top: _Open, entry: _Open) -> bool:
     """Whether an entry of equal indentation is really a child, beyond the kernel's depth limit."""
-    return top.range.contains(entry.range) and (
-        top.range != entry.range or top.name != entry.name
-    )
+    return top.range.contains(entry.range) and (top.range != entry.range or top.name != entry.name)
 
 
 def _close(stack: list[_Open], roots: list[IomemEntry]) -> None:

@@ -47,7 +47,9 @@ def judge(
     findings: list[Finding] = []
     owners: list[OwnedRange] = []
     reserved = {one.name for one in state.soft_reserved}
-    for named in _named_ranges(state, expected):
+    for named in state.named_ranges():
+        if named.name not in expected:
+            continue
         wanted = expected[named.name]
         pieces = pieces_of(named.range, observation)
         owners.append(OwnedRange(named.name, named.range, wanted, pieces))
@@ -64,13 +66,6 @@ def judge(
     )
     verdict = Verdict.FAIL if findings else Verdict.PASS
     return Judgement(verdict, tuple(owners), tuple(findings))
-
-
-def _named_ranges(
-    state: FirmwareState, expected: Mapping[str, Ownership]
-) -> tuple[NamedRange, ...]:
-    decoders = [NamedRange(one.name, one.range) for one in state.decoders]
-    return tuple(one for one in (*state.soft_reserved, *decoders) if one.name in expected)
 
 
 def _misowned(
@@ -156,12 +151,12 @@ def _belonging(
     }
     for device in observation.dax:
         if any(one.overlaps(span) for one in device.ranges):
-            names.update((device.name, *re.findall(r"hmem\.\d+|dax_region\d+", device.path)))
+            names.update((device.name, *re.findall(r"hmem\.\d+|region\d+", device.path)))
     found = []
     for one in complained:
         text = one.record.text
         spans = [(int(a, 16), int(b, 16)) for a, b in _ADDRESSES.findall(text)]
         near = any(a <= span.end and span.start <= b for a, b in spans if a <= b)
-        if near or any(re.search(rf"\b{re.escape(name)}\b", text) for name in names):
+        if near or any(re.search(rf"(\b|_){re.escape(name)}\b", text) for name in names):
             found.append(str(one.record))
     return tuple(found[:_MOST_LINES])

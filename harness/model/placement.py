@@ -64,6 +64,11 @@ class FirmwareState:
     hotplug_room: tuple[MemoryRange, ...]
     srat: tuple[MemoryAffinity, ...]
 
+    def named_ranges(self) -> tuple[NamedRange, ...]:
+        """Soft Reserved ranges, then decoders, each by its name in the scenario."""
+        decoders = (NamedRange(one.name, one.range) for one in self.decoders)
+        return (*self.soft_reserved, *decoders)
+
     def regions(self) -> tuple[NamedRange, ...]:
         """The regions that Linux can assemble from these decoders."""
         return tuple(NamedRange(one.name, one.range) for one in self.decoders if not one.hidden)

@@ -50,7 +50,9 @@ def early_problems(
     if entries != found:
         missing = ", ".join(f"{span} of node {node}" for node, span, _ in sorted(entries - found))
         extra = ", ".join(f"{span} of node {node}" for node, span, _ in sorted(found - entries))
-        problems.append(f"SRAT entries missing: {missing or 'none'}; not asked for: {extra or 'none'}")
+        problems.append(
+            f"SRAT entries missing: {missing or 'none'}; not asked for: {extra or 'none'}"
+        )
     return tuple(problems)
 
 

@@ -151,11 +151,11 @@ def _check_decoder(
             f"lie below {', '.join(bridges)}",
             hint="devices take turns over the window's targets, in the window's order",
         )
-    for device in profile.devices():
-        if device.name in decoder.devices and decoder.size // ways > device.size:
+    for one in profile.devices():
+        if one.name in decoder.devices and decoder.size // ways > one.size:
             raise document.error(
                 f"{at}.size",
-                f"{device.name} has only {format_size(device.size)}",
+                f"{one.name} has only {format_size(one.size)}",
                 hint="reduce size, or enlarge the device in the profile",
             )
 

@@ -240,9 +240,7 @@ def _check_nodes(document: Document[Profile]) -> None:
                 hint="use whole memory blocks, so that every node can be Soft Reserved",
             )
     if bool(profile.slots) != (profile.maxmem is not None):
-        raise document.error(
-            "slots", "slots and maxmem go together", hint="give both, or neither"
-        )
+        raise document.error("slots", "slots and maxmem go together", hint="give both, or neither")
     if profile.maxmem is not None and profile.maxmem <= profile.memory:
         raise document.error(
             "maxmem",

@@ -16,7 +16,7 @@ from harness.guest.keys import RunKeys
 from harness.guest.observe import early_messages
 from harness.guest.ssh import GuestShell, guest_shell
 from harness.machine.crash_watch import CrashWatch
-from harness.machine.firmware import commit_decoders, prove_paths
+from harness.machine.firmware import check_committed, commit_decoders, prove_paths
 from harness.machine.qemu import Qemu, running_qemu
 from harness.machine.qemu_command import Boot, ConsoleSocket, Control, qemu_argv
 from harness.model.preflight import early_problems
@@ -76,6 +76,9 @@ def booted_guest(
             )
         with timings.phase("preflight"):
             problems = early_problems(early_messages(shell), prepared.state, prepared.layout)
+            if "cxl_acpi" in prepared.bootable.initramfs.modules:
+                # Built in, the drivers may have changed decoders already, as is their right.
+                problems += check_committed(machine.qtest, prepared.layout, prepared.settings)
             if problems:
                 raise PreflightError(
                     "; ".join(problems),
@@ -93,9 +96,7 @@ def _check(machine: Qemu, watch: CrashWatch) -> None:
 def _run_initramfs(prepared: Prepared, keys: RunKeys, token: str) -> Iterator[int]:
     """The run's initramfs in memory: it holds keys, and must not outlive the run."""
     with open(os.memfd_create("initramfs"), "w+b") as archive:
-        write_run_initramfs(
-            archive, prepared.bootable.initramfs, keys, token, prepared.acpi_tables
-        )
+        write_run_initramfs(archive, prepared.bootable.initramfs, keys, token, prepared.acpi_tables)
         archive.flush()
         yield archive.fileno()
 

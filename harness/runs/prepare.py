@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -56,6 +56,13 @@ class Host:
     store: Store
     progress: Progress
     accel: AskedAccelerator
+    _said: set[str] = field(default_factory=set, repr=False)
+
+    def say_once(self, text: str) -> None:
+        """Tell the user, but not again for every run."""
+        if text and text not in self._said:
+            self._said.add(text)
+            self.progress.note(text)
 
     def remember(self, kind: str) -> Callable[[str, Callable[[], dict[str, str]]], dict[str, str]]:
         """A function that returns the kept answer for a key, or asks and keeps it."""
@@ -120,9 +127,7 @@ def prepare_kernel(host: Host, spec: str, modules: tuple[str, ...] = ()) -> Boot
         with open_module(path) as module:
             return module.read()
 
-    initramfs = shared_initramfs(
-        kernel, wanted, programs, host.store, host.progress, plan, read
-    )
+    initramfs = shared_initramfs(kernel, wanted, programs, host.store, host.progress, plan, read)
     for name in (*BOOT_MODULES, *modules):
         if module_name(name) in initramfs.missing:
             raise UsageError(
@@ -137,8 +142,7 @@ def prepare_kernel(host: Host, spec: str, modules: tuple[str, ...] = ()) -> Boot
         initramfs.archive,
         host.remember("accelerators"),
     )
-    if note:
-        host.progress.note(note)
+    host.say_once(note)
     return Bootable(kernel, initramfs, accel)
 
 
@@ -196,8 +200,7 @@ def _check_config(case: Case, kernel: Kernel) -> None:
     wrong = {
         option: value
         for option, value in needs.items()
-        if have.value(option) != value
-        and not (value == "on" and have.enabled(option))
+        if have.value(option) != value and not (value == "on" and have.enabled(option))
     }
     if wrong:
         found = ", ".join(f"{option}={have.value(option)}" for option in wrong)
@@ -207,5 +210,5 @@ def _check_config(case: Case, kernel: Kernel) -> None:
         )
 
 
-def _listed(options: dict[str, str]) -> str:
+def _listed(options: Mapping[str, str]) -> str:
     return ", ".join(f"{option}={value}" for option, value in options.items())

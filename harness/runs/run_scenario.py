@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from harness.deadline import Deadline
 from harness.errors import (
     GuestCrashedError,
     HarnessError,
@@ -19,6 +20,7 @@ from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, await_settled, load_module
 from harness.model.judge import judge
 from harness.model.known_issues import KnownIssues
+from harness.model.memory_range import MemoryRange
 from harness.model.observation import Observation
 from harness.model.preflight import window_problems
 from harness.model.scenario import Policy
@@ -30,6 +32,7 @@ from harness.runs.prepare import Host, Prepared, prepare_case
 from harness.runs.timings import Timings
 
 _TAIL_LINES = 60
+_SETTLING = Settling()
 
 
 def run_scenario(
@@ -41,7 +44,7 @@ def run_scenario(
     known_issues: KnownIssues,
     *,
     boot_seconds: float = 120.0,
-    settling: Settling = Settling(),
+    settling: Settling = _SETTLING,
 ) -> RunResult:
     """Run a scenario on a kernel and judge it.
 
@@ -109,15 +112,12 @@ def _run_steps(
             problem = load_module(guest.shell, name)
             if problem is not None:
                 failed_steps.append(Finding("step", problem))
-    with timings.phase("settle"):
-        wanted = [
-            one.range
-            for one in (*prepared.state.soft_reserved, *prepared.state.decoders)
-            if one.name in expected and expected[one.name].use == "system_ram"
-        ]
-        await_settled(guest.shell, tuple(wanted), settling)
-    with timings.phase("observe"):
-        observation = _observe(guest.shell, evidence)
+    wanted = tuple(
+        one.range
+        for one in prepared.state.named_ranges()
+        if one.name in expected and expected[one.name].use == "system_ram"
+    )
+    observation = _observe_settled(guest.shell, wanted, evidence, timings, settling)
     guest.check()
     problems = window_problems(observation, prepared.state)
     if problems:
@@ -134,12 +134,26 @@ def _run_steps(
     )
 
 
-def _observe(shell: GuestShell, evidence: Evidence) -> Observation:
-    sections = observe(shell)
-    for name, content in sections.items():
-        if name != "end":
-            evidence.text(f"observation/{name}", content)
-    return read_sections(sections)
+def _observe_settled(
+    shell: GuestShell,
+    wanted_online: tuple[MemoryRange, ...],
+    evidence: Evidence,
+    timings: Timings,
+    settling: Settling,
+) -> Observation:
+    """Observe the guest once nothing changes any more, neither before nor while it is observed."""
+    deadline = Deadline(settling.limit, "the owners of memory in the guest to stop changing")
+    while True:
+        with timings.phase("settle"):
+            settled = await_settled(shell, wanted_online, settling, deadline)
+        with timings.phase("observe"):
+            sections = observe(shell)
+            for name, content in sections.items():
+                if name != "end":
+                    evidence.text(f"observation/{name}", content)
+            if sections["iomem"] == settled:
+                return read_sections(sections)
+            deadline.check()
 
 
 def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) -> RunResult:
