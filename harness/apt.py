@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian packages from the machine's own mirror, through an apt state of the harness's own.
+
+Nothing is installed and nothing of the machine's apt changes: lists, cache and an empty package
+database live in the store. Signatures and hashes are apt's to verify.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.debian_mirror import MIRROR_HINT, Mirror, find_mirror
+from harness.errors import UsageError
+from harness.process import CommandError, Completed, run, spawn
+from harness.progress import Progress
+from harness.store import Store
+
+SUITES = ("bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid", "experimental")
+
+_ONLINE_HINT = f"check the network and the proxy settings, or {MIRROR_HINT}"
+_FOLDER = "apt"
+# What one update took at most, and what a package takes with all that is unpacked from it.
+_LISTS_SIZE = 300_000_000
+_UNPACKED_FACTOR = 4
+_METADATA_SECONDS = 120.0
+_UPDATE_SECONDS = 900.0
+_DOWNLOAD_SECONDS = 3600.0
+_WATCH_SECONDS = 0.1
+
+_CONFIG = """\
+#clear APT::Architectures;
+#clear Acquire::Languages;
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+APT::Architecture "amd64";
+APT::Architectures {{ "amd64"; }};
+APT::Sandbox::User "root";
+APT::Get::AllowUnauthenticated "false";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::Languages {{ "none"; }};
+Acquire::GzipIndexes "true";
+Acquire::PDiffs "false";
+Acquire::Retries "3";
+Acquire::http::Timeout "60";
+Acquire::https::Timeout "60";
+Dir::State "{root}/state";
+Dir::State::lists "{root}/state/lists";
+Dir::State::status "{root}/state/status";
+Dir::Cache "{root}/cache";
+Dir::Cache::archives "{root}/cache/archives";
+Dir::Cache::pkgcache "{root}/cache/pkgcache.bin";
+Dir::Cache::srcpkgcache "";
+Dir::Etc::sourcelist "{root}/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+"""
+
+
+@dataclass(frozen=True, order=True)
+class Package:
+    """One version of a binary package in one suite.
+
+    Attributes:
+        size: of the package file, in bytes.
+        sha256: of the package file, hexadecimal, from the signed package list.
+    """
+
+    name: str
+    version: str
+    suite: str
+    size: int
+    sha256: str
+
+
+class Apt:
+    """An open session with the harness's own apt; `open_apt` makes one."""
+
+    def __init__(self, store: Store, progress: Progress) -> None:
+        self._store = store
+        self._root = root = store.folder(_FOLDER)
+        self._progress = progress
+        self._stamp = root / "updated"
+
+    def refresh(self, max_age: float) -> bool:
+        """Fetch the package lists, unless they are younger than `max_age` seconds.
+
+        A suite that the mirror lacks is reported and left out.
+
+        Returns:
+            Whether newer lists were fetched.
+
+        Raises:
+            UsageError: there are no lists and none could be fetched, or there is no room.
+        """
+        with suppress(FileNotFoundError):
+            if time.time() - self._stamp.stat().st_mtime < max_age:
+                return False
+        self._store.require_space(_LISTS_SIZE, "the package lists of Debian")
+        self._progress.note("fetching Debian's package lists")
+        done = self._apt("apt-get", "update", check=False, seconds=_UPDATE_SECONDS)
+        fresh = updated_suites(done.stdout)
+        lacking = [suite for suite in SUITES if suite not in fresh]
+        why = next((line for line in done.stderr.splitlines() if line[:2] in ("E:", "W:")), "")
+        if not fresh:
+            if not self._stamp.exists():
+                raise UsageError(f"no Debian package list can be had: {why}", hint=_ONLINE_HINT)
+            self._progress.note(
+                f"Debian's package lists cannot be refreshed, using old ones: {why}"
+            )
+            return False
+        if lacking:
+            self._progress.note(f"the mirror gives no package list of {', '.join(lacking)}: {why}")
+        self._stamp.touch()
+        return True
+
+    def search(self, pattern: str) -> tuple[Package, ...]:
+        """Every version, in every suite, of the packages whose whole name matches a pattern."""
+        listed = self._apt("apt-cache", "pkgnames").stdout.split()
+        wanted = re.compile(pattern)
+        return self.versions(sorted(name for name in listed if wanted.fullmatch(name)))
+
+    def versions(self, names: Sequence[str]) -> tuple[Package, ...]:
+        """Every version of the named packages in every suite, ordered by name."""
+        if not names:
+            return ()
+        rows = parse_madison(self._apt("apt-cache", "madison", *names).stdout)
+        exact = sorted({f"{name}={version}" for name, version, _ in rows})
+        if not exact:
+            return ()
+        files = parse_show(self._apt("apt-cache", "show", *exact).stdout)
+        return tuple(
+            Package(name, version, suite, *files[name, version])
+            for name, version, suite in sorted(rows)
+            if (name, version) in files
+        )
+
+    def closure(self, names: Sequence[str], suite: str) -> tuple[Package, ...]:
+        """The named packages and all that they depend on, from one suite alone.
+
+        Raises:
+            UsageError: the suite does not have them all.
+        """
+        done = self._apt(
+            "apt-get", "install", "--simulate", "--no-install-recommends",
+            "-o", f"Dir::Etc::sourcelist={self._root}/{suite}.list",
+            "-o", "Dir::Cache::pkgcache=",
+            *names,
+            check=False,
+        )  # fmt: skip
+        if done.status != 0:
+            why = next((line for line in done.stderr.splitlines() if line[:2] == "E:"), "")
+            raise UsageError(
+                f"{', '.join(names)}: not installable from {suite}: {why}",
+                hint=f"the mirror must carry the whole suite; {MIRROR_HINT}",
+            )
+        chosen = set(parse_simulation(done.stdout))
+        found = self.versions(sorted(name for name, _ in chosen))
+        return tuple(
+            one for one in found if one.suite == suite and (one.name, one.version) in chosen
+        )
+
+    def download(self, packages: Sequence[Package], into: Path, what: str) -> tuple[Path, ...]:
+        """Fetch packages into an empty folder of the store; apt verifies their hashes.
+
+        Returns:
+            The package files, in the order of `packages`.
+
+        Raises:
+            CommandError: a package cannot be had, for example because the lists are old.
+            UsageError: there is no room for the packages and what is unpacked from them.
+        """
+        exact = [f"{one.name}={one.version}" for one in packages]
+        argv = ["apt-get", "--config-file", f"{self._root}/apt.conf", "--quiet", "download", *exact]
+        deadline = Deadline(_DOWNLOAD_SECONDS, f"the download of {what}", hint=_ONLINE_HINT)
+        total = sum(one.size for one in packages)
+        self._store.require_space(_UNPACKED_FACTOR * total, what)
+        with (
+            tempfile.TemporaryFile() as output,
+            self._progress.download(what, total) as report,
+            spawn(argv, cwd=into, stdout=output, stderr=output) as child,
+        ):
+            while child.poll() is None:
+                report(min(_bytes_in(into), total))
+                time.sleep(min(_WATCH_SECONDS, deadline.check()))
+            report(min(_bytes_in(into), total))
+            output.seek(0)
+            said = output.read().decode(errors="replace")
+        if child.returncode != 0:
+            errors = [line for line in said.splitlines() if line[:2] == "E:"] or said.splitlines()
+            raise CommandError(
+                f"{what} cannot be fetched:\n" + "\n".join(errors[-4:]),
+                where=shlex.join(argv),
+                hint=_ONLINE_HINT,
+            )
+        return tuple(_package_file(one, into) for one in packages)
+
+    def _apt(
+        self, program: str, *words: str, check: bool = True, seconds: float = _METADATA_SECONDS
+    ) -> Completed:
+        argv = [program, "--config-file", f"{self._root}/apt.conf", "--quiet", *words]
+        deadline = Deadline(seconds, f"{program} {words[0]}", hint=_ONLINE_HINT)
+        return run(argv, deadline=deadline, check=check)
+
+
+@contextmanager
+def open_apt(store: Store, progress: Progress) -> Iterator[Apt]:
+    """The harness's own apt, with package lists; one process at a time has it.
+
+    Raises:
+        UsageError: this machine has no Debian mirror to offer, or it cannot be reached.
+    """
+    mirror = find_mirror()
+    root = store.folder(_FOLDER)
+    with store.lock("apt", what="using Debian's package lists", progress=progress):
+        apt = Apt(store, progress)
+        _set_up(root, mirror)
+        apt.refresh(max_age=float("inf"))
+        yield apt
+
+
+def unpack(package: Path, into: Path) -> None:
+    """Unpack a package file's content into a folder, without running any of its scripts."""
+    deadline = Deadline(600, f"{package.name} to be unpacked", hint="is the disk very slow?")
+    run(["dpkg-deb", "--extract", package, into], deadline=deadline)
+
+
+def _set_up(root: Path, mirror: Mirror) -> None:
+    lines = {suite: _source_line(mirror, suite) for suite in SUITES}
+    wanted = {f"{suite}.list": line for suite, line in lines.items()}
+    wanted |= {"sources.list": "".join(lines.values()), "apt.conf": _CONFIG.format(root=root)}
+    for folder in ("state/lists/partial", "cache/archives/partial"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    # Written only when it differs: apt rebuilds its cache when any of these is younger than that.
+    wanted["state/status"] = ""
+    for name, text in wanted.items():
+        path = root / name
+        if not path.exists() or path.read_text() != text:
+            (root / "updated").unlink(missing_ok=True)
+            path.write_text(text)
+
+
+def _source_line(mirror: Mirror, suite: str) -> str:
+    options = "arch=amd64 target=Packages"
+    if mirror.keyrings:
+        options += f" signed-by={','.join(map(str, mirror.keyrings))}"
+    return f"deb [{options}] {mirror.uri} {suite} main\n"
+
+
+def _bytes_in(folder: Path) -> int:
+    count = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # apt renames what is complete
+            count += path.stat().st_size if path.is_file() else 0
+    return count
+
+
+def _package_file(package: Package, folder: Path) -> Path:
+    stem = f"{package.name}_{package.version.replace(':', '%3a')}"
+    found = [path for path in folder.glob("*.deb") if path.name.rpartition("_")[0] == stem]
+    if len(found) != 1:
+        raise CommandError(
+            f"apt-get download left no file of {package.name} {package.version}",
+            where=str(folder),
+            hint="run it again with HARNESS_STORE set to an empty folder",
+        )
+    return found[0]
+
+
+def updated_suites(output: str) -> frozenset[str]:
+    """The suites whose lists `apt-get update` has fetched, or found unchanged, and verified."""
+    seen = re.findall(r"^(?:Hit|Get):\d+ \S+ (\S+) (?:InRelease|Release)\b", output, re.M)
+    refused = re.findall(r"^Err:\d+ \S+ ([^\s/]+)", output, re.M)
+    return frozenset(seen) - frozenset(refused)
+
+
+def parse_madison(output: str) -> frozenset[tuple[str, str, str]]:
+    """Name, version and suite of each row that `apt-cache madison` prints."""
+    rows = re.findall(r"^\s*(\S+) \|\s*(\S+) \| \S+ ([^\s/]+)/\S+ \S+ Packages$", output, re.M)
+    return frozenset(rows)
+
+
+def parse_show(output: str) -> dict[tuple[str, str], tuple[int, str]]:
+    """Size in bytes and SHA-256 of each name and version that `apt-cache show` prints."""
+    files = {}
+    for stanza in output.split("\n\n"):
+        fields = dict(re.findall(r"^(Package|Version|Size|SHA256): (.*)$", stanza, re.M))
+        if len(fields) == 4:
+            key = fields["Package"], fields["Version"]
+            files[key] = int(fields["Size"]), fields["SHA256"]
+    return files
+
+
+def parse_simulation(output: str) -> tuple[tuple[str, str], ...]:
+    """Name and version of each package that `apt-get install --simulate` would install."""
+    return tuple(re.findall(r"^Inst (\S+) \((\S+) ", output, re.M))

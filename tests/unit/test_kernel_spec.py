@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.kernels.kernel_spec import KernelSpec, parse_kernel_spec
+from harness.kernels.resolve import resolve_kernel
+from harness.kernels.stored import KIND
+from harness.progress import SilentProgress
+from harness.store import Store
+
+
+def test_specs() -> None:
+    assert parse_kernel_spec("debian:7.2") == KernelSpec("debian", "7.2")
+    assert parse_kernel_spec(" image:/a b:c ") == KernelSpec("image", "/a b:c")
+    assert str(KernelSpec("debian", "7.2")) == "debian:7.2"
+
+
+@pytest.mark.parametrize("text", ["", "7.2", "debian", "debian:", "image: ", "fedora:40", "build"])
+def test_what_is_not_a_spec(text: str) -> None:
+    with pytest.raises(UsageError, match="does not name a kernel") as caught:
+        parse_kernel_spec(text)
+    assert "debian:VERSION" in caught.value.hint
+
+
+def test_building_is_for_later() -> None:
+    with pytest.raises(UsageError, match="cannot be built from source yet") as caught:
+        parse_kernel_spec("build:debian:7.2")
+    assert "image:PATH" in caught.value.hint
+
+
+def stored(root: Path) -> Store:
+    store = Store(root)
+    store.build(
+        KIND, "0123", lambda folder: (folder / "manifest.json").write_text('{"release": "7.2.1-x"}')
+    )
+    store.set_alias(KIND, "debian:7.2", "0123")
+    return store
+
+
+def test_a_known_spec_needs_nothing_but_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    kernel = resolve_kernel("debian:7.2", stored(tmp_path), SilentProgress())
+    entry = tmp_path / KIND / "0123"
+    assert (kernel.spec, kernel.release, kernel.identity) == ("debian:7.2", "7.2.1-x", "0123")
+    assert (kernel.image, kernel.modules, kernel.config) == (
+        entry / "vmlinuz", entry / "modules", entry / "config",
+    )  # fmt: skip
+
+
+def test_a_known_spec_imports_nothing_heavy(tmp_path: Path) -> None:
+    stored(tmp_path)
+    script = """
+import sys
+from pathlib import Path
+from harness.kernels.resolve import resolve_kernel
+from harness.progress import SilentProgress
+from harness.store import Store
+resolve_kernel("debian:7.2", Store(Path(sys.argv[1])), SilentProgress())
+heavy = {"rich", "elftools", "zstandard", "hashlib", "subprocess", "harness.apt"}
+sys.exit(", ".join(heavy & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.stderr.strip() == ""
+
+
+def test_a_damaged_entry_says_so(tmp_path: Path) -> None:
+    store = stored(tmp_path)
+    (tmp_path / KIND / "0123" / "manifest.json").write_text("{")
+    with pytest.raises(UsageError, match="damaged") as caught:
+        resolve_kernel("debian:7.2", store, SilentProgress())
+    assert "delete" in caught.value.hint
