@@ -19,8 +19,8 @@ _POLL_SECONDS = 0.02
 
 # iomem first and alone, so that it can be parsed; then what else moves while ownership settles.
 _STATE = (
-    "cat /proc/iomem; echo ==; ls /sys/bus/dax/devices /sys/bus/dax/drivers/* "
-    "/sys/bus/cxl/devices 2>/dev/null; dmesg -r | tail -n 1"
+    "cat /proc/iomem; echo ==; echo /sys/bus/dax/devices/* /sys/bus/dax/drivers/*/* "
+    "/sys/bus/cxl/devices/*; dmesg -r -s 512"
 )
 
 

@@ -20,6 +20,8 @@ _ALWAYS = (
     "nokaslr",  # traces of two runs can be compared; saves relocating
     "mitigations=off",  # boot time under TCG
     "cryptomgr.notests",  # boot time under TCG
+    "init_on_alloc=0",  # boot time under TCG
+    "swiotlb=512",  # 64 MiB of host memory for bounce buffers that no device here needs
     "no_timer_check",  # QEMU's timers need no check
     "random.trust_cpu=on",  # the SSH server's first random numbers without a wait
     "memhp_default_state=online",  # kmem's memory goes online by itself, as the contract wants
