@@ -149,11 +149,10 @@ def _expect_known_issue(
     request: pytest.FixtureRequest, issues: KnownIssues, result: RunResult
 ) -> None:
     """Make the test a strict xfail when its failure is known on this kernel."""
-    issue = issues.about(result.scenario, result.kernel_release or "", result.policy)
-    if issue is not None:
-        request.node.add_marker(
-            pytest.mark.xfail(raises=KnownIssueError, strict=True, reason=issue.why.strip())
-        )
+    known = issues.about(result.scenario, result.kernel_release or "", result.policy)
+    if known:
+        why = "; ".join(" ".join(issue.why.split()) for issue in known)
+        request.node.add_marker(pytest.mark.xfail(raises=KnownIssueError, strict=True, reason=why))
 
 
 def pytest_report_header(config: Any) -> str:

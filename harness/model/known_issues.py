@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
 
 from harness.model.document import Document, read_document
 from harness.model.scenario import Policy
+from harness.model.verdict import Finding
 
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
@@ -18,11 +20,12 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """One known failure.
 
     Attributes:
-        scenario: the scenario's name.
+        scenario: the scenario's name, or `*` for every one.
         since: the first kernel version that fails, such as `7.1`; empty for all before `until`.
         until: the first kernel version that does not fail any more; empty when none is known.
         policies: the policies under which it fails; empty for all.
-        rules: the rules that are broken; a failure that breaks others too is not this one.
+        rules: the rules that are broken.
+        lines: regular expressions of the kernel messages that break rule 6, required with it.
         seen: what is seen, in the words of the kernel's own messages and /proc/iomem.
         why: why it happens.
     """
@@ -32,8 +35,16 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     until: str = ""
     policies: tuple[Policy, ...] = ()
     rules: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    lines: tuple[str, ...] = ()
     seen: Annotated[str, msgspec.Meta(min_length=20)]
     why: Annotated[str, msgspec.Meta(min_length=20)]
+
+    def covers(self, finding: Finding) -> bool:
+        """Whether a finding is what this issue says is seen."""
+        if finding.rule not in self.rules:
+            return False
+        text = "\n".join((finding.text, *finding.dmesg))
+        return finding.rule != "6" or any(re.search(line, text) for line in self.lines)
 
 
 class KnownIssues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,18 +52,30 @@ class KnownIssues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     issues: tuple[KnownIssue, ...]
 
-    def about(self, scenario: str, release: str, policy: Policy) -> KnownIssue | None:
-        """The known failure of a scenario on a kernel release, or None."""
+    def about(self, scenario: str, release: str, policy: Policy) -> tuple[KnownIssue, ...]:
+        """The known failures of a scenario on a kernel release."""
         version = _version(release)
-        for issue in self.issues:
-            if (
-                issue.scenario == scenario
-                and (not issue.policies or policy in issue.policies)
-                and (not issue.since or version >= _version(issue.since))
-                and (not issue.until or version < _version(issue.until))
-            ):
-                return issue
-        return None
+        return tuple(
+            issue
+            for issue in self.issues
+            if issue.scenario in (scenario, "*")
+            and (not issue.policies or policy in issue.policies)
+            and (not issue.since or version >= _version(issue.since))
+            and (not issue.until or version < _version(issue.until))
+        )
+
+    def explain(
+        self, scenario: str, release: str, policy: Policy, findings: Iterable[Finding]
+    ) -> tuple[KnownIssue, ...]:
+        """The known issues that together cover every finding; none when one finding is new."""
+        issues = self.about(scenario, release, policy)
+        used: dict[KnownIssue, None] = {}
+        for finding in findings:
+            covering = [issue for issue in issues if issue.covers(finding)]
+            if not covering:
+                return ()
+            used[covering[0]] = None
+        return tuple(used)
 
 
 def read_known_issues(text: str, name: str) -> Document[KnownIssues]:
@@ -71,6 +94,21 @@ def read_known_issues(text: str, name: str) -> Document[KnownIssues]:
                     f"{value!r} is not a kernel version",
                     hint='write it in quotes, such as "7.1"',
                 )
+        if ("6" in issue.rules) != bool(issue.lines):
+            raise document.error(
+                f"issues[{index}].lines",
+                "rule 6 and lines go together",
+                hint="name the kernel messages that are seen, as regular expressions",
+            )
+        for number, line in enumerate(issue.lines):
+            try:
+                re.compile(line)
+            except re.error as error:
+                raise document.error(
+                    f"issues[{index}].lines[{number}]",
+                    f"not a regular expression: {error}",
+                    hint="escape brackets and dots that are meant as they stand",
+                ) from None
     return document
 
 

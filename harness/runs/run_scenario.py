@@ -175,7 +175,7 @@ def _ended(result: RunResult, verdict: Verdict, error: HarnessError) -> RunResul
 def _known(issues: KnownIssues, result: RunResult) -> str | None:
     if result.verdict is not Verdict.FAIL or result.kernel_release is None:
         return None
-    issue = issues.about(result.scenario, result.kernel_release, result.policy)
-    if issue is None or not {one.rule for one in result.findings} <= set(issue.rules):
-        return None
-    return issue.why
+    explained = issues.explain(
+        result.scenario, result.kernel_release, result.policy, result.findings
+    )
+    return "\n".join(issue.why.strip() for issue in explained) or None
