@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
+from harness.errors import GuestLostError
 from harness.guest.ssh import GuestShell
 from harness.model.attribution import online
 from harness.model.iomem import IomemError, parse_iomem
+from harness.model.kernel_modules import module_name
 from harness.model.memory_range import MemoryRange
 
 _LOAD_SECONDS = 60.0
@@ -38,6 +40,25 @@ class Settling:
     done: float = 0.15
     otherwise: float = 2.0
     limit: float = 120.0
+
+
+def take_away_modules(shell: GuestShell, names: Sequence[str]) -> None:
+    """Remove module files, so that neither a command nor the kernel itself can load them.
+
+    Raises:
+        GuestLostError: the guest is gone, or one of them is already loaded.
+        DeadlineExpiredError: the command does not end.
+    """
+    if not names:
+        return
+    deadline = Deadline(_LOAD_SECONDS, "module files to be removed in the guest")
+    files = " ".join(shlex.quote(f"{module_name(name)}.ko") for name in names)
+    done = shell.run(f"(cd /lib/modules/*/ && rm {files})", deadline)
+    if done.status != 0:
+        raise GuestLostError(
+            f"the guest's modules cannot be taken away: {done.output.strip()}",
+            hint="guest.missing must name modules that this kernel has as files",
+        )
 
 
 def load_module(shell: GuestShell, name: str) -> str | None:

@@ -111,8 +111,14 @@ class KernelNeeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class GuestSteps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is done inside the guest: modules to load, in this order."""
+    """What is done inside the guest.
 
+    Attributes:
+        missing: modules whose files are taken away first, so that nothing can load them.
+        load: modules to load, in this order.
+    """
+
+    missing: tuple[ModuleName, ...] = ()
     load: tuple[ModuleName, ...] = ()
 
 

@@ -28,6 +28,13 @@ def check_scenario(document: Document[Scenario], profile: Profile) -> None:
         at = f"firmware.acpi.srat[{index}]"
         _check_window(document, f"{at}.window", entry.window, profile)
         _check_extent(document, at, entry.window, entry.offset, entry.size, profile)
+    for index, name in enumerate(document.value.guest.load):
+        if name in document.value.guest.missing:
+            raise document.error(
+                f"guest.load[{index}]",
+                f"loads {name}, which guest.missing takes away",
+                hint="remove it from one of the two",
+            )
     _check_expectations(document)
 
 

@@ -171,7 +171,8 @@ def prepare_case(host: Host, case: Case, spec: str) -> Prepared:
     layout = machine_layout(host.qemu, case.profile, host.remember("layouts"))
     state = place_firmware(case.document, case.profile, layout)
     settings = plan_decoders(case.profile, state)
-    bootable = prepare_kernel(host, spec, scenario.guest.load)
+    modules = (*scenario.guest.load, *scenario.guest.missing)
+    bootable = prepare_kernel(host, spec, modules)
     _check_config(case, bootable.kernel)
     tables = {"CEDT": layout.cedt} if layout.cedt else {}
     if state.srat:

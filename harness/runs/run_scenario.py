@@ -17,7 +17,7 @@ from harness.errors import (
 )
 from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
-from harness.guest.steps import Settling, await_settled, load_module
+from harness.guest.steps import Settling, await_settled, load_module, take_away_modules
 from harness.model.judge import judge
 from harness.model.known_issues import KnownIssues
 from harness.model.memory_range import MemoryRange
@@ -108,6 +108,7 @@ def _run_steps(
     expected = scenario.expect.owners(result.policy)
     failed_steps: list[Finding] = []
     with timings.phase("load"):
+        take_away_modules(guest.shell, scenario.guest.missing)
         for name in scenario.guest.load:
             problem = load_module(guest.shell, name)
             if problem is not None:
