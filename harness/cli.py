@@ -20,6 +20,7 @@ from harness.model.verdict import Verdict
 from harness.paths import evidence_root
 
 if TYPE_CHECKING:
+    from harness.model.kernel_request import KernelRequest
     from harness.model.scenario import Policy
     from harness.model.verdict import RunResult
 
@@ -66,8 +67,31 @@ _kernel_option = click.option(
     default=_DEFAULT_KERNEL,
     show_default=True,
     metavar="SPEC",
-    help="Where the kernel comes from: debian:VERSION or image:PATH.",
+    help="debian:VERSION, image:PATH, build:PATH[@REF] or build:debian:VERSION.",
 )
+_config_option = click.option(
+    "--config",
+    "configs",
+    metavar="NAME,...",
+    default="",
+    help="For build: fragments of kernel_configs/ on top of the base.",
+)
+_series_option = click.option(
+    "--series",
+    type=click.Path(path_type=Path),
+    metavar="DIR|MBOX",
+    help="For build: patches to apply.",
+)
+_llvm_option = click.option("--llvm", is_flag=True, help="For build: clang instead of gcc.")
+
+
+def _request(spec: str, configs: str, series: Path | None, llvm: bool) -> KernelRequest:
+    from harness.model.kernel_request import KernelRequest
+
+    names = tuple(name.strip() for name in configs.split(",") if name.strip())
+    return KernelRequest(spec, names, series, None, "clang" if llvm else "gcc")
+
+
 _accel_option = click.option(
     "--accel",
     type=click.Choice(["auto", "kvm", "tcg"]),
@@ -95,6 +119,9 @@ def main(verbose: bool) -> None:
 @main.command()
 @click.argument("scenarios", nargs=-1, required=True, metavar="SCENARIO...")
 @_kernel_option
+@_config_option
+@_series_option
+@_llvm_option
 @click.option(
     "--policy",
     type=click.Choice(POLICIES),
@@ -121,6 +148,9 @@ def main(verbose: bool) -> None:
 def run(
     scenarios: tuple[str, ...],
     spec: str,
+    configs: str,
+    series: Path | None,
+    llvm: bool,
     policy: Policy,
     accel: Any,
     qemu: str | None,
@@ -143,11 +173,12 @@ def run(
     known = load_known_issues()
     if json_file is not None:
         _check_writable(json_file)
+    request = _request(spec, configs, series, llvm)
     host = this_host(TerminalProgress(), accel, qemu)
     results: list[RunResult] = []
     for case in cases:
         result = run_scenario(
-            host, case, spec, policy, evidence or evidence_root(), known, boot_seconds=timeout
+            host, case, request, policy, evidence or evidence_root(), known, boot_seconds=timeout
         )
         results.append(result)
         _print_result(result)
@@ -161,13 +192,25 @@ def run(
 @main.command()
 @click.argument("name", metavar="PROFILE|SCENARIO")
 @_kernel_option
+@_config_option
+@_series_option
+@_llvm_option
 @_accel_option
 @_qemu_option
 @click.option(
     "--print", "only_print", is_flag=True, help="Print the machine's command line and stop."
 )
 @_explains_errors
-def boot(name: str, spec: str, accel: Any, qemu: str | None, only_print: bool) -> None:
+def boot(
+    name: str,
+    spec: str,
+    configs: str,
+    series: Path | None,
+    llvm: bool,
+    accel: Any,
+    qemu: str | None,
+    only_print: bool,
+) -> None:
     """Boot the machine of a profile or scenario and give its console to you.
 
     For a scenario, the firmware state is what the scenario asks for. Leave with Ctrl-A x, or
@@ -177,11 +220,12 @@ def boot(name: str, spec: str, accel: Any, qemu: str | None, only_print: bool) -
     from harness.runs.interactive import boot_interactive, printed_command_line
     from harness.runs.prepare import this_host
 
+    request = _request(spec, configs, series, llvm)
     host = this_host(TerminalProgress(), accel, qemu)
     if only_print:
-        click.echo(printed_command_line(host, name, spec))
+        click.echo(printed_command_line(host, name, request))
     else:
-        sys.exit(boot_interactive(host, name, spec))
+        sys.exit(boot_interactive(host, name, request))
 
 
 @main.command(name="list")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from harness.model.kernel_request import KernelRequest
     from harness.model.known_issues import KnownIssues
     from harness.model.verdict import RunResult
     from harness.runs.catalogue import Case
@@ -28,8 +29,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of `harness run`."""
     group = parser.getgroup("CXL ownership harness")
     group.addoption(
-        "--kernel", default="debian:7.2", metavar="SPEC", help="the kernel: debian:VERSION, image:…"
+        "--kernel", default="debian:7.2", metavar="SPEC", help="debian:, image: or build:"
     )
+    group.addoption(
+        "--config",
+        dest="config_fragments",
+        default="",
+        metavar="NAME,...",
+        help="for build: fragments of kernel_configs/ on top of the base",
+    )
+    group.addoption(
+        "--series", default=None, metavar="DIR|MBOX", help="for build: patches to apply"
+    )
+    group.addoption("--llvm", action="store_true", help="for build: clang instead of gcc")
     group.addoption(
         "--policy", default="per_range", choices=["per_range", "all_or_nothing"], help="the rules"
     )
@@ -107,10 +119,15 @@ def scenario_result(
     from harness.runs.prepare import NotApplicableError
     from harness.runs.run_scenario import run_scenario
 
-    spec, policy = request.config.getoption("kernel"), request.config.getoption("policy")
+    policy = request.config.getoption("policy")
     try:
         result = run_scenario(
-            harness_host, scenario_case, spec, policy, evidence_folder, known_issues
+            harness_host,
+            scenario_case,
+            asked_kernel(request.config),
+            policy,
+            evidence_folder,
+            known_issues,
         )
     except NotApplicableError as error:
         pytest.skip(str(error))
@@ -121,6 +138,20 @@ def scenario_result(
         _expect_known_issue(request, known_issues, result)
         return result
     pytest.fail(report_text(result), pytrace=False)
+
+
+def asked_kernel(config: pytest.Config) -> KernelRequest:
+    """The kernel that the options ask for."""
+    from harness.model.kernel_request import KernelRequest
+
+    series = config.getoption("series")
+    return KernelRequest(
+        config.getoption("kernel"),
+        tuple(name for name in config.getoption("config_fragments").split(",") if name),
+        Path(series) if series else None,
+        None,
+        "clang" if config.getoption("llvm") else "gcc",
+    )
 
 
 def assert_owners(result: RunResult) -> None:

@@ -10,12 +10,13 @@ if [ ! -e /etc/harness ]; then
     poweroff -f
 fi
 . /etc/harness
-[ -z "$boot_modules" ] || modprobe -a $boot_modules ||
-    echo "$token cannot load $boot_modules" > /dev/console
-ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up || echo "$token has no network" > /dev/console
-echo "$token ready" > /dev/console
+# Through the kernel's log, because only there no other line can get in between.
+say() { echo "<1>$token $*" > /dev/kmsg; }
+[ -z "$boot_modules" ] || modprobe -a $boot_modules || say "cannot load $boot_modules"
+ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up || say "has no network"
+say ready
 while :; do
     dropbear -F -E -s -j -k -p 10.0.2.15:22 -r /etc/dropbear_host_key
-    echo "$token: the SSH server ended" > /dev/console
+    say "has lost its SSH server"
     sleep 1
 done

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a scenario does in its guest: load modules, and wait until ownership has settled."""
+"""What a scenario does in its guest: load modules, and observe once ownership has settled."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from harness.deadline import Deadline
 from harness.errors import GuestLostError
 from harness.guest.ssh import GuestShell
 from harness.model.attribution import online
-from harness.model.iomem import IomemError, parse_iomem
+from harness.model.iomem import Iomem, IomemError, parse_iomem
 from harness.model.kernel_modules import module_name
 from harness.model.memory_range import MemoryRange
 
 _LOAD_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 
+# Whatever a judgement rests on shows here when it changes: devices by the names of their mappings
+# and drivers, memory blocks that go online by the total of RAM.
 # iomem first and alone, so that it can be parsed; then what else moves while ownership settles.
+_BORDER = "==\n"
 _STATE = (
-    "cat /proc/iomem; echo ==; echo /sys/bus/dax/devices/* /sys/bus/dax/drivers/*/* "
-    "/sys/bus/cxl/devices/*; dmesg -r -s 512"
+    "cat /proc/iomem; echo ==; echo /sys/bus/dax/devices/*/mapping* /sys/bus/dax/drivers/*/* "
+    "/sys/bus/cxl/devices/* /sys/bus/cxl/drivers/*/*; read -r total </proc/meminfo; echo $total; "
+    "dmesg -r -s 512"
 )
 
 
@@ -76,45 +80,57 @@ def load_module(shell: GuestShell, name: str) -> str | None:
     return f"modprobe {name} ended with status {done.status}: {done.output.strip()}"
 
 
-def await_settled(
+def observe_settled(
     shell: GuestShell,
     wanted_online: tuple[MemoryRange, ...],
     settling: Settling,
-    deadline: Deadline,
+    observe: Callable[[], dict[str, str]],
     clock: Callable[[], float] = time.monotonic,
-) -> str:
-    """Wait until iomem, the dax and cxl devices and the kernel log have stopped changing.
+) -> dict[str, str]:
+    """Observe the guest once nothing changes any more: not before, while or after it is observed.
+
+    What is watched is iomem, the dax and cxl devices and the kernel log. Once all memory that
+    should be online is, the observation itself takes up the time of watching.
 
     Args:
         shell: the guest.
         wanted_online: the ranges that should become System RAM, empty when none should.
         settling: for how long nothing must change.
-        deadline: by when they must have stopped.
+        observe: gives the sections of an observation.
         clock: gives seconds.
 
-    Returns:
-        The text of /proc/iomem that has stopped changing.
-
     Raises:
-        DeadlineExpiredError: they never stopped.
+        DeadlineExpiredError: the guest never stopped changing.
         GuestLostError: the guest is gone.
     """
-    before = None
-    since = clock()
+    deadline = Deadline(settling.limit, "the owners of memory in the guest to stop changing")
+    sections: dict[str, str] | None = None
+    before, since = "", clock()
     while True:
+        # What was read between `asked` and now was so at `asked` at the earliest.
         asked = clock()
         state = shell.run(_STATE, deadline).output
-        if state != before:
-            before, since = state, asked
-        text = state.partition("==\n")[0]
-        try:
-            iomem = parse_iomem(text)
-        except IomemError:
-            # Read in pieces while it changed: the kernel holds no lock from one to the next.
-            before = None
-        else:
+        iomem = _whole_iomem(state)
+        if state != before or iomem is None:
+            before, since, sections = state, asked, None
+        elif sections is not None and asked - since >= settling.done:
+            if sections["iomem"] == state.partition(_BORDER)[0]:
+                return sections
+            sections = None
+        if iomem is not None and sections is None:
             done = bool(wanted_online) and online(iomem, wanted_online)
-            # The state was read between `asked` and now; only what is certain counts.
-            if asked - since >= (settling.done if done else settling.otherwise):
-                return text
+            if done or asked - since >= settling.otherwise:
+                sections = observe()
+                continue
         time.sleep(min(_POLL_SECONDS, deadline.check()))
+
+
+def _whole_iomem(state: str) -> Iomem | None:
+    """The iomem in a state; None when it changed while it was read.
+
+    The kernel holds no lock from one piece of /proc/iomem to the next.
+    """
+    try:
+        return parse_iomem(state.partition(_BORDER)[0])
+    except IomemError:
+        return None

@@ -99,11 +99,13 @@ class KernelNeeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """What the kernel must be.
 
     Attributes:
+        configs: fragments of kernel_configs/ that a kernel built for it has on top of the base.
         config: options, without CONFIG_, and their values `y`, `m`, `n`, or `on` for y or m;
             a kernel built otherwise is skipped with the reason.
         cmdline: parameters added to the kernel's command line.
     """
 
+    configs: tuple[Name, ...] = ()
     config: dict[
         Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]+$")], Literal["y", "m", "n", "on"]
     ] = {}

@@ -144,12 +144,13 @@ def _await_ready(machine: Qemu, watch: CrashWatch, token: str, seconds: float) -
                 "the guest's kernel panicked before it reached userspace",
                 hint="the trace is at the end of serial.log in the evidence",
             )
-        if line.startswith(f"{token} ") and line != f"{token} ready":
+        said = line.partition(f"{token} ")[2].strip()
+        if said and said != "ready":
             raise GuestLostError(
-                f"the guest could not start: {line.removeprefix(token).strip()}",
+                f"the guest could not start: it {said}",
                 hint="does this kernel have virtio network? see serial.log in the evidence",
             )
-        return line == f"{token} ready"
+        return said == "ready"
 
     try:
         machine.console.await_line(is_ready, deadline)

@@ -16,10 +16,11 @@ from harness.machine.firmware import commit_decoders, prove_paths
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_command import Boot, qemu_argv
 from harness.model.command_line import kernel_command_line
+from harness.model.kernel_request import KernelRequest
 from harness.model.placement import FirmwareState
 from harness.model.topology import Profile
 from harness.runs.catalogue import load_case, load_profile, profile_names, scenario_names
-from harness.runs.prepare import Bootable, Host, Prepared, prepare_case, prepare_kernel
+from harness.runs.prepare import Bootable, Host, Prepared, prepare_case, prepare_kernel, request_for
 
 _SESSION_SECONDS = 7 * 24 * 3600.0
 _NO_FIRMWARE = FirmwareState((), (), (), (), (), ())
@@ -33,25 +34,25 @@ class _Machine:
     prepared: Prepared | None
 
 
-def printed_command_line(host: Host, name: str, spec: str) -> str:
+def printed_command_line(host: Host, name: str, kernel: KernelRequest) -> str:
     """The command that starts this machine with its console on the terminal, ready to paste.
 
     Decoders and ACPI overrides are not in it: they are the harness's work, see `harness boot`.
     """
-    machine = _find(host, name, spec)
+    machine = _find(host, name, kernel)
     boot = Boot(
         machine.bootable.kernel.image, machine.bootable.initramfs.archive, machine.command_line
     )
     return shlex.join(qemu_argv(host.qemu, machine.profile, machine.bootable.accel, boot=boot))
 
 
-def boot_interactive(host: Host, name: str, spec: str) -> int:
+def boot_interactive(host: Host, name: str, kernel: KernelRequest) -> int:
     """Boot a machine, with its firmware played, and leave the terminal to it until it ends.
 
     Returns:
         QEMU's exit status.
     """
-    machine = _find(host, name, spec)
+    machine = _find(host, name, kernel)
     prepared = machine.prepared
     with (
         tempfile.TemporaryFile() as log,
@@ -85,10 +86,10 @@ def boot_interactive(host: Host, name: str, spec: str) -> int:
             return qemu.wait(Deadline(_SESSION_SECONDS, "the guest to power off"))
 
 
-def _find(host: Host, name: str, spec: str) -> _Machine:
+def _find(host: Host, name: str, kernel: KernelRequest) -> _Machine:
     """A profile or, where no profile has the name, a scenario."""
     if name in profile_names() and name not in scenario_names():
-        bootable = prepare_kernel(host, spec)
+        bootable = prepare_kernel(host, kernel)
         return _Machine(load_profile(name), bootable, kernel_command_line(_NO_FIRMWARE), None)
     try:
         case = load_case(name)
@@ -99,5 +100,5 @@ def _find(host: Host, name: str, spec: str) -> _Machine:
             f"no profile or scenario is called {name!r}",
             hint=f"profiles: {', '.join(profile_names())}; {error.hint}",
         ) from None
-    prepared = prepare_case(host, case, spec)
+    prepared = prepare_case(host, case, request_for(case, kernel))
     return _Machine(case.profile, prepared.bootable, prepared.command_line, prepared)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from harness.model.decoder_plan import DecoderSetting, plan_decoders
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_modules import ModulePlan, module_name
+from harness.model.kernel_request import KernelRequest
 from harness.model.layout import MachineLayout
 from harness.model.placement import FirmwareState, place_firmware
 from harness.paths import store_root
@@ -106,13 +107,29 @@ class Bootable:
         return hashlib.sha256(self.kernel.config.read_bytes()).hexdigest()
 
 
-def prepare_kernel(host: Host, spec: str, modules: tuple[str, ...] = ()) -> Bootable:
+def request_for(case: Case, asked: KernelRequest) -> KernelRequest:
+    """The kernel that a scenario runs on: what was asked for, with the fragments that it needs.
+
+    A scenario that needs fragments is about a kernel that no distribution ships: a prebuilt
+    version then stands for the same version, built from the distribution's source.
+    """
+    configs = tuple(name for name in case.scenario.kernel.configs if name not in asked.configs)
+    if not configs or asked.spec.startswith("image:"):
+        return asked
+    spec = f"build:{asked.spec}" if asked.spec.startswith("debian:") else asked.spec
+    return replace(asked, spec=spec, configs=(*asked.configs, *configs))
+
+
+def prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...] = ()) -> Bootable:
     """Get a kernel, its initramfs with at least these modules, and an accelerator.
 
     Raises:
         UsageError: no such kernel, it lacks a module, or the accelerator cannot be had.
+        UnbuildableError: it does not build, or a patch does not apply.
     """
-    kernel = resolve_kernel(spec, host.store, host.progress)
+    kernel = resolve_kernel(
+        request if request.shapes_build else request.spec, host.store, host.progress
+    )
     programs = userland(host.store, host.progress)
     wanted = tuple(dict.fromkeys((*BOOT_MODULES, *SCENARIO_MODULES, *sorted(modules))))
 
@@ -132,7 +149,7 @@ def prepare_kernel(host: Host, spec: str, modules: tuple[str, ...] = ()) -> Boot
         if module_name(name) in initramfs.missing:
             raise UsageError(
                 initramfs.missing[module_name(name)],
-                where=f"kernel {spec} ({kernel.release})",
+                where=f"kernel {request} ({kernel.release})",
                 hint="correct the name in guest.load, or use a kernel that has it",
             )
     accel, note = choose_accelerator(
@@ -159,7 +176,7 @@ class Prepared:
     acpi_tables: dict[str, bytes]
 
 
-def prepare_case(host: Host, case: Case, spec: str) -> Prepared:
+def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     """Resolve a scenario for a kernel.
 
     Raises:
@@ -172,7 +189,7 @@ def prepare_case(host: Host, case: Case, spec: str) -> Prepared:
     state = place_firmware(case.document, case.profile, layout)
     settings = plan_decoders(case.profile, state)
     modules = (*scenario.guest.load, *scenario.guest.missing)
-    bootable = prepare_kernel(host, spec, modules)
+    bootable = prepare_kernel(host, request, modules)
     _check_config(case, bootable.kernel)
     tables = {"CEDT": layout.cedt} if layout.cedt else {}
     if state.srat:

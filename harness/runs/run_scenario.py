@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harness.deadline import Deadline
 from harness.errors import (
     GuestCrashedError,
     HarnessError,
@@ -17,18 +16,17 @@ from harness.errors import (
 )
 from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
-from harness.guest.steps import Settling, await_settled, load_module, take_away_modules
+from harness.guest.steps import Settling, load_module, observe_settled, take_away_modules
 from harness.model.judge import judge
+from harness.model.kernel_request import KernelRequest, as_request
 from harness.model.known_issues import KnownIssues
-from harness.model.memory_range import MemoryRange
-from harness.model.observation import Observation
 from harness.model.preflight import window_problems
 from harness.model.scenario import Policy
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.booted_guest import BootedGuest, booted_guest
 from harness.runs.catalogue import Case
 from harness.runs.evidence import Evidence, new_evidence
-from harness.runs.prepare import Host, Prepared, prepare_case
+from harness.runs.prepare import Host, Prepared, prepare_case, request_for
 from harness.runs.timings import Timings
 
 _TAIL_LINES = 60
@@ -38,7 +36,7 @@ _SETTLING = Settling()
 def run_scenario(
     host: Host,
     case: Case,
-    spec: str,
+    kernel: str | KernelRequest,
     policy: Policy,
     evidence_root: Path,
     known_issues: KnownIssues,
@@ -53,7 +51,7 @@ def run_scenario(
     Args:
         host: this machine.
         case: the scenario.
-        spec: the kernel's SPEC.
+        kernel: the kernel that is asked for; what the scenario needs built is added to it.
         policy: whose rules are judged.
         evidence_root: folder in which the run's own folder is made.
         known_issues: failures that have a reason.
@@ -64,19 +62,20 @@ def run_scenario(
         UsageError: the input is wrong, or this machine lacks something; nothing was started.
     """
     timings = Timings()
-    result = RunResult(scenario=case.name, kernel_spec=spec, policy=policy)
+    request = request_for(case, as_request(kernel))
+    result = RunResult(scenario=case.name, kernel_spec=str(request), policy=policy)
     try:
         with timings.phase("prepare"):
-            prepared = prepare_case(host, case, spec)
+            prepared = prepare_case(host, case, request)
     except UnbuildableError as error:
         return _ended(result, Verdict.UNBUILDABLE, error)
     except InconclusiveError as error:
         return _ended(result, Verdict.INCONCLUSIVE, error)
-    kernel = prepared.bootable.kernel
-    evidence = new_evidence(evidence_root, case.name, kernel.release)
+    found = prepared.bootable.kernel
+    evidence = new_evidence(evidence_root, case.name, found.release)
     result = replace(
         result,
-        kernel_release=kernel.release,
+        kernel_release=found.release,
         config_sha256=prepared.bootable.config_sha256,
         accel=prepared.bootable.accel,
         evidence=str(evidence.folder),
@@ -118,7 +117,10 @@ def _run_steps(
         for one in prepared.state.named_ranges()
         if one.name in expected and expected[one.name].use == "system_ram"
     )
-    observation = _observe_settled(guest.shell, wanted, evidence, timings, settling)
+    with timings.phase("observe"):
+        observation = read_sections(
+            observe_settled(guest.shell, wanted, settling, lambda: _observe(guest.shell, evidence))
+        )
     guest.check()
     problems = window_problems(observation, prepared.state)
     if problems:
@@ -135,26 +137,12 @@ def _run_steps(
     )
 
 
-def _observe_settled(
-    shell: GuestShell,
-    wanted_online: tuple[MemoryRange, ...],
-    evidence: Evidence,
-    timings: Timings,
-    settling: Settling,
-) -> Observation:
-    """Observe the guest once nothing changes any more, neither before nor while it is observed."""
-    deadline = Deadline(settling.limit, "the owners of memory in the guest to stop changing")
-    while True:
-        with timings.phase("settle"):
-            settled = await_settled(shell, wanted_online, settling, deadline)
-        with timings.phase("observe"):
-            sections = observe(shell)
-            for name, content in sections.items():
-                if name != "end":
-                    evidence.text(f"observation/{name}", content)
-            if sections["iomem"] == settled:
-                return read_sections(sections)
-            deadline.check()
+def _observe(shell: GuestShell, evidence: Evidence) -> dict[str, str]:
+    sections = observe(shell)
+    for name, content in sections.items():
+        if name != "end":
+            evidence.text(f"observation/{name}", content)
+    return sections
 
 
 def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) -> RunResult:

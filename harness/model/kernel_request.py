@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a user asks of a kernel: where it comes from, and how it is to be built."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Toolchain = Literal["gcc", "clang"]
+
+
+@dataclass(frozen=True)
+class KernelRequest:
+    """A kernel SPEC with all that shapes a build.
+
+    Attributes:
+        spec: such as `debian:7.2` or `build:~/linux@v7.1`.
+        configs: names of fragments on top of the base configuration, in order; see `kconfig`.
+        series: a folder or mbox of patches to apply, or None.
+        upto: stop after this many patches, counted from 1; None applies all.
+        toolchain: what compiles.
+    """
+
+    spec: str
+    configs: tuple[str, ...] = ()
+    series: Path | None = None
+    upto: int | None = None
+    toolchain: Toolchain = "gcc"
+
+    @property
+    def shapes_build(self) -> bool:
+        """Whether anything is asked that only a build can give."""
+        return self != KernelRequest(self.spec)
+
+    def __str__(self) -> str:
+        """The SPEC and the options, as they are typed."""
+        words = [self.spec]
+        if self.configs:
+            words += ["--config", ",".join(self.configs)]
+        if self.series is not None:
+            words += ["--series", shlex.quote(str(self.series))]
+        if self.upto is not None:
+            words += ["--upto", str(self.upto)]
+        if self.toolchain == "clang":
+            words.append("--llvm")
+        return " ".join(words)
+
+
+def as_request(asked: str | KernelRequest) -> KernelRequest:
+    """The request that a bare SPEC stands for, or the request itself."""
+    return KernelRequest(asked) if isinstance(asked, str) else asked
