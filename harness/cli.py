@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -41,6 +43,23 @@ def _explains_errors(command: Command) -> Command:
         except HarnessError as error:
             click.echo(f"harness: {error}", err=True)
             sys.exit(_exit_code(error))
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except OSError as error:
+            # Never status 1, which says that a kernel broke the contract.
+            click.echo(
+                f"harness: {error}\n  hint: is the disk full, or a file of the harness locked?",
+                err=True,
+            )
+            sys.exit(Verdict.INCONCLUSIVE.value)
+        except Exception:
+            click.echo(traceback.format_exc(), err=True)
+            click.echo(
+                "harness: this is a defect of the harness; nothing was judged\n"
+                "  hint: report the lines above, with the evidence of the run",
+                err=True,
+            )
+            sys.exit(Verdict.INCONCLUSIVE.value)
         except KeyboardInterrupt:
             click.echo("harness: interrupted", err=True)
             sys.exit(128 + signal.SIGINT)
@@ -139,8 +158,8 @@ def main(verbose: bool) -> None:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
-    default=120.0,
+    type=click.IntRange(1, 24 * 3600),
+    default=120,
     show_default=True,
     help="Seconds that a guest may take to become ready.",
 )
@@ -156,7 +175,7 @@ def run(
     qemu: str | None,
     json_file: Path | None,
     evidence: Path | None,
-    timeout: float,
+    timeout: int,
 ) -> None:
     """Run scenarios, given by name or file, and say who owns each Soft Reserved range.
 
@@ -183,7 +202,7 @@ def run(
         results.append(result)
         _print_result(result)
         if json_file is not None:
-            json_file.write_text(json.dumps([r.as_json() for r in results], indent=2) + "\n")
+            _write_results(json_file, results)
     if len(results) > 1:
         click.echo(summary_line(results))
     sys.exit(_worst(results))
@@ -271,15 +290,35 @@ def doctor() -> None:
 
 
 def _check_writable(path: Path) -> None:
+    """Refuse a file that results cannot go to, without touching it."""
     from harness.errors import UsageError
 
+    why = ""
+    if path.is_dir():
+        why = "it is a folder"
+    elif path.exists():
+        why = "" if os.access(path, os.W_OK) else "it may not be written"
+    elif not path.parent.is_dir():
+        why = "its folder does not exist"
+    elif not os.access(path.parent, os.W_OK):
+        why = "its folder may not be written"
+    if why:
+        raise UsageError(
+            f"cannot be written: {why}", where=str(path), hint="name another file with --json"
+        )
+
+
+def _write_results(path: Path, results: Sequence[RunResult]) -> None:
+    from harness.errors import UsageError
+
+    text = json.dumps([result.as_json() for result in results], indent=2) + "\n"
     try:
-        path.touch()
+        path.write_text(text)
     except OSError as error:
         raise UsageError(
-            f"cannot be written: {error.strerror}",
+            f"the results cannot be written: {error.strerror}",
             where=str(path),
-            hint="name another file with --json",
+            hint="free some space, or name another file with --json; the evidence has them too",
         ) from None
 
 

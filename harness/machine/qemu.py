@@ -10,17 +10,15 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from harness.deadline import Deadline
 from harness.errors import MachineLostError
 from harness.machine.console import Console
+from harness.machine.monitor import Monitor
 from harness.machine.qemu_command import Control
 from harness.machine.qtest import Qtest
 from harness.process import spawn
-
-if TYPE_CHECKING:
-    from qemu.qmp.legacy import QEMUMonitorProtocol
 
 _LAST_WORDS = 2000
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s", re.ASCII)
@@ -48,7 +46,7 @@ class Qemu:
         self.pid = process.pid
         self._process = process
         self._monitor_socket = monitor
-        self._monitor: QEMUMonitorProtocol | None = None
+        self._monitor: Monitor | None = None
         self._log = log
 
     def connect_monitor(self, seconds: float = 20.0) -> None:
@@ -59,11 +57,8 @@ class Qemu:
         """
         deadline = Deadline(seconds, "QEMU to build the machine")
         self._await_readable(self._monitor_socket, deadline)
-        from qemu.qmp.legacy import QEMUMonitorProtocol
-
-        self._monitor = QEMUMonitorProtocol(self._monitor_socket)
-        self._monitor.settimeout(seconds)
-        self._guard("the QMP greeting", self._monitor.connect)
+        self._monitor = Monitor(self._monitor_socket, seconds)
+        self._ask(self._monitor.connect)
 
     def command(self, name: str, **arguments: Any) -> Any:
         """Run a QMP command and return what it returned.
@@ -71,13 +66,10 @@ class Qemu:
         Raises:
             MachineLostError: QEMU ended, refused, or did not answer in time.
         """
-        monitor = self._connected()
-        return self._guard(f"the QMP command {name}", lambda: monitor.cmd(name, **arguments))
-
-    def events(self) -> tuple[dict[str, Any], ...]:
-        """The QMP events since the last call, oldest first."""
-        monitor = self._connected()
-        return tuple(self._guard("QMP events", lambda: monitor.get_events(wait=False)))
+        monitor = self._monitor
+        if monitor is None:
+            raise RuntimeError("connect_monitor() comes first")
+        return self._ask(lambda: monitor.command(name, arguments))
 
     def forwarded_port(self) -> int:
         """The TCP port on 127.0.0.1 that QEMU chose to lead to the guest's SSH server.
@@ -117,38 +109,15 @@ class Qemu:
     def close_monitor(self) -> None:
         """End the QMP session; QEMU goes on until the block ends."""
         if self._monitor is not None:
-            try:
-                self._monitor.settimeout(1.0)
-                self._monitor.close()
-            except Exception:
-                pass  # whatever is wrong with the session, the process is killed next
+            self._monitor.close()
             self._monitor = None
 
-    def _connected(self) -> QEMUMonitorProtocol:
-        if self._monitor is None:
-            raise RuntimeError("connect_monitor() comes first")
-        return self._monitor
-
-    def _guard(self, what: str, action: Callable[[], Any]) -> Any:
-        from qemu.qmp import ExecuteError, QMPError
-
+    def _ask(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except ExecuteError as error:
-            raise MachineLostError(
-                f"QEMU refused {what}: {error}", hint="see qemu.log in the evidence"
-            ) from None
-        except TimeoutError:
-            self.check_alive()
-            raise MachineLostError(
-                f"QEMU did not answer {what} in time", hint="is the host overloaded or suspended?"
-            ) from None
-        except (QMPError, OSError) as error:
-            self.check_alive()
-            raise MachineLostError(
-                f"the monitor connection broke at {what}: {error}",
-                hint="see qemu.log in the evidence",
-            ) from None
+        except MachineLostError:
+            self.check_alive()  # that it has ended says more than that it does not answer
+            raise
 
     def _await_readable(self, connection: socket.socket, deadline: Deadline) -> None:
         pidfd = os.pidfd_open(self._process.pid)

@@ -99,14 +99,16 @@ def parse_cedt(table: bytes) -> tuple[tuple[HostBridgeBlock, ...], tuple[FixedWi
     bridges: list[HostBridgeBlock] = []
     windows: list[FixedWindow] = []
     for kind, body in _structures(table, "CEDT", "<BxH"):
-        if kind == 0 and len(body) >= 32:
+        if kind in (0, 1) and len(body) < (32, 40)[kind]:
+            raise AcpiTableError(f"a structure of the CEDT has length {len(body)}")
+        if kind == 0:
             uid, _version, base, length = struct.unpack_from("<4xII4xQQ", body)
             bridges.append(HostBridgeBlock(uid, _range(base, length, "CHBS")))
-        elif kind == 1 and len(body) >= 36:
+        elif kind == 1:
             base, size, ways, arithmetic, grain = struct.unpack_from("<8xQQBB2xI", body)
             count = interleave_ways(ways)
-            if arithmetic > 1 or len(body) < 36 + 4 * count:
-                raise AcpiTableError("a CFMWS of the CEDT is cut short")
+            if arithmetic > 1 or grain > 6 or len(body) < 36 + 4 * count:
+                raise AcpiTableError("a CFMWS of the CEDT is cut short or has reserved values")
             targets = struct.unpack_from(f"<{count}I", body, 36)
             windows.append(FixedWindow(_range(base, size, "CFMWS"), targets, 256 << grain))
     return tuple(bridges), tuple(windows)
@@ -184,11 +186,13 @@ def replace_cedt(
     table: bytes, bridges: Sequence[HostBridgeBlock], windows: Sequence[FixedWindow]
 ) -> bytes:
     """A CEDT with only these host bridges and windows, which Linux takes in place of the other."""
+    uids = {one.uid for one in bridges}
     kept = b"".join(
         body
         for kind, body in _structures(table, "CEDT", "<BxH")
-        if kind == 0 and struct.unpack_from("<4xI", body)[0] in {one.uid for one in bridges}
+        if kind == 0 and int.from_bytes(body[4:8].ljust(4, b"\0"), "little") in uids
     )
+    parse_cedt(table)
     for window in windows:
         targets = struct.pack(f"<{len(window.targets)}I", *window.targets)
         kept += struct.pack(
@@ -213,6 +217,8 @@ def _sealed(table: bytes, body: bytes) -> bytes:
     fields = list(_HEADER.unpack_from(table))
     fields[1] = _HEADER.size + len(body)
     fields[3] = 0
+    if fields[6] == 0xFFFF_FFFF:
+        raise AcpiTableError("the table has the highest OEM revision: nothing can replace it")
     fields[6] += 1
     whole = _HEADER.pack(*fields) + body
     return whole[:9] + bytes([-sum(whole) & 0xFF]) + whole[10:]
@@ -224,7 +230,7 @@ def _structures(
     if len(table) < _HEADER.size + skip or table[:4] != signature.encode():
         raise AcpiTableError(f"not a {signature}")
     (length,) = struct.unpack_from("<I", table, 4)
-    if length > len(table):
+    if not _HEADER.size + skip <= length <= len(table):
         raise AcpiTableError(f"the {signature} is cut short")
     at = _HEADER.size + skip
     while at < length:

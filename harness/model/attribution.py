@@ -70,10 +70,11 @@ def disagreements(observation: Observation) -> tuple[Finding, ...]:
             entries = [e for e in observation.iomem.named(device.name) if one.overlaps(e.range)]
             if not entries:
                 add(f"{device.driver} holds {device.name}, but iomem does not show it", one)
-            elif device.driver == "kmem" and not any(
-                below.name == KMEM for e in entries for below in e.walk()
-            ):
-                add(f"kmem holds {device.name}, but iomem has no {KMEM} in it", one)
+            elif device.driver == "kmem":
+                ram = [below.range for e in entries for below in e.walk() if below.name == KMEM]
+                if one.minus(ram):
+                    what = f"not all of it as {KMEM}" if ram else f"no {KMEM} in it"
+                    add(f"kmem holds {device.name}, but iomem has {what}", one)
     for entry in observation.iomem.named(r"System RAM \(kmem\)"):
         holders = [d for d in _covering(entry.range, observation.dax) if d.driver == "kmem"]
         if not holders:
@@ -108,7 +109,9 @@ def _piece(part: MemoryRange, observation: Observation) -> Piece:
             return Piece(part, owner, _use(device), _describe(device))
     chain = " > ".join(entry.name for entry in observation.iomem.chain(part.start))
     if covering:
-        names = ", ".join(f"{_describe(d)} without a driver" for d in covering)
+        names = ", ".join(
+            _describe(d) + ("" if d.driver else " without a driver") for d in covering
+        )
         return Piece(part, "nobody", "none", f"{names}; iomem: {chain or 'nothing'}")
     return Piece(part, "nobody", "none", f"iomem: {chain or 'nothing'}")
 

@@ -13,7 +13,7 @@ from typing import Literal
 from harness.errors import UsageError
 from harness.model.memory_range import MemoryRange
 from harness.model.placement import FirmwareState, PlacedDecoder
-from harness.model.topology import Port, Profile
+from harness.model.topology import GRANULARITIES, Port, Profile
 
 ComponentKind = Literal["host_bridge", "switch", "endpoint"]
 
@@ -122,6 +122,15 @@ def _plan_level(
             f"the devices {', '.join(decoder.devices)} do not take turns below {component.name}",
             where=decoder.name,
             hint="list the devices so that each level of ports goes round in a fixed order",
+        )
+    if ways == 1:
+        # Nothing is interleaved at this level, and the step may be larger than can be encoded.
+        grain = min(grain, GRANULARITIES[-1])
+    if grain not in GRANULARITIES:
+        raise UsageError(
+            f"{component.name} would interleave in steps of {grain}",
+            where=decoder.name,
+            hint=f"decoders have steps of at most {GRANULARITIES[-1]}: reduce the granularity",
         )
     add(component, decoder, ways, grain, targets)
     for number, port in dict(hops).items():

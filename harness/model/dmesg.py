@@ -18,25 +18,30 @@ _OURS = re.compile(
     re.IGNORECASE,
 )
 
-# What the kernel prints when something is broken, whoever broke it.
+# What the kernel prints when something is broken, whoever broke it. The most telling name first:
+# many of these lines also start with BUG or WARNING.
 _SPLATS = (
-    (r"WARNING: (?:CPU: \d+|.* at )", "a WARN"),
-    (r"kernel BUG at|BUG: ", "a BUG"),
-    (r"Oops: |general protection fault|unable to handle (?:kernel |page )", "an oops"),
-    (r"Kernel panic - not syncing", "a panic"),
-    (r"(?:possible|inconsistent) .*(?:lock|recursive|circular)|WARNING: .*lock", "lockdep"),
-    (r"BUG: KASAN|KASAN: ", "KASAN"),
-    (r"kmemleak: \d+ new suspected memory leaks", "kmemleak"),
-    (r"INFO: task .* blocked for more than", "a hung task"),
+    (r"\bKASAN: ", "KASAN"),
+    (r"\bsleeping function called from invalid context|\bscheduling while atomic", "atomic sleep"),
+    (r"\b(?:soft|hard) lockup|\brcu.*(?:self-detected stall|detected stalls)", "a stall"),
+    (r"\bINFO: task .* blocked for more than", "a hung task"),
     (
-        r"(?:soft|hard) lockup|rcu.*self-detected stall|rcu.*detected (?:stalls|expedited)",
-        "a stall",
+        r"\b(?:possible|inconsistent) (?:circular|recursive|irq|lock)\S* .*(?:lock|detected)|"
+        r"\binconsistent lock state|\bsuspicious RCU usage|\bbad unlock balance",
+        "lockdep",
     ),
-    (r"UBSAN: ", "UBSAN"),
-    (r"sleeping function called from invalid context|scheduling while atomic", "atomic sleep"),
-    (r"workqueue: .* hogged CPU|Call Trace:$", "a call trace"),
+    (r"\bkmemleak: \d+ new suspected memory leaks", "kmemleak"),
+    (r"\bUBSAN: ", "UBSAN"),
+    (r"\bKernel panic - not syncing", "a panic"),
+    (
+        r"\bOops: |\bgeneral protection fault|\bunable to handle |"
+        r"\bkernel NULL pointer dereference",
+        "an oops",
+    ),
+    (r"\bkernel BUG at|\bBUG: ", "a BUG"),
+    (r"\bWARNING: (?:CPU: \d+|.* at )", "a WARN"),
+    (r"\bworkqueue: .* hogged CPU|\bCall Trace:$", "a call trace"),
 )
-_SPLAT = re.compile("|".join(f"(?P<s{i}>{pattern})" for i, (pattern, _) in enumerate(_SPLATS)))
 
 
 class DmesgError(ValueError):
@@ -93,10 +98,7 @@ def parse_dmesg(text: str) -> tuple[Record, ...]:
 
 def splat(text: str) -> str | None:
     """What kind of breakage a line announces, or None."""
-    match = _SPLAT.search(text)
-    if match is None or match.lastgroup is None:
-        return None
-    return _SPLATS[int(match.lastgroup[1:])][1]
+    return next((what for pattern, what in _SPLATS if re.search(pattern, text)), None)
 
 
 def complaints(

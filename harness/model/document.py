@@ -67,18 +67,27 @@ def read_document(text: str, name: str, kind: type[T]) -> Document[T]:
     """
     node = _compose(text, name)
     lines: dict[str, int] = {}
-    _note_lines(node, "", lines, name)
     loader = yaml.CSafeLoader("")
     try:
+        _note_lines(node, "", lines, name)
         raw = loader.construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
+    except RecursionError:
+        raise UsageError("nested too deep", where=name, hint="no file needs this") from None
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        # What the constructors of tags such as !!int raise when the text is none.
         raise UsageError(
-            f"a value cannot be read: {error}", where=name, hint="correct the YAML"
+            f"a value cannot be read: {error or type(error).__name__}",
+            where=name,
+            hint="correct the YAML, and use no tags",
         ) from None
     finally:
         loader.dispose()
     try:
         value = msgspec.convert(raw, kind, dec_hook=_read_custom, strict=True)
+    except RecursionError:
+        raise UsageError(
+            "nested too deep, or in itself", where=name, hint="use no anchors and aliases"
+        ) from None
     except msgspec.ValidationError as error:
         raise _explain(str(error), raw, kind, Document(None, name, lines)) from None
     return Document(value, name, lines)
@@ -95,7 +104,7 @@ def _compose(text: str, name: str) -> yaml.Node:
             where=f"{name}{line}",
             hint="check indentation, brackets and quotes around this line",
         ) from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, UnicodeError) as error:
         raise UsageError(
             f"not valid YAML: {error}", where=name, hint="write the file as UTF-8 YAML"
         ) from None
@@ -136,7 +145,7 @@ def _note_lines(node: yaml.Node, path: str, lines: dict[str, int], name: str) ->
 
 def _read_custom(kind: type[Any], raw: Any) -> Any:
     if kind is Size:
-        if isinstance(raw, int) and not isinstance(raw, bool):
+        if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
             return Size(raw)
         if isinstance(raw, str):
             return Size(parse_size(raw))

@@ -127,18 +127,14 @@ def _make_room(stack: list[_Open], entry: _Open, roots: list[IomemEntry], number
             if entry.indent != top.indent + _INDENT or not top.range.contains(entry.range):
                 raise IomemError(f"line {number} is not inside the line above it")
             return
-        if entry.indent == top.indent and entry.indent > 0 and _deeper(top, entry):
+        if entry.indent == top.indent > 0 and top.range.contains(entry.range):
+            # Siblings never overlap: this one is deeper than the kernel indents.
             return
         if entry.range.start < top.range.start:
             raise IomemError(f"line {number} is out of order")
         _close(stack, roots)
     if entry.indent:
         raise IomemError(f"line {number} is indented below nothing")
-
-
-def _deeper(top: _Open, entry: _Open) -> bool:
-    """Whether an entry of equal indentation is really a child, beyond the kernel's depth limit."""
-    return top.range.contains(entry.range) and (top.range != entry.range or top.name != entry.name)
 
 
 def _close(stack: list[_Open], roots: list[IomemEntry]) -> None:

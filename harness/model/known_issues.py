@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -34,7 +34,10 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     since: str = ""
     until: str = ""
     policies: tuple[Policy, ...] = ()
-    rules: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    rules: Annotated[
+        tuple[Literal["1", "2", "3", "4", "5", "6", "7", "use", "consistency", "step"], ...],
+        msgspec.Meta(min_length=1),
+    ]
     lines: tuple[str, ...] = ()
     seen: Annotated[str, msgspec.Meta(min_length=20)]
     why: Annotated[str, msgspec.Meta(min_length=20)]

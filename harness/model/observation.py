@@ -118,7 +118,7 @@ def split_sections(text: str, token: str) -> dict[str, str]:
     for line in text.splitlines(keepends=True):
         if line.startswith(f"{token} "):
             name = line[len(token) + 1 :].strip()
-            if name in sections or "end" in sections:
+            if name in sections or "end" in sections or name not in (*SECTIONS, "end"):
                 raise ObservationError(f"section {name!r} stands where it must not")
             current = sections.setdefault(name, [])
         elif current is not None:

@@ -16,7 +16,7 @@ Use = Literal["system_ram", "devdax", "none"]
 Policy = Literal["per_range", "all_or_nothing"]
 POLICIES: tuple[Policy, ...] = ("per_range", "all_or_nothing")
 
-ModuleName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+ModuleName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*\Z", max_length=64)]
 
 
 class Ownership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -100,16 +100,16 @@ class KernelNeeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     Attributes:
         configs: fragments of kernel_configs/ that a kernel built for it has on top of the base.
-        config: options, without CONFIG_, and their values `y`, `m`, `n`, or `on` for y or m;
+        config: options, without CONFIG_, and their values `y`, `m`, `n`, or `enabled` for y or m;
             a kernel built otherwise is skipped with the reason.
         cmdline: parameters added to the kernel's command line.
     """
 
     configs: tuple[Name, ...] = ()
     config: dict[
-        Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]+$")], Literal["y", "m", "n", "on"]
+        Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]+\Z")], Literal["y", "m", "n", "enabled"]
     ] = {}
-    cmdline: tuple[Annotated[str, msgspec.Meta(pattern=r"^[!-~]+$")], ...] = ()
+    cmdline: tuple[Annotated[str, msgspec.Meta(pattern=r"^[!-~]+\Z")], ...] = ()
 
 
 class GuestSteps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

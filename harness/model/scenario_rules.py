@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from harness.model.document import Document
+from harness.model.kernel_modules import module_name
 from harness.model.memory_range import format_size
 from harness.model.scenario import POLICIES, Decoder, Position, Scenario, decoder_name
 from harness.model.topology import GRANULARITIES, WAYS, WINDOW_GRAIN, Profile
@@ -29,7 +30,7 @@ def check_scenario(document: Document[Scenario], profile: Profile) -> None:
         _check_window(document, f"{at}.window", entry.window, profile)
         _check_extent(document, at, entry.window, entry.offset, entry.size, profile)
     for index, name in enumerate(document.value.guest.load):
-        if name in document.value.guest.missing:
+        if module_name(name) in {module_name(one) for one in document.value.guest.missing}:
             raise document.error(
                 f"guest.load[{index}]",
                 f"loads {name}, which guest.missing takes away",
@@ -54,6 +55,8 @@ def _check_extent(
     size: int | None,
     profile: Profile,
 ) -> None:
+    if size == 0:
+        raise document.error(f"{at}.size", "has no bytes", hint="leave size out, or enlarge it")
     room = profile.windows[window].size
     if offset >= room or offset + (size or 1) > room:
         raise document.error(
@@ -135,6 +138,12 @@ def _check_decoder(
                 hint="CXL 3.1, 8.2.4.20: decoders have a granularity of 256 MiB",
             )
     granularity = decoder.granularity or window.granularity
+    if len(window.targets) > 1 and granularity != window.granularity:
+        raise document.error(
+            f"{at}.granularity",
+            f"window {decoder.window} interleaves in steps of {window.granularity}",
+            hint="below an interleaved window, decoders have its granularity",
+        )
     if granularity not in GRANULARITIES:
         raise document.error(
             f"{at}.granularity",

@@ -12,7 +12,7 @@ import msgspec
 from harness.model.document import Document, Size, read_document
 from harness.model.memory_range import GIB, MIB, format_size
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=32)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=32)]
 
 # CXL 3.1, 9.18.1.3: a window's size is a multiple of 256 MiB times its number of ways.
 WINDOW_GRAIN = 256 * MIB
@@ -233,7 +233,7 @@ def _check_nodes(document: Document[Profile]) -> None:
             "nodes", "more than 256G of RAM", hint="large capacities belong behind CXL windows"
         )
     for index, node in enumerate(profile.nodes):
-        if node.memory % (128 * MIB):
+        if node.memory == 0 or node.memory % (128 * MIB):
             raise document.error(
                 f"nodes[{index}].memory",
                 f"{format_size(node.memory)} is not a multiple of 128M",
@@ -280,6 +280,12 @@ def _check_bridges(document: Document[Profile]) -> None:
         if not ports:
             raise document.error(f"{at}.ports", "has no root port", hint="add one")
         # Buses below a bridge are numbered upwards from its own.
+        if bridge.bus + 2 * len(ports) > 255:
+            raise document.error(
+                f"{at}.bus",
+                f"bus {bridge.bus:#x} leaves no bus numbers below 256 for its ports",
+                hint=f"at most {255 - 2 * len(ports):#x}",
+            )
         for other in profile.host_bridges:
             if bridge.bus < other.bus <= bridge.bus + 2 * len(ports) + 1:
                 raise document.error(
@@ -296,7 +302,7 @@ def _check_bridges(document: Document[Profile]) -> None:
                 raise document.error(at, f"the name {name!r} stands twice", hint="rename one")
             names.add(name)
     for device in profile.devices():
-        if device.size % WINDOW_GRAIN:
+        if device.size == 0 or device.size % WINDOW_GRAIN:
             raise document.error(
                 "host_bridges",
                 f"the size of {device.name} is not a multiple of 256M",
@@ -331,7 +337,8 @@ def _check_windows(document: Document[Profile]) -> None:
                 f"{at}.parts", "do not add up to the window's size", hint="correct a size"
             )
         for number, part in enumerate(window.hardware()):
-            if len(part.targets) not in WAYS or part.size % (WINDOW_GRAIN * len(part.targets)):
+            ways = len(part.targets)
+            if ways not in WAYS or part.size == 0 or part.size % (WINDOW_GRAIN * ways):
                 raise document.error(
                     f"{at}.parts[{number}]" if window.parts else f"{at}.size",
                     f"{format_size(part.size)} is not a multiple of 256M for each target",

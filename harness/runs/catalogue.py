@@ -59,7 +59,7 @@ def load_case(name: str, scenarios: Path = SCENARIOS, profiles: Path = PROFILES)
         raise document.error(
             "profile",
             f"no profile is called {document.value.profile!r}",
-            hint=_suggest(document.value.profile, known, "profiles"),
+            hint=suggest(document.value.profile, known, "profiles"),
         )
     profile = load_profile(document.value.profile, profiles)
     check_scenario(document, profile)
@@ -96,11 +96,12 @@ def _find(name: str, folder: Path, kind: str, hint: str) -> Path:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = tuple(sorted(one.stem for one in folder.glob("*.yaml")))
-        raise UsageError(f"no {kind} is called {name!r}", hint=_suggest(name, known, f"{kind}s"))
+        raise UsageError(f"no {kind} is called {name!r}", hint=suggest(name, known, f"{kind}s"))
     return path
 
 
-def _suggest(name: str, known: tuple[str, ...], what: str) -> str:
+def suggest(name: str, known: tuple[str, ...], what: str) -> str:
+    """A hint for a name that is not among those known."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     start = f"did you mean {close[0]}? " if close else ""
     return f"{start}{what}: {', '.join(known) or 'none'}"

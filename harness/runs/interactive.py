@@ -19,7 +19,13 @@ from harness.model.command_line import kernel_command_line
 from harness.model.kernel_request import KernelRequest
 from harness.model.placement import FirmwareState
 from harness.model.topology import Profile
-from harness.runs.catalogue import load_case, load_profile, profile_names, scenario_names
+from harness.runs.catalogue import (
+    load_case,
+    load_profile,
+    profile_names,
+    scenario_names,
+    suggest,
+)
 from harness.runs.prepare import Bootable, Host, Prepared, prepare_case, prepare_kernel, request_for
 
 _SESSION_SECONDS = 7 * 24 * 3600.0
@@ -91,14 +97,11 @@ def _find(host: Host, name: str, kernel: KernelRequest) -> _Machine:
     if name in profile_names() and name not in scenario_names():
         bootable = prepare_kernel(host, kernel)
         return _Machine(load_profile(name), bootable, kernel_command_line(_NO_FIRMWARE), None)
-    try:
-        case = load_case(name)
-    except UsageError as error:
-        if name in scenario_names() or "/" in name:
-            raise
+    if name not in scenario_names() and "/" not in name and not name.endswith(".yaml"):
+        known = (*profile_names(), *scenario_names())
         raise UsageError(
-            f"no profile or scenario is called {name!r}",
-            hint=f"profiles: {', '.join(profile_names())}; {error.hint}",
-        ) from None
+            f"no profile or scenario is called {name!r}", hint=suggest(name, known, "names")
+        )
+    case = load_case(name)
     prepared = prepare_case(host, case, request_for(case, kernel))
     return _Machine(case.profile, prepared.bootable, prepared.command_line, prepared)

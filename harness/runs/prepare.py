@@ -218,7 +218,7 @@ def _check_config(case: Case, kernel: Kernel) -> None:
     wrong = {
         option: value
         for option, value in needs.items()
-        if have.value(option) != value and not (value == "on" and have.enabled(option))
+        if have.value(option) != value and not (value == "enabled" and have.enabled(option))
     }
     if wrong:
         found = ", ".join(f"{option}={have.value(option)}" for option in wrong)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A QMP session, with a deadline on every exchange."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from typing import Any
+
+from harness.errors import MachineLostError
+
+_CLOSE_SECONDS = 1.0
+
+
+class Monitor:
+    """QEMU's own QMP client, driven to the end of each exchange.
+
+    Args:
+        connection: the harness's end of the monitor's socket pair.
+        seconds: how long an answer may take.
+    """
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        from qemu.qmp import QMPClient
+
+        self._connection = connection
+        self._seconds = seconds
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(lambda _loop, _context: None)
+        self._client = QMPClient()
+
+    def connect(self) -> None:
+        """Take the greeting and agree on capabilities.
+
+        Raises:
+            MachineLostError: QEMU did not greet, or not in time.
+        """
+        self._exchange("the QMP greeting", self._client.connect(self._connection))
+
+    def command(self, name: str, arguments: Mapping[str, object]) -> Any:
+        """Run a QMP command and return what it returned.
+
+        Raises:
+            MachineLostError: QEMU refused, did not answer in time, or is gone.
+        """
+        return self._exchange(
+            f"the QMP command {name}", self._client.execute(name, dict(arguments))
+        )
+
+    def close(self) -> None:
+        """End the session, whatever state it is in."""
+        with suppress(Exception):
+            self._loop.run_until_complete(
+                asyncio.wait_for(self._client.disconnect(), _CLOSE_SECONDS)
+            )
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        with suppress(Exception):
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        self._loop.close()
+
+    def _exchange(self, what: str, action: Coroutine[Any, Any, Any]) -> Any:
+        from qemu.qmp import ExecuteError, QMPError
+
+        try:
+            return self._loop.run_until_complete(asyncio.wait_for(action, self._seconds))
+        except ExecuteError as error:
+            raise MachineLostError(
+                f"QEMU refused {what}: {error}", hint="see qemu.log in the evidence"
+            ) from None
+        except TimeoutError:
+            raise MachineLostError(
+                f"QEMU did not answer {what} in {self._seconds:g} s",
+                hint="is the host overloaded or suspended?",
+            ) from None
+        except (QMPError, OSError, EOFError, AssertionError) as error:
+            # The client asserts its own state when a session breaks in the middle.
+            raise MachineLostError(
+                f"the monitor connection broke at {what}: {error or type(error).__name__}",
+                hint="see qemu.log in the evidence",
+            ) from None
