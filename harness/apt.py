@@ -7,6 +7,7 @@ database live in the store. Signatures and hashes are apt's to verify.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import tempfile
@@ -26,7 +27,7 @@ from harness.store import Store
 SUITES = ("bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid", "experimental")
 
 _ONLINE_HINT = f"check the network and the proxy settings, or {MIRROR_HINT}"
-_FOLDER = "apt"
+_FOLDER, _SOURCE_FOLDER = "apt", "apt-sources"
 # What one update took at most, and what a package takes with all that is unpacked from it.
 _LISTS_SIZE = 300_000_000
 _UNPACKED_FACTOR = 4
@@ -84,12 +85,35 @@ class Package:
     sha256: str
 
 
-class Apt:
-    """An open session with the harness's own apt; `open_apt` makes one."""
+@dataclass(frozen=True)
+class SourcePackage:
+    """One version of a source package, of which the upstream tarball is what counts here.
 
-    def __init__(self, store: Store, progress: Progress) -> None:
+    Attributes:
+        tarball: name of the upstream tarball.
+        size: of all files of the package, in bytes.
+        sha256: of the tarball, hexadecimal, from the signed list.
+    """
+
+    name: str
+    version: str
+    tarball: str
+    size: int
+    sha256: str
+
+
+class Apt:
+    """An open session with the harness's own apt; `open_apt` makes one.
+
+    Args:
+        store: where lists and cache are.
+        progress: hears of downloads.
+        folder: the name of this apt's state in the store.
+    """
+
+    def __init__(self, store: Store, progress: Progress, folder: str = _FOLDER) -> None:
         self._store = store
-        self._root = root = store.folder(_FOLDER)
+        self._root = root = store.folder(folder)
         self._progress = progress
         self._stamp = root / "updated"
 
@@ -171,6 +195,11 @@ class Apt:
             one for one in found if one.suite == suite and (one.name, one.version) in chosen
         )
 
+    def source_versions(self, name: str) -> tuple[SourcePackage, ...]:
+        """Every version of a source package in every suite; needs `open_apt(sources=True)`."""
+        done = self._apt("apt-cache", "showsrc", "--only-source", name, check=False)
+        return parse_showsrc(done.stdout)
+
     def download(self, packages: Sequence[Package], into: Path, what: str) -> tuple[Path, ...]:
         """Fetch packages into an empty folder of the store; apt verifies their hashes.
 
@@ -182,9 +211,39 @@ class Apt:
             UsageError: there is no room for the packages and what is unpacked from them.
         """
         exact = [f"{one.name}={one.version}" for one in packages]
-        argv = ["apt-get", "--config-file", f"{self._root}/apt.conf", "--quiet", "download", *exact]
+        self._fetch(("download", *exact), sum(one.size for one in packages), into, what)
+        return tuple(_package_file(one, into) for one in packages)
+
+    def download_source(self, package: SourcePackage, into: Path, what: str) -> Path:
+        """Fetch the upstream tarball of a source package into an empty folder of the store.
+
+        Mirrors exist that have it without the rest of the package: that will do.
+
+        Raises:
+            CommandError: it cannot be had, for example because the lists are old.
+            UsageError: there is no room for it and what is unpacked from it.
+        """
+        words = ("source", "--download-only", "--only-source")
+        path = into / package.tarball
+        try:
+            self._fetch((*words, f"{package.name}={package.version}"), package.size, into, what)
+        except CommandError:
+            if not path.is_file():
+                raise
+        with path.open("rb") as tarball:
+            found = hashlib.file_digest(tarball, "sha256").hexdigest()
+        if found != package.sha256:
+            raise CommandError(
+                f"{package.tarball} is not what the signed list says",
+                where=str(path),
+                hint="the mirror is out of step with itself: try later, or another mirror",
+            )
+        return path
+
+    def _fetch(self, words: Sequence[str], total: int, into: Path, what: str) -> None:
+        """Run apt-get in a folder that it fills, and report how far it is."""
+        argv = ["apt-get", "--config-file", f"{self._root}/apt.conf", "--quiet", *words]
         deadline = Deadline(_DOWNLOAD_SECONDS, f"the download of {what}", hint=_ONLINE_HINT)
-        total = sum(one.size for one in packages)
         self._store.require_space(_UNPACKED_FACTOR * total, what)
         with (
             tempfile.TemporaryFile() as output,
@@ -204,7 +263,6 @@ class Apt:
                 where=shlex.join(argv),
                 hint=_ONLINE_HINT,
             )
-        return tuple(_package_file(one, into) for one in packages)
 
     def _apt(
         self, program: str, *words: str, check: bool = True, seconds: float = _METADATA_SECONDS
@@ -215,17 +273,23 @@ class Apt:
 
 
 @contextmanager
-def open_apt(store: Store, progress: Progress) -> Iterator[Apt]:
+def open_apt(store: Store, progress: Progress, *, sources: bool = False) -> Iterator[Apt]:
     """The harness's own apt, with package lists; one process at a time has it.
+
+    Args:
+        store: where lists and cache are.
+        progress: hears of downloads and of waits for other processes.
+        sources: have the lists of source packages, and not those of binary packages.
 
     Raises:
         UsageError: this machine has no Debian mirror to offer, or it cannot be reached.
     """
     mirror = find_mirror()
-    root = store.folder(_FOLDER)
-    with store.lock("apt", what="using Debian's package lists", progress=progress):
-        apt = Apt(store, progress)
-        _set_up(root, mirror)
+    folder = _SOURCE_FOLDER if sources else _FOLDER
+    root = store.folder(folder)
+    with store.lock(folder, what="using Debian's package lists", progress=progress):
+        apt = Apt(store, progress, folder)
+        _set_up(root, mirror, sources)
         apt.refresh(max_age=float("inf"))
         yield apt
 
@@ -236,8 +300,8 @@ def unpack(package: Path, into: Path) -> None:
     run(["dpkg-deb", "--extract", package, into], deadline=deadline)
 
 
-def _set_up(root: Path, mirror: Mirror) -> None:
-    lines = {suite: _source_line(mirror, suite) for suite in SUITES}
+def _set_up(root: Path, mirror: Mirror, sources: bool) -> None:
+    lines = {suite: _source_line(mirror, suite, sources) for suite in SUITES}
     wanted = {f"{suite}.list": line for suite, line in lines.items()}
     wanted |= {"sources.list": "".join(lines.values()), "apt.conf": _CONFIG.format(root=root)}
     for folder in ("state/lists/partial", "cache/archives/partial"):
@@ -251,11 +315,12 @@ def _set_up(root: Path, mirror: Mirror) -> None:
             path.write_text(text)
 
 
-def _source_line(mirror: Mirror, suite: str) -> str:
-    options = "arch=amd64 target=Packages"
+def _source_line(mirror: Mirror, suite: str, sources: bool) -> str:
+    options = "target=Sources" if sources else "arch=amd64 target=Packages"
     if mirror.keyrings:
         options += f" signed-by={','.join(map(str, mirror.keyrings))}"
-    return f"deb [{options}] {mirror.uri} {suite} main\n"
+    kind = "deb-src" if sources else "deb"
+    return f"{kind} [{options}] {mirror.uri} {suite} main\n"
 
 
 def _bytes_in(folder: Path) -> int:
@@ -300,6 +365,22 @@ def parse_show(output: str) -> dict[tuple[str, str], tuple[int, str]]:
             key = fields["Package"], fields["Version"]
             files[key] = int(fields["Size"]), fields["SHA256"]
     return files
+
+
+def parse_showsrc(output: str) -> tuple[SourcePackage, ...]:
+    """The source packages that `apt-cache showsrc` prints, each version once."""
+    found = {}
+    for stanza in output.split("\n\n"):
+        fields = dict(re.findall(r"^(Package|Version): (.*)$", stanza, re.M))
+        listed = re.search(r"^Checksums-Sha256:[ \t]*\n((?:[ \t].*\n?)+)", stanza, re.M)
+        rows = [line.split() for line in listed[1].splitlines()] if listed else []
+        for digest, _, name in rows:
+            if len(fields) == 2 and re.search(r"\.orig\.tar\.\w+$", name):
+                size = sum(int(row[1]) for row in rows)
+                found[fields["Version"]] = SourcePackage(
+                    fields["Package"], fields["Version"], name, size, digest
+                )
+    return tuple(found.values())
 
 
 def parse_simulation(output: str) -> tuple[tuple[str, str], ...]:

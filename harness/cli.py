@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from harness.cli_kernels import register_kernel_commands
 from harness.errors import HarnessError, InconclusiveError, UnbuildableError
 from harness.model.scenario import POLICIES
 from harness.model.verdict import Verdict
@@ -287,6 +288,9 @@ def doctor() -> None:
             click.echo(f"{'':8} {'':{width}}  hint: {check.hint}")
     if any(check.state == "missing" for check in checks):
         sys.exit(USAGE)
+
+
+register_kernel_commands(main, _explains_errors)
 
 
 def _check_writable(path: Path) -> None:

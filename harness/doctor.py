@@ -66,7 +66,14 @@ _PROGRAMS = (
     _Program("apt-get", "fetches Debian kernels and the guest's tools", "missing", "apt", "apt"),
     _Program("dpkg-deb", "unpacks Debian kernels and the guest's tools", "missing", "dpkg", "dpkg"),
     _Program("xz", "unpacks kernel modules", "missing", "xz", "xz-utils"),
-    _Program("git", "kernels from a git tree", "warning", "git", "git"),
+    _Program("git", "kernels from source", "warning", "git", "git"),
+    _Program("make", "builds kernels", "warning", "make", "make"),
+    _Program("gcc", "builds kernels", "warning", "gcc", "gcc"),
+    _Program("flex", "builds kernels", "warning", "flex", "flex"),
+    _Program("bison", "builds kernels", "warning", "bison", "bison"),
+    _Program("bc", "builds kernels", "warning", "bc", "bc"),
+    _Program("ccache", "builds kernels again fast", "warning", "ccache", "ccache"),
+    _Program("bwrap", "confines builds of others' code", "warning", "bubblewrap", "bubblewrap"),
 )
 
 

@@ -30,8 +30,7 @@ class Store:
     """Folders `ROOT/KIND/KEY` that never change once they are there.
 
     An entry is built in `ROOT/tmp` under a lock that its builder holds, and renamed into place.
-    What a killed builder left there is removed by the next build. Nothing is ever evicted: a
-    user who wants the space back deletes the folder while no harness runs.
+    What a killed builder left there is removed by the next build. Nothing is evicted by itself.
 
     Args:
         root: an absolute path; it is created when something is first kept.
@@ -121,6 +120,18 @@ class Store:
         with self._explained():
             path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def remove(self, path: Path) -> None:
+        """Remove a folder of the store, at once for everybody who looks.
+
+        Whether somebody still uses it is for the caller to know.
+
+        Raises:
+            UsageError: the store cannot be written.
+        """
+        name = f"remove.{path.parent.name}.{path.name}"
+        with self._explained(), self._claimed(name, "removing it") as away:
+            path.rename(away)
 
     def require_space(self, size: int, what: str) -> None:
         """Refuse early what would not fit: some programs hang on a full disk.

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 
-_HINT = "write debian:VERSION (such as debian:7.2) or image:PATH (a built tree or a bzImage)"
+_HINT = (
+    "write debian:VERSION (such as debian:7.2), image:PATH (a built tree or a bzImage), "
+    "build:PATH or build:PATH@REF (a source tree), or build:debian:VERSION"
+)
+_SOURCES = ("debian", "image", "build", "build:debian")
 
 
 @dataclass(frozen=True)
@@ -15,8 +19,8 @@ class KernelSpec:
     """Where a kernel comes from.
 
     Attributes:
-        source: `debian` or `image`.
-        value: the version, or the path as the user wrote it.
+        source: `debian`, `image`, `build` or `build:debian`.
+        value: the version, or the path as the user wrote it, perhaps with `@REF` behind.
     """
 
     source: str
@@ -30,14 +34,11 @@ def parse_kernel_spec(text: str) -> KernelSpec:
     """Read a SPEC.
 
     Raises:
-        UsageError: it is not one, or of a kind that is not supported yet.
+        UsageError: it is not one.
     """
-    source, colon, value = text.strip().partition(":")
-    if source == "build" and colon:
-        raise UsageError(
-            f"kernels cannot be built from source yet: {text!r}",
-            hint=f"build it yourself and name the tree with image:PATH; or {_HINT}",
-        )
-    if source not in ("debian", "image") or not value.strip():
+    source, _, value = text.strip().partition(":")
+    if source == "build" and value.startswith("debian:"):
+        source, value = "build:debian", value.removeprefix("debian:")
+    if source not in _SOURCES or not value.strip():
         raise UsageError(f"{text!r} does not name a kernel", hint=_HINT)
     return KernelSpec(source, value.strip())

@@ -3,37 +3,54 @@
 
 from __future__ import annotations
 
+from harness.errors import UsageError
 from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.stored import KIND, read_stored
 from harness.model.kernel import Kernel
+from harness.model.kernel_request import KernelRequest, as_request
 from harness.progress import Progress
 from harness.store import Store
 
 
-def resolve_kernel(spec: str, store: Store, progress: Progress, refresh: bool = False) -> Kernel:
-    """The kernel that a SPEC names, fetched first when the store does not have it.
+def resolve_kernel(
+    asked: str | KernelRequest, store: Store, progress: Progress, refresh: bool = False
+) -> Kernel:
+    """The kernel that is asked for, fetched or built first when the store does not have it.
 
     A version of Debian that was resolved once keeps standing for the same kernel, without any
     network, until `refresh` asks again.
 
     Args:
-        spec: `debian:VERSION` or `image:PATH`.
-        store: where fetched kernels are kept.
-        progress: hears of downloads and of waits for other processes.
+        asked: a SPEC, or a SPEC with what shapes a build.
+        store: where kernels are kept.
+        progress: hears of downloads, builds and waits for other processes.
         refresh: look for a newer kernel of the version.
 
     Raises:
         UsageError: the SPEC is wrong, names nothing that exists, or cannot be had on this machine.
+        UnbuildableError: the kernel does not build, or a patch does not apply.
         CommandError: a download failed.
     """
-    parsed = parse_kernel_spec(spec)
+    request = as_request(asked)
+    parsed = parse_kernel_spec(request.spec)
+    if parsed.source.startswith("build"):
+        from harness.kernels.from_source import build_from_source
+
+        entry = build_from_source(request, parsed, store, progress, refresh=refresh)
+        return read_stored(str(request), entry)
+    if request.shapes_build:
+        raise UsageError(
+            "configurations, series and compilers are for kernels that are built",
+            where=str(request),
+            hint=f"write build:debian:VERSION or build:PATH instead of {request.spec}",
+        )
     if parsed.source == "image":
         from harness.kernels.image import find_image
 
         return find_image(parsed)
-    entry = None if refresh else store.find_alias(KIND, str(parsed))
-    if entry is None:
+    entry_or_none = None if refresh else store.find_alias(KIND, str(parsed))
+    if entry_or_none is None:
         from harness.kernels.debian import fetch_debian_kernel  # the way of a second use is short
 
-        entry = fetch_debian_kernel(parsed, store, progress, refresh=refresh)
-    return read_stored(str(parsed), entry)
+        entry_or_none = fetch_debian_kernel(parsed, store, progress, refresh=refresh)
+    return read_stored(str(parsed), entry_or_none)

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
 from harness.model.kernel import Kernel
+from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.apt import Package
@@ -35,8 +39,11 @@ def read_stored(spec: str, entry: Path) -> Kernel:
     Raises:
         UsageError: something has damaged the entry.
     """
+    manifest = entry / _MANIFEST
     try:
-        release = json.loads((entry / _MANIFEST).read_text())["release"]
+        release = json.loads(manifest.read_text())["release"]
+        with suppress(OSError):  # a store that is only read has no last use
+            os.utime(manifest)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
             f"the stored kernel is damaged: {error}",
@@ -51,3 +58,45 @@ def read_stored(spec: str, entry: Path) -> Kernel:
         config=entry / "config",
         identity=entry.name,
     )
+
+
+@contextmanager
+def kernel_in_use(kernel: Kernel) -> Iterator[None]:
+    """Keep a kernel of the store from being removed; nothing happens for a kernel of the user's.
+
+    Raises:
+        UsageError: it was removed just before.
+    """
+    handle = None
+    with suppress(FileNotFoundError):
+        handle = os.open(kernel.image.parent / _MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if handle is not None:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        if not kernel.image.exists():
+            raise UsageError(
+                f"the kernel {kernel.spec} was removed from the store",
+                where=str(kernel.image.parent),
+                hint="start again, and it is fetched or built again",
+            )
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def remove_unless_used(entry: Path, store: Store) -> bool:
+    """Remove a kernel from the store, unless a run has it `kernel_in_use`."""
+    try:
+        handle = os.open(entry / _MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        store.remove(entry)  # damaged: nobody can use it
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        store.remove(entry)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True

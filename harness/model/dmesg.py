@@ -23,11 +23,17 @@ _OURS = re.compile(
 _SPLATS = (
     (r"\bKASAN: ", "KASAN"),
     (r"\bsleeping function called from invalid context|\bscheduling while atomic", "atomic sleep"),
-    (r"\b(?:soft|hard) lockup|\brcu.*(?:self-detected stall|detected stalls)", "a stall"),
+    (
+        r"\b(?:soft|hard) (?:lockup|LOCKUP)|\brcu.*(?:self-detected stall|detected .*stalls)",
+        "a stall",
+    ),
     (r"\bINFO: task .* blocked for more than", "a hung task"),
     (
         r"\b(?:possible|inconsistent) (?:circular|recursive|irq|lock)\S* .*(?:lock|detected)|"
-        r"\binconsistent lock state|\bsuspicious RCU usage|\bbad unlock balance",
+        r"\binconsistent lock state|\bsuspicious RCU usage|\bbad unlock balance|"
+        r"\bWARNING: (?:held lock freed|lock held when returning|Nested lock was not taken)|"
+        r"\bWARNING: .*(?:still has locks held|lock order detected)|"
+        r"\bINFO: trying to register non-static key",
         "lockdep",
     ),
     (r"\bkmemleak: \d+ new suspected memory leaks", "kmemleak"),

@@ -95,6 +95,14 @@ def read_document(text: str, name: str, kind: type[T]) -> Document[T]:
 
 def _compose(text: str, name: str) -> yaml.Node:
     try:
+        for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                # A few lines of them can stand for more values than memory holds.
+                raise UsageError(
+                    f"the alias *{event.anchor} is used",
+                    where=f"{name}:{event.start_mark.line + 1}" if event.start_mark else name,
+                    hint="write the value out instead of an alias",
+                )
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

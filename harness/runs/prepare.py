@@ -127,9 +127,7 @@ def prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...] 
         UsageError: no such kernel, it lacks a module, or the accelerator cannot be had.
         UnbuildableError: it does not build, or a patch does not apply.
     """
-    kernel = resolve_kernel(
-        request if request.shapes_build else request.spec, host.store, host.progress
-    )
+    kernel = resolve_kernel(request, host.store, host.progress)
     programs = userland(host.store, host.progress)
     wanted = tuple(dict.fromkeys((*BOOT_MODULES, *SCENARIO_MODULES, *sorted(modules))))
 

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The commands about kernels: `harness build` and `harness kernels`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.errors import UsageError
+
+Command = Callable[..., Any]
+
+_AGES = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def register_kernel_commands(
+    group: click.Group, explains_errors: Callable[[Command], Command]
+) -> None:
+    """Add `build` and `kernels` to the command line.
+
+    Args:
+        group: the command line.
+        explains_errors: turns the harness's errors into messages and exit codes.
+    """
+    group.command(name="build")(_build_options(explains_errors(_build)))
+    kernels = click.Group(
+        "kernels",
+        callback=explains_errors(_list),
+        invoke_without_command=True,
+        help="List the kernels, objects and sources in the store.",
+    )
+    kernels.params.append(click.Option(["--full"], is_flag=True, help="Show whole paths."))
+    kernels.command(name="prune")(_prune_options(explains_errors(_prune)))
+    group.add_command(kernels)
+
+
+def parse_age(text: str) -> float:
+    """Seconds in an age such as `90m`, `12h`, `7d` or `2w`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d+)\s*([mhdw])", text.strip())
+    if match is None:
+        raise UsageError(
+            f"{text!r} is not an age",
+            where="--older-than",
+            hint="write a number and m, h, d or w, such as 7d",
+        )
+    return int(match[1]) * _AGES[match[2]]
+
+
+def _build_options(command: Command) -> Command:
+    options = (
+        click.argument("spec", metavar="SPEC"),
+        click.option(
+            "--config",
+            "configs",
+            metavar="NAME,...",
+            default="",
+            help="Fragments of kernel_configs/, or files, on top of the base; distro:PATH starts "
+            "from a whole .config.",
+        ),
+        click.option(
+            "--series",
+            type=click.Path(path_type=Path),
+            metavar="DIR|MBOX",
+            help="Patches to apply: a folder, or an mbox as b4 am writes it.",
+        ),
+        click.option("--upto", type=int, metavar="N", help="Stop after patch N of the series."),
+        click.option("--llvm", is_flag=True, help="Build with clang instead of gcc."),
+        click.option("--refresh", is_flag=True, help="Look for a newer version of the source."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _build(
+    spec: str, configs: str, series: Path | None, upto: int | None, llvm: bool, refresh: bool
+) -> None:
+    """Build a kernel into the store, unless it is there, and say where it is.
+
+    SPEC is build:PATH, build:PATH@REF or build:debian:VERSION; prebuilt kernels are fetched.
+    Exit code: 0 built, 2 wrong input, 4 it does not build or a patch does not apply.
+    """
+    from harness.kernels.resolve import resolve_kernel
+    from harness.model.kernel_request import KernelRequest
+    from harness.paths import store_root
+    from harness.progress import TerminalProgress
+    from harness.store import Store
+
+    names = tuple(name.strip() for name in configs.split(",") if name.strip())
+    request = KernelRequest(spec, names, series, upto, "clang" if llvm else "gcc")
+    kernel = resolve_kernel(request, Store(store_root()), TerminalProgress(), refresh)
+    click.echo(f"{kernel.release}  {kernel.image}")
+
+
+def _list(full: bool) -> None:
+    context = click.get_current_context()
+    if context.invoked_subcommand is not None:
+        return
+    from harness.kernels.kernel_store import stored_items
+    from harness.paths import store_root
+    from harness.store import Store
+
+    items = stored_items(Store(store_root()))
+    now = time.time()
+    for item in items:
+        name = str(item.path) if full else item.path.name[:12]
+        age = _age(now - item.used)
+        click.echo(f"{item.sort:8} {name}  {_megabytes(item.size):>9}  {age:>6}  {item.text}")
+    click.echo(f"{len(items)} in the store, {_megabytes(sum(one.size for one in items))}")
+
+
+def _prune_options(command: Command) -> Command:
+    options = (
+        click.option("--keep", metavar="SIZE", help="Remove until no more than this is left."),
+        click.option("--older-than", metavar="AGE", help="Remove what was not used for so long."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _prune(keep: str | None, older_than: str | None) -> None:
+    """Remove kernels, objects and sources, the least recently used first.
+
+    What a run or a build uses stays. SIZE is such as 20G, AGE such as 12h, 7d or 2w.
+    """
+    from harness.kernels.kernel_store import prune
+    from harness.model.memory_range import parse_size
+    from harness.paths import store_root
+    from harness.progress import TerminalProgress
+    from harness.store import Store
+
+    if keep is None and older_than is None:
+        raise UsageError("nothing says what to remove", hint="add --keep SIZE or --older-than AGE")
+    try:
+        size = None if keep is None else 0 if keep == "0" else parse_size(keep)
+    except ValueError as error:
+        raise UsageError(str(error), where="--keep", hint="for example --keep 20G") from None
+    age = None if older_than is None else parse_age(older_than)
+    removed, in_use = prune(Store(store_root()), TerminalProgress(), keep=size, older_than=age)
+    for item in removed:
+        click.echo(f"removed {item.sort} {item.path.name[:12]}  {item.text}")
+    for item in in_use:
+        click.echo(f"in use, kept: {item.sort} {item.path.name[:12]}  {item.text}")
+    click.echo(f"freed {_megabytes(sum(one.size for one in removed))}")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in reversed(_AGES.items()):
+        if seconds >= length:
+            return f"{int(seconds / length)}{unit}"
+    return "now"

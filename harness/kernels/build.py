@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Compiling a kernel into an output folder that is kept, and taking from it what is booted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import UnbuildableError, UsageError
+from harness.kernels.image import read_release
+from harness.kernels.kconfig import ConfigPlan, configure
+from harness.kernels.make_run import run_make
+from harness.kernels.modules import module_files
+from harness.kernels.sandbox import Sandbox, build_environment
+from harness.kernels.source_tree import SourceTree
+from harness.kernels.toolchain import FoundToolchain, jobs
+from harness.process import run
+from harness.progress import Progress
+
+_IMAGE = Path("arch/x86/boot/bzImage")
+_UNFINISHED = "harness-unfinished"
+_CONFIGURED = "harness-configured.json"
+_LOG = "harness-build.log"
+_FILES = "harness-files"
+_STATISTICS = "harness-ccache.log"
+# What the base configuration of Linux 7.2 compiles.
+_FILES_OF_BASE = 1200
+_SYMBOLS_LIMIT = 100_000_000
+_MODULE_LISTS = ("modules.order", "modules.builtin", "modules.builtin.modinfo")
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """A kernel that is to be compiled.
+
+    Attributes:
+        source: of which `files` are what is compiled.
+        commit: what `files` has.
+        plan: the configuration.
+        toolchain: what compiles.
+        sandbox: what confines it.
+        output: the folder of objects, kept for the next build.
+        ccache: the folder of the compiler's cache.
+        what: the kernel, for people.
+    """
+
+    source: SourceTree
+    commit: str
+    plan: ConfigPlan
+    toolchain: FoundToolchain
+    sandbox: Sandbox
+    output: Path
+    ccache: Path
+    what: str
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        seconds: wall time.
+        compiled: files that make compiled.
+        cache_hits: those of them that ccache had.
+        cache_misses: those of them that it had not.
+    """
+
+    seconds: float
+    compiled: int
+    cache_hits: int
+    cache_misses: int
+
+
+def build(job: BuildJob, progress: Progress) -> BuildReport:
+    """Compile; the caller holds the source's `claimed`, and `files` is checked out.
+
+    Raises:
+        UnbuildableError: it cannot be configured, or does not compile.
+        UsageError: this machine lacks something.
+        OSError: the disk is full.
+    """
+    begin = time.monotonic()
+    if not job.output.exists():
+        _start_from_a_neighbour(job.output)
+    job.output.mkdir(parents=True, exist_ok=True)
+    job.ccache.mkdir(parents=True, exist_ok=True)
+    log, statistics = job.output / _LOG, job.output / _STATISTICS
+    first = not (job.output / "vmlinux").exists()
+    estimate = _files_of_a_whole_build(job.output) if first else None
+    log.unlink(missing_ok=True)
+    statistics.unlink(missing_ok=True)
+    unfinished = job.output / _UNFINISHED
+    _undo_unfinished(job.output, unfinished, progress)
+    unfinished.touch()
+    try:
+        _configure(job, log)
+        with progress.compiling(job.what, estimate) as report:
+            words = (f"-j{jobs()}", "bzImage", "modules")
+            compiled = run_make(_argv(job, words), log, report, hide=_hidden(job))
+    except (UnbuildableError, UsageError):
+        # make has ended by itself, and removed the target that it was at.
+        unfinished.unlink()
+        raise
+    unfinished.unlink()
+    if first:
+        (job.output / _FILES).write_text(str(compiled))
+    said = statistics.read_text().split() if statistics.exists() else []
+    hits = sum(word in ("direct_cache_hit", "preprocessed_cache_hit") for word in said)
+    return BuildReport(time.monotonic() - begin, compiled, hits, said.count("cache_miss"))
+
+
+def collect(job: BuildJob, into: Path) -> str:
+    """Copy what is booted, and what explains it, to a folder.
+
+    Returns:
+        The kernel's release.
+    """
+    output = job.output
+    for name, path in (
+        *(("vmlinuz", output / _IMAGE), ("config", output / ".config")),
+        *(("System.map", output / "System.map"), ("build.log", output / _LOG)),
+    ):
+        if not path.is_file():
+            raise UnbuildableError(
+                f"the build has left no {path.name}",
+                where=str(output),
+                hint="see build.log there; is it the source of an x86 kernel?",
+            )
+        shutil.copyfile(path, into / name)
+    symbols = output / "vmlinux"
+    if symbols.is_file() and symbols.stat().st_size <= _SYMBOLS_LIMIT:
+        shutil.copyfile(symbols, into / "vmlinux")
+    modules = into / "modules"
+    modules.mkdir()
+    for path in module_files(output):
+        copy = modules / "kernel" / path.relative_to(output)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    for name in _MODULE_LISTS:
+        if (output / name).is_file():
+            shutil.copyfile(output / name, modules / name)
+    return read_release(into / "vmlinuz")
+
+
+def output_name(source: str, toolchain: FoundToolchain, sandbox: Sandbox, plan: ConfigPlan) -> str:
+    """The name of an output folder: the source's, then what objects depend on, then the rest."""
+    # A folder of objects knows the paths at which it was built.
+    kind = f"{toolchain.version}\n{toolchain.ccache}\n{sandbox.bwrap is not None}"
+    parts = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (kind, plan.text))
+    return "-".join((source, *parts))
+
+
+def source_of_output(name: str) -> str:
+    """The name of the source that an output folder belongs to."""
+    return name.rsplit("-", 2)[0]
+
+
+def _start_from_a_neighbour(output: Path) -> None:
+    """Take over the objects of another configuration of the same source: make knows the rest.
+
+    What a changed option leads to is compiled again, as in one folder that is configured anew.
+    """
+    others = [
+        path.parent
+        for path in output.parent.glob(f"{output.name.rpartition('-')[0]}-*/{_CONFIGURED}")
+        if (path.parent / "vmlinux").exists() and not (path.parent / _UNFINISHED).exists()
+    ]
+    if not others:
+        return
+    newest = max(others, key=lambda folder: (folder / _LOG).stat().st_mtime)
+    partial = output.with_name(f"{output.name}.part")
+    if partial.exists():
+        shutil.rmtree(partial)
+    deadline = Deadline(600, f"a copy of {newest}", hint="is the disk very slow?")
+    run(["cp", "--archive", "--reflink=auto", newest, partial], deadline=deadline)
+    for name in (_CONFIGURED, _FILES):
+        (partial / name).unlink(missing_ok=True)
+    partial.rename(output)
+
+
+def _configure(job: BuildJob, log: Path) -> None:
+    """Configure, unless nothing that Kconfig reads has changed since this folder was configured."""
+    path = job.output / _CONFIGURED
+    digest = hashlib.sha256(job.plan.text.encode() + job.toolchain.version.encode()).hexdigest()
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if known.get("asked") == digest and not _kconfig_changed(job, known["commit"]):
+        return
+    path.unlink(missing_ok=True)
+
+    def make(words: Sequence[str]) -> None:
+        run_make(
+            _argv(job, words), log, lambda count: None, hide=_hidden(job),
+            what="the kernel to be configured",
+        )  # fmt: skip
+
+    configure(job.plan, job.output, job.source.files, make)
+    path.write_text(json.dumps({"asked": digest, "commit": job.commit}))
+
+
+def _kconfig_changed(job: BuildJob, before: str) -> bool:
+    if before == job.commit:
+        return False
+    changed = job.source.repository.line("diff-tree", "-r", "--name-only", before, job.commit)
+    if changed is None:
+        return True
+    names = (line.rpartition("/") for line in changed.splitlines())
+    return any(
+        name.startswith("Kconfig") or folder.startswith("scripts") or not folder
+        for folder, _, name in names
+    )
+
+
+def _argv(job: BuildJob, words: Sequence[str]) -> tuple[str, ...]:
+    source, output, ccache = job.source.files, job.output, job.ccache
+    places = job.sandbox.places(source, output, ccache)
+    make = ("make", "-C", str(places.source), f"O={places.output}", "ARCH=x86_64", "LOCALVERSION=")
+    return job.sandbox.argv(
+        (*make, *job.toolchain.make_words, *words),
+        env=build_environment(places) | {"CCACHE_STATSLOG": str(places.output / _STATISTICS)},
+        read_only={source: places.source},
+        writable={output: places.output, ccache: places.ccache},
+        cwd=places.output,
+    )
+
+
+def _hidden(job: BuildJob) -> tuple[Path, ...]:
+    places = job.sandbox.places(job.source.files, job.output, job.ccache)
+    return places.source, places.output
+
+
+def _files_of_a_whole_build(output: Path) -> int:
+    """How many files another whole build has compiled, for an estimate of this one."""
+    others = sorted(output.parent.glob(f"*/{_FILES}"), key=lambda path: path.stat().st_mtime)
+    return max((int(path.read_text()) for path in others), default=_FILES_OF_BASE)
+
+
+def _undo_unfinished(output: Path, marker: Path, progress: Progress) -> None:
+    """Remove what a killed build may have left half written: all that is younger than its begin.
+
+    Not below include/config, whose empty files say when an option last changed: Kconfig compares
+    with what it last finished, and touches them again.
+    """
+    try:
+        begin = marker.stat().st_mtime_ns
+    except FileNotFoundError:
+        return
+    progress.note("the last build here was interrupted; keeping what it had finished before")
+    kept = output / "include" / "config"
+    for parent, _, names in os.walk(output):
+        folder = Path(parent)
+        if folder == kept or kept in folder.parents:
+            continue
+        for name in names:
+            path = folder / name
+            if path != marker and path.lstat().st_mtime_ns >= begin:
+                path.unlink()

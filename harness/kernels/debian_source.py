@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`build:debian:VERSION`: a kernel's source of Debian, unpacked once and kept as a git tree.
+
+A few versions have a package `linux-source-X.Y` (with Debian's patches); of every other version
+there is the source package, whose upstream tarball is taken as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from harness.apt import Package, SourcePackage, open_apt, unpack
+from harness.deadline import Deadline
+from harness.errors import UsageError
+from harness.kernels.debian_versions import version_key
+from harness.kernels.kernel_spec import KernelSpec
+from harness.kernels.source_tree import FOLDER, SOURCE_BYTES, SourceState, SourceTree
+from harness.process import CommandError, run
+from harness.progress import Progress
+from harness.store import Store
+
+_READY_MADE = r"linux-source-\d+\.\d+"
+_PACKAGE = "linux"
+_STATE = "state.json"
+_OLD_SECONDS = 6 * 3600.0
+_UNPACK_SECONDS = 1800.0
+
+AnyPackage = Package | SourcePackage
+
+
+def debian_source(
+    spec: KernelSpec, store: Store, progress: Progress, *, refresh: bool = False
+) -> tuple[SourceTree, SourceState]:
+    """The source of a kernel, fetched and unpacked first when the store lacks it.
+
+    A version that was resolved once keeps standing for the same package until `refresh`.
+
+    Args:
+        spec: of the source `build:debian`.
+        store: where it is kept.
+        progress: hears of downloads.
+        refresh: look for a newer package of the version.
+
+    Raises:
+        UsageError: there is no such package, no mirror, or no room.
+        CommandError: the mirror did not give what it lists.
+    """
+    folder = None if refresh else store.find_alias(FOLDER, str(spec))
+    if folder is not None and (known := _read_state(folder)) is not None:
+        return SourceTree(folder, folder.name), known
+    package = _choose(spec, store, progress, 0.0 if refresh else None)
+    try:
+        return _unpacked(spec, package, store, progress)
+    except CommandError:
+        # The archive replaces versions: one in lists of yesterday may be gone today.
+        again = _choose(spec, store, progress, 0.0)
+        if again == package:
+            raise
+        return _unpacked(spec, again, store, progress)
+
+
+def choose_source(packages: Sequence[AnyPackage], version: str) -> AnyPackage | None:
+    """The newest package of a version, such as `7.2`, `7.2.12` or `7.3-rc7`; None without any."""
+    asked = version.replace("~rc", "-rc")
+    found = [
+        one
+        for one in packages
+        if one.version == version
+        or upstream(one) == asked
+        or upstream(one).startswith((f"{asked}.", f"{asked}-rc"))
+    ]
+    return max(found, key=lambda one: version_key(one.version), default=None)
+
+
+def upstream(package: AnyPackage) -> str:
+    """The kernel's own version, such as `7.2.13` or `7.3-rc7`."""
+    return package.version.rpartition("-")[0].replace("~rc", "-rc")
+
+
+def _choose(
+    spec: KernelSpec, store: Store, progress: Progress, max_age: float | None
+) -> AnyPackage:
+    """The package of a version; lists are fetched anew where they are old and have none."""
+    offered: list[AnyPackage] = []
+    for sources in (False, True):
+        with open_apt(store, progress, sources=sources) as apt:
+            if max_age is not None:
+                apt.refresh(max_age)
+            for _ in range(2):
+                listed: Sequence[AnyPackage] = (
+                    apt.source_versions(_PACKAGE) if sources else apt.search(_READY_MADE)
+                )
+                chosen = choose_source(listed, spec.value)
+                if chosen is not None:
+                    return chosen
+                if not sources or not apt.refresh(_OLD_SECONDS):
+                    break
+            offered += listed
+    ordered = sorted(offered, key=lambda one: version_key(one.version))
+    newest = {".".join(upstream(one).split("-")[0].split(".")[:2]): one for one in ordered}
+    raise UsageError(
+        f"Debian's archive has no source of Linux {spec.value}",
+        where=str(spec),
+        hint=f"the newest of each series are {', '.join(map(upstream, newest.values())) or 'none'}",
+    )
+
+
+def _read_state(folder: Path) -> SourceState | None:
+    try:
+        return SourceState(**json.loads((folder / _STATE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _unpacked(
+    spec: KernelSpec, package: AnyPackage, store: Store, progress: Progress
+) -> tuple[SourceTree, SourceState]:
+    name = f"debian-{package.sha256[:16]}"
+    source = SourceTree(store.folder(FOLDER) / name, name)
+    with source.claimed(store, progress):
+        state = _read_state(source.folder)
+        if state is None:
+            state = _import(package, source, store, progress)
+    store.set_alias(FOLDER, str(spec), name)
+    return source, state
+
+
+def _import(
+    package: AnyPackage, source: SourceTree, store: Store, progress: Progress
+) -> SourceState:
+    what = f"the source of Linux {upstream(package)}"
+    if source.folder.exists():
+        progress.note(f"removing what an interrupted harness left of {what}")
+        shutil.rmtree(source.folder)
+    store.require_space(SOURCE_BYTES, what)
+    fetched = source.folder / "fetched"
+    fetched.mkdir(parents=True)
+    tarball = _fetch(package, fetched, what, store, progress)
+    progress.note(f"unpacking {what}")
+    source.files.mkdir()
+    deadline = Deadline(_UNPACK_SECONDS, f"{what} to be unpacked", hint="is the disk very slow?")
+    words = ("--extract", "--no-same-owner", "--no-same-permissions", "--strip-components=1")
+    run(["tar", *words, f"--directory={source.files}", f"--file={tarball}"], deadline=deadline)
+    shutil.rmtree(fetched)
+    progress.note(f"making a git tree of {what}")
+    source.repository.prepare()
+    source.repository.git("add", "--all", "--force", files=source.files, index=source.index)
+    tree = source.repository.git("write-tree", index=source.index).stdout.strip()
+    origin = f"Debian's {package.name} {package.version}"
+    if isinstance(package, SourcePackage):
+        origin += ", upstream's tarball without Debian's patches"
+    state = SourceState(tree, None, False, origin)
+    (source.folder / "origin").write_text(f"{origin}\n")
+    partial = source.folder / "state.new"
+    partial.write_text(json.dumps(asdict(state)))
+    partial.rename(source.folder / _STATE)
+    return state
+
+
+def _fetch(package: AnyPackage, fetched: Path, what: str, store: Store, progress: Progress) -> Path:
+    """The tarball of the source."""
+    if isinstance(package, SourcePackage):
+        with open_apt(store, progress, sources=True) as apt:
+            return apt.download_source(package, fetched, what)
+    with open_apt(store, progress) as apt:
+        (file,) = apt.download((package,), fetched, what)
+    unpack(file, fetched)
+    found = sorted(fetched.glob("usr/src/linux-source-*.tar.*"))
+    if not found:
+        raise UsageError(
+            f"the package {package.name} {package.version} has no source where it is expected",
+            where=str(file),
+            hint="unpack it by hand and name the folder with build:PATH",
+        )
+    return found[0]

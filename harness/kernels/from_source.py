@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`build:...`: a kernel from its source, compiled unless the store has exactly this one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UsageError
+from harness.kernels.kconfig import ConfigPlan, plan_config
+from harness.kernels.kernel_spec import KernelSpec
+from harness.kernels.source_tree import SOURCE_BYTES, SourceState, SourceTree, look
+from harness.kernels.stored import KIND
+from harness.kernels.toolchain import FoundToolchain, find_toolchain
+from harness.model.kernel_request import KernelRequest
+from harness.progress import Progress
+from harness.store import Store
+
+if TYPE_CHECKING:
+    from harness.kernels.build import BuildReport
+    from harness.kernels.patch_series import Series
+    from harness.kernels.sandbox import Sandbox
+
+OUTPUTS = "outputs"
+CCACHE = "ccache"
+_ARCHITECTURE = "x86_64"
+# Part of the key: raise it when the same inputs give another kernel.
+_FORM = 1
+
+
+def build_from_source(
+    request: KernelRequest,
+    spec: KernelSpec,
+    store: Store,
+    progress: Progress,
+    *,
+    refresh: bool = False,
+) -> Path:
+    """The store entry of a kernel, compiled first when the store lacks it.
+
+    Args:
+        request: what is asked for.
+        spec: its SPEC, of the source `build` or `build:debian`.
+        store: where sources, objects and kernels are kept.
+        progress: hears of all that takes time.
+        refresh: look for a newer source package.
+
+    Raises:
+        UsageError: something asked for does not exist, or this machine lacks something.
+        UnbuildableError: a patch does not apply, or the kernel does not build.
+        CommandError: a download, or git, failed.
+    """
+    plan = plan_config(request.configs)
+    series = _series(request)
+    toolchain = find_toolchain(request.toolchain)
+    if spec.source == "build:debian":
+        from harness.kernels.debian_source import debian_source
+
+        source, state = debian_source(spec, store, progress, refresh=refresh)
+    else:
+        source, state = look(spec.value, store, progress, str(spec))
+    key = kernel_key(state, series, plan, toolchain)
+    found = store.find(KIND, key)
+    if found is not None:
+        return found
+    wanted = _Wanted(request, source, state, series, plan, toolchain)
+    return store.build(
+        KIND,
+        key,
+        lambda folder: _make(wanted, folder, store, progress),
+        what=f"building {request}",
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """All that goes into a kernel."""
+
+    request: KernelRequest
+    source: SourceTree
+    state: SourceState
+    series: Series | None
+    plan: ConfigPlan
+    toolchain: FoundToolchain
+
+
+def _series(request: KernelRequest) -> Series | None:
+    if request.series is None:
+        if request.upto is not None:
+            hint = "name it with --series"
+            raise UsageError("--upto needs a series", where=str(request), hint=hint)
+        return None
+    from harness.kernels.patch_series import read_series
+
+    return read_series(request.series).upto(request.upto)
+
+
+def _make(wanted: _Wanted, folder: Path, store: Store, progress: Progress) -> None:
+    """Fill a store entry."""
+    # Not needed, and not imported, when the store has the kernel.
+    from harness.kernels.apply_series import series_commit
+    from harness.kernels.build import BuildJob, build, collect, output_name
+    from harness.kernels.sandbox import find_sandbox
+
+    sandbox = find_sandbox()
+    if sandbox.note:
+        progress.note(sandbox.note)
+    source, plan, toolchain = wanted.source, wanted.plan, wanted.toolchain
+    if not source.files.exists():
+        store.require_space(SOURCE_BYTES, "a copy of the source tree")
+    name = output_name(source.name, toolchain, sandbox, plan)
+    with source.claimed(store, progress):
+        commit = series_commit(source, wanted.state, wanted.series, progress)
+        source.check_out(commit, progress)
+        job = BuildJob(
+            source=source,
+            commit=commit,
+            plan=plan,
+            toolchain=toolchain,
+            sandbox=sandbox,
+            output=store.folder(OUTPUTS) / name,
+            ccache=store.folder(CCACHE),
+            what=str(wanted.request),
+        )
+        report = build(job, progress)
+        release = collect(job, folder)
+    manifest = _describe(wanted, release, sandbox, report)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    progress.note(_summary(release, report))
+
+
+def kernel_key(
+    state: SourceState, series: Series | None, plan: ConfigPlan, toolchain: FoundToolchain
+) -> str:
+    """The store key of a kernel: a hash of all that goes into it."""
+    parts = (
+        *(_FORM, _ARCHITECTURE, state.tree, series.digest if series else ""),
+        *(hashlib.sha256(plan.text.encode()).hexdigest(), toolchain.kind, toolchain.version),
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _describe(
+    wanted: _Wanted, release: str, sandbox: Sandbox, report: BuildReport
+) -> dict[str, Any]:
+    """What an entry was made from, and how."""
+    state, series, plan = wanted.state, wanted.series, wanted.plan
+    toolchain = wanted.toolchain
+    patches = series.patches if series else ()
+    return {
+        "spec": str(wanted.request),
+        "release": release,
+        "source": {
+            "origin": state.origin,
+            "tree": state.tree,
+            "commit": state.commit,
+            "dirty": state.dirty,
+        },
+        "series": None
+        if series is None
+        else {
+            "path": str(series.path),
+            "policy": series.policy,
+            "patches": [
+                {"name": one.name, "sha256": hashlib.sha256(one.data).hexdigest()}
+                for one in patches
+            ],
+        },
+        "configs": list(plan.names),
+        "asked_config_sha256": hashlib.sha256(plan.text.encode()).hexdigest(),
+        "toolchain": {"kind": toolchain.kind, "version": toolchain.version.split("\n")},
+        "architecture": _ARCHITECTURE,
+        "sandboxed": sandbox.bwrap is not None,
+        "build": {
+            "seconds": round(report.seconds, 2),
+            "compiled": report.compiled,
+            "cache_hits": report.cache_hits,
+            "cache_misses": report.cache_misses,
+        },
+    }
+
+
+def _summary(release: str, report: BuildReport) -> str:
+    """One line about a finished build."""
+    cached = report.cache_hits + report.cache_misses
+    share = f", {report.cache_hits} of {cached} from the compiler's cache" if cached else ""
+    return f"built Linux {release} in {report.seconds:.1f} s ({report.compiled} files{share})"

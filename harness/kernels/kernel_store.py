@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the store has of kernels, how much room it takes, and how to get that back."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.kernels.build import source_of_output
+from harness.kernels.from_source import OUTPUTS
+from harness.kernels.source_tree import FOLDER as SOURCES
+from harness.kernels.source_tree import SourceTree
+from harness.kernels.stored import KIND, remove_unless_used
+from harness.progress import Progress
+from harness.store import Store
+
+# A run that has just found its kernel may not have said yet that it uses it.
+_GRACE_SECONDS = 300.0
+_MANIFEST = "manifest.json"
+
+Sort = Literal["kernel", "objects", "source"]
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    """Something that takes room in the store.
+
+    Attributes:
+        sort: a kernel, the objects of an output folder, or a source tree.
+        path: its folder.
+        size: in bytes.
+        used: when it was last used, in seconds since the epoch.
+        text: what it is, for people.
+    """
+
+    sort: Sort
+    path: Path
+    size: int
+    used: float
+    text: str
+
+
+def stored_items(store: Store) -> tuple[StoredItem, ...]:
+    """All that can be listed and pruned, the most recently used first."""
+    items = [*_kernels(store), *_outputs(store), *_sources(store)]
+    return tuple(sorted(items, key=lambda one: -one.used))
+
+
+def choose_to_prune(
+    items: tuple[StoredItem, ...], *, keep: int | None, older_than: float | None, now: float
+) -> tuple[StoredItem, ...]:
+    """What to remove, the least recently used first.
+
+    Args:
+        items: all there are.
+        keep: how many bytes may stay; None for any number.
+        older_than: remove what was not used for this many seconds; None for no such limit.
+        now: seconds since the epoch.
+    """
+    total = sum(one.size for one in items)
+    chosen = []
+    for item in sorted(items, key=lambda one: one.used):
+        age = now - item.used
+        too_old = older_than is not None and age > older_than
+        too_much = keep is not None and total > keep
+        if (too_old or too_much) and age > _GRACE_SECONDS:
+            chosen.append(item)
+            total -= item.size
+    return tuple(chosen)
+
+
+def prune(
+    store: Store,
+    progress: Progress,
+    *,
+    keep: int | None = None,
+    older_than: float | None = None,
+) -> tuple[tuple[StoredItem, ...], tuple[StoredItem, ...]]:
+    """Remove what was not used for long, except what is in use.
+
+    Returns:
+        What was removed, and what would have been had it not been in use.
+    """
+    removed: list[StoredItem] = []
+    in_use: list[StoredItem] = []
+    chosen = choose_to_prune(stored_items(store), keep=keep, older_than=older_than, now=time.time())
+    for item in chosen:
+        with suppress(FileNotFoundError):
+            (removed if _remove(item, store, progress) else in_use).append(item)
+    return tuple(removed), tuple(in_use)
+
+
+def _remove(item: StoredItem, store: Store, progress: Progress) -> bool:
+    if item.sort == "kernel":
+        return remove_unless_used(item.path, store)
+    name = item.path.name if item.sort == "source" else source_of_output(item.path.name)
+    with SourceTree(store.root / SOURCES / name, name).claimed(store, progress):
+        # A build may have used it while this waited for the claim.
+        last_use = _last_use_of_source if item.sort == "source" else _last_use_of_output
+        if last_use(item.path) > item.used:
+            return False
+        store.remove(item.path)
+    return True
+
+
+def _kernels(store: Store) -> Iterator[StoredItem]:
+    for folder in _folders(store.root / KIND):
+        try:
+            manifest = json.loads((folder / _MANIFEST).read_text())
+            text = f"{manifest['release']}  {manifest['spec']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            text = "damaged"
+        used = _newest((folder / _MANIFEST, folder))
+        yield StoredItem("kernel", folder, _size(folder), used, text)
+
+
+def _outputs(store: Store) -> Iterator[StoredItem]:
+    for folder in _folders(store.root / OUTPUTS):
+        used = _last_use_of_output(folder)
+        yield StoredItem("objects", folder, _size(folder), used, "objects of builds")
+
+
+def _sources(store: Store) -> Iterator[StoredItem]:
+    for folder in _folders(store.root / SOURCES):
+        try:
+            text = (folder / "origin").read_text().strip()
+        except OSError:
+            text = "a source tree"
+        used = _last_use_of_source(folder)
+        yield StoredItem("source", folder, _size(folder), used, text)
+
+
+def _last_use_of_output(folder: Path) -> float:
+    return _newest((folder / "harness-build.log", folder))
+
+
+def _last_use_of_source(folder: Path) -> float:
+    return _newest((folder / "index", folder / "seen", folder / "state.json", folder))
+
+
+def _newest(paths: tuple[Path, ...]) -> float:
+    times = [0.0]
+    for path in paths:
+        with suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def _folders(parent: Path) -> tuple[Path, ...]:
+    if not parent.is_dir():
+        return ()
+    return tuple(sorted(one for one in parent.iterdir() if one.is_dir()))
+
+
+def _size(folder: Path) -> int:
+    """The bytes that a folder takes on disk."""
+    total = 0
+    for _, _, names, handle in os.fwalk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(name, dir_fd=handle, follow_symlinks=False).st_blocks * 512
+    return total

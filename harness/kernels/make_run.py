@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running make: followed while it runs, its whole output kept, its first error found."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import HarnessError, UnbuildableError, UsageError
+from harness.process import spawn
+
+_SECONDS = 4 * 3600.0
+_TICK = 1.0
+_COMPILED = re.compile(rb"^  (?:CC|AS|HOSTCC|CC \[M\]|AS \[M\])\s", re.M)
+_ERROR = re.compile(
+    r"^.*?(?:\b(?:fatal )?error:|undefined reference|: multiple definition of"
+    r"|\*\*\* (?!\[)|^ERROR: modpost|internal compiler error|Killed signal).*$",
+    re.M,
+)
+_STOPPED = re.compile(r"^make(?:\[\d+\])?: \*\*\* .*$", re.M)
+_AFTER = 7
+_HEADERS = {"gelf.h": "libelf-dev", "libelf.h": "libelf-dev", "openssl/": "libssl-dev"}
+
+
+def run_make(
+    argv: Sequence[str],
+    log: Path,
+    files: Callable[[int], None],
+    *,
+    hide: Sequence[Path] = (),
+    what: str = "the kernel to be built",
+) -> int:
+    """Run a make command to its end.
+
+    Args:
+        argv: the whole command.
+        log: its output is added to this file.
+        files: called every second with the number of files compiled so far.
+        hide: folders that are left out of error messages.
+        what: what is awaited, for the deadline.
+
+    Returns:
+        The number of files compiled.
+
+    Raises:
+        UnbuildableError: make failed.
+        UsageError: a header of this machine is missing.
+        OSError: the disk is full.
+    """
+    begin = log.stat().st_size if log.exists() else 0
+    deadline = Deadline(_SECONDS, what, hint=f"see how far it got in {log}")
+    count = 0
+    with log.open("ab", buffering=0) as output:
+        read, write = os.pipe()
+        try:
+            with spawn(argv, stdout=write, stderr=write) as child:
+                os.close(write)
+                write = -1
+                tail = b""
+                while True:
+                    ready, _, _ = select.select([read], [], [], min(_TICK, deadline.check()))
+                    chunk = os.read(read, 1 << 16) if ready else b""
+                    if ready and not chunk:
+                        break
+                    output.write(chunk)
+                    lines, _, rest = (tail + chunk).rpartition(b"\n")
+                    count += len(_COMPILED.findall(lines))
+                    tail = rest
+                    files(count)
+                child.wait(timeout=deadline.check())
+        finally:
+            os.close(read)
+            if write >= 0:
+                os.close(write)
+    if child.returncode != 0:
+        with log.open("rb") as said:
+            said.seek(begin)
+            text = said.read().decode(errors="replace")
+        raise failure(text, log, hide)
+    return count
+
+
+def failure(text: str, log: Path, hide: Sequence[Path] = ()) -> HarnessError:
+    """The error that explains what make said.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(code) in text:
+            raise OSError(code, os.strerror(code))
+    for folder in hide:
+        text = text.replace(f"{folder}/", "")
+    shown = first_error(text)
+    for header, package in _HEADERS.items():
+        if re.search(rf"{re.escape(header)}\S*: No such file", text):
+            return UsageError(
+                f"a header that the build needs is not installed:\n{shown}",
+                where=str(log),
+                hint=f"on Debian: apt-get install {package}",
+            )
+    killed = "internal compiler error: Killed" in text or "Killed signal terminated" in text
+    return UnbuildableError(
+        f"the kernel does not build:\n{shown}",
+        where=str(log),
+        hint="a compiler was killed, perhaps for want of memory: close something and try again"
+        if killed
+        else "the whole output is in this file",
+    )
+
+
+def first_error(text: str) -> str:
+    """The first error with the lines that belong to it."""
+    match = _ERROR.search(text) or _STOPPED.search(text)
+    if match is None:
+        return "\n".join(f"  {line}" for line in text.splitlines()[-_AFTER:])
+    before = text[: match.start()].splitlines()
+    head = [line for line in before[-2:] if re.search(r": In function |In file included ", line)]
+    rest = text[match.start() :].splitlines()
+    lines = [rest[0]]
+    for line in rest[1:_AFTER]:
+        if _STOPPED.match(line) or re.match(r"  [A-Z]+(?: \[M\])?\s+\S+$", line):
+            break
+        lines.append(line)
+    return "\n".join(f"  {line}" for line in (*head, *lines))

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reading a series of patches: a folder with its order, or an mbox as `b4 am` writes it."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.errors import UsageError
+
+_DESCRIPTION = "series.yaml"
+_QUILT = "series"
+_FIELDS = ("summary", "why", "posted", "base", "policy", "order", "mutant")
+_POLICIES = ("per_range", "all_or_nothing")
+_HINT = (
+    "a series is a folder with series.yaml, a quilt series file or numbered .patch files, or an "
+    "mbox such as b4 am writes"
+)
+_FETCH_HINT = "fetch the series again with b4 am, which takes it from the list's archive"
+_NUMBERED = re.compile(r"\[[^\]]*?(\d+)/(\d+)\s*\]")
+_DIFF = re.compile(rb"^(diff --git |--- a/|--- /dev/null)", re.M)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch, as it will be given to `git am`.
+
+    Attributes:
+        name: its file, or its subject.
+        data: a mail message.
+    """
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Series:
+    """An ordered set of patches.
+
+    Attributes:
+        path: what the user named.
+        patches: in order.
+        base: what it says that it is for, or None.
+        policy: the policy that it implements, or None where it does not say.
+    """
+
+    path: Path
+    patches: tuple[Patch, ...]
+    base: str | None = None
+    policy: str | None = None
+
+    def upto(self, count: int | None) -> Series:
+        """The first patches of it.
+
+        Raises:
+            UsageError: it has fewer.
+        """
+        if count is None:
+            return self
+        if not 0 <= count <= len(self.patches):
+            raise UsageError(
+                f"the series has {len(self.patches)} patches",
+                where=f"--upto {count}",
+                hint=f"name a number from 0 to {len(self.patches)}",
+            )
+        return replace(self, patches=self.patches[:count])
+
+    @property
+    def digest(self) -> str:
+        """Hash of the patches and their order, hexadecimal."""
+        digest = hashlib.sha256()
+        for patch in self.patches:
+            digest.update(hashlib.sha256(patch.data).digest())
+        return digest.hexdigest()
+
+
+def read_series(path: Path) -> Series:
+    """Read a series; nothing of it is applied.
+
+    Raises:
+        UsageError: it is not one, it is empty, or a mailer has mangled it.
+    """
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        series = _read_folder(path)
+    elif path.is_file():
+        series = Series(path, _read_mbox(path))
+    else:
+        raise UsageError("there is no such file or folder", where=str(path), hint=_HINT)
+    if not series.patches:
+        raise UsageError("there is no patch in it", where=str(path), hint=_HINT)
+    return series
+
+
+def _read_folder(folder: Path) -> Series:
+    described, quilt = folder / _DESCRIPTION, folder / _QUILT
+    base = policy = None
+    if described.is_file():
+        fields = _read_description(described)
+        base, policy = fields.get("base"), fields.get("policy")
+        names: Sequence[str] = fields["order"]
+        listed = str(described)
+    elif quilt.is_file():
+        names, listed = _read_quilt(quilt), str(quilt)
+    else:
+        names, listed = sorted(one.name for one in folder.glob("[0-9]*.patch")), str(folder)
+        names = [one for one in names if not re.match(r"0+-cover-letter", one)]
+    patches = []
+    for name in names:
+        file = folder / name
+        if not file.is_file():
+            raise UsageError(f"there is no patch {name}", where=listed, hint=_listing(folder))
+        patches.append(_checked(name, file.read_bytes(), str(file)))
+    return Series(folder, tuple(patches), base, policy)
+
+
+def _read_description(path: Path) -> Mapping[str, Any]:
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"not YAML: {error}", where=str(path), hint=_HINT) from None
+    if not isinstance(fields, dict):
+        raise UsageError("not a mapping of fields", where=str(path), hint=_HINT)
+    unknown = [str(name) for name in fields if name not in _FIELDS]
+    if unknown:
+        hint = f"the fields are {', '.join(_FIELDS)}"
+        raise UsageError(f"unknown field: {', '.join(unknown)}", where=str(path), hint=hint)
+    names = fields.get("order")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        hint = "list the names of the .patch files, in order"
+        raise UsageError("no list of patches", where=f"{path}: order", hint=hint)
+    if fields.get("policy") not in (None, *_POLICIES):
+        hint = f"write one of {', '.join(_POLICIES)}"
+        raise UsageError(f"no policy: {fields['policy']}", where=f"{path}: policy", hint=hint)
+    return fields
+
+
+def _read_quilt(path: Path) -> list[str]:
+    names = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        if len(words) > 1 and words[1:] != ["-p1"]:
+            raise UsageError(
+                f"a patch that is applied otherwise than with -p1: {line.strip()}",
+                where=f"{path}:{number}",
+                hint="refresh it with quilt refresh -p ab",
+            )
+        names += words[:1]
+    return names
+
+
+def _read_mbox(path: Path) -> tuple[Patch, ...]:
+    data = path.read_bytes()
+    if not data.strip():
+        hint = f"nothing was written to it; {_FETCH_HINT}"
+        raise UsageError("the file is empty", where=str(path), hint=hint)
+    parts = re.split(rb"^(?=From \S+ .*\d{4}\r?$)", data, flags=re.M)
+    found: list[tuple[tuple[int, int] | None, Patch]] = []
+    for number, part in enumerate((part for part in parts if part.strip()), start=1):
+        subject = _subject(part) or f"message {number}"
+        if b"\0" in part[:400] or _has_diff(part):
+            patch = _checked(subject, part, f"{path}, {subject}")
+            match = _NUMBERED.search(subject)
+            found.append(((int(match[1]), int(match[2])) if match else None, patch))
+    numbers = [number for number, _ in found]
+    if all(number is not None for number in numbers):
+        found.sort(key=lambda one: one[0] or (0, 0))
+        _require_complete([one for one, _ in found if one is not None], path)
+    return tuple(patch for _, patch in found)
+
+
+def _require_complete(numbers: Sequence[tuple[int, int]], path: Path) -> None:
+    totals = {total for _, total in numbers}
+    present = [number for number, _ in numbers]
+    if len(totals) > 1 or len(set(present)) != len(present):
+        raise UsageError("more than one series is in it", where=str(path), hint=_FETCH_HINT)
+    lacking = [str(one) for one in range(1, max(totals, default=0) + 1) if one not in present]
+    if lacking:
+        text = f"patch {', '.join(lacking)} of {max(totals)} is not in it"
+        raise UsageError(text, where=str(path), hint=_FETCH_HINT)
+
+
+def _subject(message: bytes) -> str | None:
+    parsed = _parsed(message)
+    subject = parsed["Subject"]
+    return " ".join(str(subject).split()) if subject else None
+
+
+def _has_diff(message: bytes) -> bool:
+    return _DIFF.search(_content(message)) is not None
+
+
+def _parsed(message: bytes) -> EmailMessage:
+    head = message.partition(b"\n")[2] if message.startswith(b"From ") else message
+    parsed = email.message_from_bytes(head, policy=email.policy.default)
+    assert isinstance(parsed, EmailMessage)
+    return parsed
+
+
+def _content(message: bytes) -> bytes:
+    """The text of a message as bytes, its transfer encoding undone."""
+    parsed = _parsed(message)
+    if not parsed.keys():
+        return message
+    parts = [one for one in parsed.walk() if one.get_content_maintype() == "text"]
+    return b"\n".join(bytes(one.get_payload(decode=True) or b"") for one in parts)
+
+
+def _checked(name: str, data: bytes, where: str) -> Patch:
+    """A patch of which nothing says that a mailer or an editor has changed it.
+
+    Raises:
+        UsageError: it was mangled, or is no patch.
+    """
+    if not data.strip():
+        raise UsageError("the patch is empty", where=where, hint=_FETCH_HINT)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
+        hint = "it was written as UTF-16, perhaps by a shell's redirection; save it as UTF-8"
+        raise UsageError("the patch is not text in UTF-8", where=where, hint=hint)
+    content = _content(data)
+    diff = _DIFF.search(content)
+    if diff is None:
+        raise UsageError("there is no diff in it", where=where, hint=_FETCH_HINT)
+    body = content[diff.start() :]
+    if b"\r\n" in body:
+        raise UsageError(
+            "the patch has CRLF line ends, the kernel's files do not",
+            where=where,
+            hint=f"a mailer or an editor added them: dos2unix, or {_FETCH_HINT}",
+        )
+    _require_encoding(data, body, where)
+    if not re.search(rb"^(From|Subject): ", data, re.M):
+        # git am wants a mail; quilt's patches are none.
+        head = f"From: harness <harness@localhost>\nSubject: [PATCH] {name}\n\n"
+        data = head.encode() + data
+    return Patch(name, data)
+
+
+def _require_encoding(data: bytes, body: bytes, where: str) -> None:
+    parsed = _parsed(data)
+    charset = parsed.get_content_charset() or "utf-8"
+    try:
+        text = body.decode(charset)
+    except (LookupError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"the encoding of the patch is mangled: it is not {charset} ({error})",
+            where=where,
+            hint=_FETCH_HINT,
+        ) from None
+    quoted = re.search(r"^[-+ ].*(=3D|=20$|=09\w)", text, re.M)
+    if "�" in text or (quoted and "Content-Transfer-Encoding" not in parsed):
+        what = "has replacement characters" if "�" in text else "is quoted-printable, undeclared"
+        raise UsageError(
+            f"the encoding of the patch is mangled: it {what}", where=where, hint=_FETCH_HINT
+        )
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(one.name for one in folder.glob("*.patch"))
+    return f"there are {', '.join(names) or 'no .patch files'}"

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A build runs other people's Makefiles: in a sandbox, where bubblewrap is there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.process import run
+
+# What programs need of the machine; everything else, homes above all, is not there.
+_SYSTEM = (
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt"),
+    *("/nix/store", "/gnu/store"),
+    *("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d"),
+    *("/etc/passwd", "/etc/group", "/etc/ssl/openssl.cnf"),
+)
+_HINT = "on Debian: apt-get install bubblewrap"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of a build, as it sees them."""
+
+    source: Path
+    output: Path
+    ccache: Path
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """How builds are confined.
+
+    Attributes:
+        bwrap: the bubblewrap program, or None where builds run unconfined.
+        note: what a person should know about it, empty when all is well.
+    """
+
+    bwrap: str | None
+    note: str = ""
+
+    def places(self, source: Path, output: Path, ccache: Path) -> Places:
+        """Where a build sees its folders.
+
+        In a sandbox they have the same names for every build, so that one source's objects serve
+        another from the compiler's cache, and no path of the machine ends up in a kernel.
+        """
+        if self.bwrap is None:
+            return Places(source, output, ccache)
+        return Places(*(Path("/harness", name) for name in ("source", "output", "ccache")))
+
+    def argv(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        read_only: Mapping[Path, Path],
+        writable: Mapping[Path, Path],
+        cwd: Path,
+    ) -> tuple[str, ...]:
+        """The command line that runs a command confined, with this environment and no other.
+
+        Args:
+            command: what to run.
+            env: its whole environment.
+            read_only: folders that it sees, with the paths at which it does.
+            writable: folders that it may write to, likewise.
+            cwd: the folder that it starts in, as it sees it.
+        """
+        if self.bwrap is None:
+            assigned = [f"{name}={value}" for name, value in env.items()]
+            return ("env", "--ignore-environment", f"--chdir={cwd}", *assigned, *command)
+        words = [self.bwrap, "--unshare-all", "--die-with-parent", "--hostname", "harness"]
+        words += ["--clearenv", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+        for path in (*_SYSTEM, *_folders_of_programs()):
+            words += ["--ro-bind-try", path, path]
+        for outside, inside in read_only.items():
+            words += ["--ro-bind", str(outside), str(inside)]
+        for outside, inside in writable.items():
+            words += ["--bind", str(outside), str(inside)]
+        for name, value in env.items():
+            words += ["--setenv", name, value]
+        return (*words, "--chdir", str(cwd), "--", *command)
+
+
+def find_sandbox() -> Sandbox:
+    """The sandbox of this machine; tried, since containers and policies can forbid it."""
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        return Sandbox(None, f"building without a sandbox: bubblewrap is not installed ({_HINT})")
+    sandbox = Sandbox(bwrap)
+    probe = sandbox.argv(["true"], env={"PATH": _path()}, read_only={}, writable={}, cwd=Path("/"))
+    deadline = Deadline(20, "bubblewrap to start", hint="see whether bwrap works by hand")
+    done = run(probe, deadline=deadline, check=False)
+    if done.status != 0:
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return Sandbox(
+            None,
+            f"building without a sandbox: bubblewrap cannot run here ({why}); "
+            "unprivileged user namespaces may be turned off",
+        )
+    return sandbox
+
+
+def build_environment(places: Places) -> dict[str, str]:
+    """The whole environment of a build: what it needs, and nothing of the user's."""
+    return {
+        "PATH": _path(),
+        "HOME": "/nonexistent",
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": "/tmp",
+        # The same source gives the same image.
+        "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
+        "KBUILD_BUILD_USER": "harness",
+        "KBUILD_BUILD_HOST": "harness",
+        "KBUILD_BUILD_VERSION": "1",
+        "CCACHE_DIR": str(places.ccache),
+        "CCACHE_NOHASHDIR": "1",
+        "CCACHE_MAXSIZE": "5G",
+        "CCACHE_UMASK": "077",
+        # Headers that a configuration has just written are younger than the compilation.
+        "CCACHE_SLOPPINESS": "include_file_mtime,include_file_ctime",
+    }
+
+
+def _path() -> str:
+    return os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+
+
+def _folders_of_programs() -> tuple[str, ...]:
+    """Folders of a toolchain on PATH that is not installed in the system's own places."""
+    found = []
+    for folder in _path().split(":"):
+        if any(Path(folder, name).exists() for name in ("gcc", "clang", "ccache", "make")):
+            real = Path(folder).resolve()
+            if any(real.is_relative_to(one) for one in _SYSTEM):
+                continue
+            private = real.parent in (Path("/"), Path.home(), Path.home() / ".local")
+            found.append(str(real if private else real.parent))
+    return tuple(dict.fromkeys(found))

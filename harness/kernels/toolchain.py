@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The compiler and the other programs that a kernel build takes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import UsageError
+from harness.model.kernel_request import Toolchain
+from harness.process import run
+
+# Each: the program, and the Debian package that brings it.
+_COMMON = (("make", "make"), ("flex", "flex"), ("bison", "bison"), ("bc", "bc"))
+_OF_GCC = (("gcc", "gcc libc6-dev"), ("ld", "binutils"))
+_OF_CLANG = (
+    ("clang", "clang libc6-dev"), ("ld.lld", "lld"), ("llvm-ar", "llvm"), ("llvm-nm", "llvm"),
+)  # fmt: skip
+_HEADERS = "libelf-dev libssl-dev"
+
+
+@dataclass(frozen=True)
+class FoundToolchain:
+    """A toolchain of this machine.
+
+    Attributes:
+        kind: `gcc` or `clang`.
+        suffix: what the names of clang's programs end in, such as `-19`.
+        version: what compiler and linker say of themselves, one line each.
+        ccache: whether compilations are cached.
+    """
+
+    kind: Toolchain
+    version: str
+    ccache: bool
+    suffix: str = ""
+
+    @property
+    def make_words(self) -> tuple[str, ...]:
+        """The variables for make."""
+        compiler = f"{'ccache ' if self.ccache else ''}{self.kind}{self.suffix}"
+        llvm = (f"LLVM={self.suffix or 1}",) if self.kind == "clang" else ()
+        return (*llvm, f"CC={compiler}", f"HOSTCC={compiler}")
+
+
+def find_toolchain(kind: Toolchain) -> FoundToolchain:
+    """The toolchain on PATH.
+
+    Raises:
+        UsageError: something is missing; the hint has the packages.
+    """
+    suffix = _newest_clang() if kind == "clang" else ""
+    of_clang = tuple((f"{program}{suffix}", package) for program, package in _OF_CLANG)
+    needs = (*_COMMON, *(of_clang if kind == "clang" else _OF_GCC))
+    missing = [(program, package) for program, package in needs if shutil.which(program) is None]
+    if missing:
+        packages = dict.fromkeys(word for _, names in missing for word in names.split())
+        raise UsageError(
+            f"a kernel cannot be built here without {', '.join(name for name, _ in missing)}",
+            where="--llvm" if kind == "clang" else None,
+            hint=f"on Debian: apt-get install {' '.join(packages)} {_HEADERS}",
+        )
+    programs = (f"clang{suffix}", f"ld.lld{suffix}") if kind == "clang" else ("gcc", "ld")
+    version = "\n".join(_first_line(program) for program in programs)
+    return FoundToolchain(kind, version, shutil.which("ccache") is not None, suffix)
+
+
+def _newest_clang() -> str:
+    """The suffix of the newest clang with a version in its name, none where `clang` is there."""
+    if shutil.which("clang") is not None:
+        return ""
+    found = [
+        int(match[1])
+        for folder in os.get_exec_path()
+        for path in Path(folder).glob("clang-*")
+        if (match := re.fullmatch(r"clang-(\d+)", path.name))
+    ]
+    return f"-{max(found)}" if found else ""
+
+
+def jobs() -> int:
+    """How many compilers may run at once, by cores and by memory."""
+    cores = len(os.sched_getaffinity(0))
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores, pages // (512 << 20)))
+
+
+def _first_line(program: str) -> str:
+    hint = f"{program} --version does not answer; is it broken?"
+    deadline = Deadline(30, f"{program} --version", hint=hint)
+    return run([program, "--version"], deadline=deadline).stdout.partition("\n")[0]
