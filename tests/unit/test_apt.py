@@ -312,4 +312,4 @@ def test_downloads(asked: Path, tmp_path: Path) -> None:
 
 def test_no_registry_is_named() -> None:
     for module in (debian_mirror, __import__("harness.apt").apt):
-        assert "://" not in Path(module.__file__).read_text()
+        assert "://" not in Path(str(module.__file__)).read_text()

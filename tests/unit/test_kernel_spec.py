@@ -11,6 +11,7 @@ from harness.errors import UsageError
 from harness.kernels.kernel_spec import KernelSpec, parse_kernel_spec
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.stored import KIND
+from harness.model.kernel_request import KernelRequest, as_request
 from harness.progress import SilentProgress
 from harness.store import Store
 
@@ -21,17 +22,31 @@ def test_specs() -> None:
     assert str(KernelSpec("debian", "7.2")) == "debian:7.2"
 
 
-@pytest.mark.parametrize("text", ["", "7.2", "debian", "debian:", "image: ", "fedora:40", "build"])
+@pytest.mark.parametrize(
+    "text", ["", "7.2", "debian", "debian:", "image: ", "fedora:40", "build", "build:debian:"]
+)
 def test_what_is_not_a_spec(text: str) -> None:
     with pytest.raises(UsageError, match="does not name a kernel") as caught:
         parse_kernel_spec(text)
     assert "debian:VERSION" in caught.value.hint
 
 
-def test_building_is_for_later() -> None:
-    with pytest.raises(UsageError, match="cannot be built from source yet") as caught:
-        parse_kernel_spec("build:debian:7.2")
-    assert "image:PATH" in caught.value.hint
+def test_specs_of_builds() -> None:
+    assert parse_kernel_spec("build:debian:7.2") == KernelSpec("build:debian", "7.2")
+    assert parse_kernel_spec("build:~/linux@v7.1") == KernelSpec("build", "~/linux@v7.1")
+    assert str(parse_kernel_spec("build:debian:7.2")) == "build:debian:7.2"
+
+
+def test_what_shapes_a_build_is_for_builds(tmp_path: Path) -> None:
+    request = KernelRequest("debian:7.2", ("no_kmem",), Path("a series"), 2, "clang")
+    words = "debian:7.2 --config no_kmem --series 'a series' --upto 2 --llvm"
+    assert (str(request), request.shapes_build) == (words, True)
+    with pytest.raises(UsageError, match="for kernels that are built") as caught:
+        resolve_kernel(request, stored(tmp_path), SilentProgress())
+    assert "build:debian:VERSION" in caught.value.hint
+    plain = KernelRequest("debian:7.2")
+    assert as_request("debian:7.2") == plain and not plain.shapes_build
+    assert resolve_kernel(plain, stored(tmp_path), SilentProgress()).spec == "debian:7.2"
 
 
 def stored(root: Path) -> Store:

@@ -55,6 +55,31 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "4.0/4.0 MB" in stream.getvalue()
 
 
+def compile_files(listener: Progress, estimate: int | None) -> None:
+    with listener.compiling("a [kernel]", estimate) as done:
+        done(0)
+        done(600)
+
+
+@pytest.mark.parametrize(("estimate", "about"), [(1200, " (about 1200 files)"), (None, "")])
+def test_a_build(estimate: int | None, about: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_files(SilentProgress(), estimate)
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    stream = io.StringIO()
+    compile_files(TerminalProgress(stream), estimate)
+    of = " of about 1200" if estimate else ""
+    assert stream.getvalue().splitlines() == [
+        f"building a [kernel]{about}",
+        f"building a [kernel]: 0{of} files compiled, 0 s",
+        f"building a [kernel]: 600{of} files compiled, 0 s",
+    ]
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    compile_files(TerminalProgress(terminal), estimate)
+    assert "building a [kernel]" in terminal.getvalue()
+    assert ("600/1200 files" if estimate else "600 files") in terminal.getvalue()
+
+
 def test_rich_is_not_imported_before_it_is_needed() -> None:
     script = "import sys, harness.progress; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -86,6 +86,25 @@ def test_without_a_command_a_ready_machine_is_left_in_peace(ready_checkout: Path
     assert (done.status, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize(
+    ("command", "builds"),
+    [
+        ("pytest -k no_cxl_region", True),
+        (".venv/bin/pytest", True),
+        ("harness build build:debian:7.2", True),
+        ("harness run x --kernel=build:/a", True),
+        ("harness run x --kernel debian:7.2", False),
+        ("harness list", False),
+        ("", False),
+    ],
+)
+def test_who_builds_kernels(command: str, builds: bool) -> None:
+    function = re.search(r"^builds_kernels\(\) \{.*?^\}$", SETUP.read_text(), re.M | re.S)
+    assert function is not None
+    done = bash("-c", f'set -eu\n{function[0]}\nbuilds_kernels "$@"', "x", *command.split())
+    assert (done.status == 0, done.stderr) == (builds, "")
+
+
 def test_an_unknown_option_is_refused(ready_checkout: Path) -> None:
     done = in_checkout(ready_checkout, "--frobnicate")
     assert done.status == 2

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import by_cxl, by_hmem, iomem_of, observed, span
+
+from harness.model.attribution import disagreements, double_claims, online, pieces_of
+from harness.model.iomem import Iomem
+from harness.model.memory_range import MemoryRange
+from harness.model.observation import DaxDevice, Observation
+
+SR = span("110000000-18fffffff")
+
+OWNED = """
+    110000000-18fffffff : CXL Window 0
+      110000000-18fffffff : region0
+        110000000-18fffffff : dax0.0
+          110000000-18fffffff : System RAM (kmem)
+"""
+BARE = """
+    110000000-18fffffff : CXL Window 0
+      110000000-14fffffff : region0
+"""
+
+
+def pieces(seen: Observation) -> list[tuple[str, str, str, str]]:
+    return [(str(one.range), one.owner, one.use, one.via) for one in pieces_of(SR, seen)]
+
+
+def test_a_range_under_a_dax_device_belongs_to_who_made_it() -> None:
+    assert pieces(observed(OWNED, by_cxl("dax0.0", "110000000-18fffffff"))) == [
+        ("110000000-18fffffff", "dax_cxl", "system_ram", "region0 > dax0.0 > kmem")
+    ]
+    assert pieces(observed(OWNED, by_hmem("dax2.0", "110000000-18fffffff"))) == [
+        ("110000000-18fffffff", "dax_hmem", "system_ram", "hmem.2 > dax2.0 > kmem")
+    ]
+
+
+def test_the_driver_that_holds_a_device_says_what_it_is_used_for() -> None:
+    device = by_hmem("dax2.0", "110000000-18fffffff", driver="device_dax")
+    seen = observed(BARE, device, drivers=["device_dax", "kmem"])
+    assert [(one[1], one[2]) for one in pieces(seen)] == [("dax_hmem", "devdax")]
+
+
+def test_a_device_without_a_driver_is_owned_only_while_kmem_is_not_there() -> None:
+    device = by_hmem("dax2.0", "110000000-18fffffff", driver=None)
+    assert pieces(observed(BARE, device, drivers=["device_dax"])) == [
+        ("110000000-18fffffff", "dax_hmem", "none", "hmem.2 > dax2.0")
+    ]
+    assert pieces(observed(BARE, device, drivers=["kmem"])) == [
+        (
+            *("110000000-18fffffff", "nobody", "none"),
+            "hmem.2 > dax2.0 without a driver; iomem: CXL Window 0 > region0",
+        )
+    ]
+
+
+def test_a_range_without_a_dax_device_is_stranded_where_iomem_says() -> None:
+    assert pieces(observed(BARE)) == [
+        ("110000000-18fffffff", "nobody", "none", "iomem: CXL Window 0 > region0")
+    ]
+    assert pieces(observed("0-fff : Reserved"))[0][3] == "iomem: nothing"
+
+
+def test_a_range_in_several_hands_comes_in_pieces_that_cover_it() -> None:
+    seen = observed(
+        BARE, by_cxl("dax0.0", "110000000-14fffffff"), by_hmem("dax2.0", "170000000-1ffffffff")
+    )
+    assert [one[:2] for one in pieces(seen)] == [
+        ("110000000-14fffffff", "dax_cxl"),
+        ("150000000-16fffffff", "nobody"),
+        ("170000000-18fffffff", "dax_hmem"),
+    ]
+
+
+def test_neighbours_of_one_device_are_one_piece() -> None:
+    device = by_hmem("dax2.0", "110000000-14fffffff", "150000000-18fffffff")
+    assert [one[0] for one in pieces(observed(BARE, device))] == ["110000000-18fffffff"]
+
+
+def test_neighbours_of_two_devices_are_two_pieces() -> None:
+    first = by_hmem("dax2.0", "110000000-14fffffff")
+    second = by_hmem("dax3.0", "150000000-18fffffff")
+    assert [one[3] for one in pieces(observed(BARE, first, second))] == [
+        "hmem.2 > dax2.0 > kmem",
+        "hmem.3 > dax3.0 > kmem",
+    ]
+
+
+def test_of_two_devices_the_one_with_a_driver_owns() -> None:
+    failed = by_hmem("dax2.0", "110000000-18fffffff", driver=None)
+    holds = by_cxl("dax0.0", "110000000-18fffffff")
+    for devices in ((failed, holds), (holds, failed)):
+        assert [one[1] for one in pieces(observed(OWNED, *devices))] == ["dax_cxl"]
+
+
+def test_a_device_of_neither_driver_owns_nothing_and_is_named_as_it_is() -> None:
+    device = replace(by_hmem("dax7.0", "110000000-18fffffff"), parent="pmem7", path="x/dax7.0")
+    ((_, owner, use, via),) = pieces(observed(BARE, device))
+    assert (owner, use) == ("nobody", "none")
+    assert via.startswith("dax7.0 > kmem")
+    assert "without a driver" not in via
+
+
+def test_a_part_that_two_devices_cover_is_claimed_twice() -> None:
+    seen = observed(
+        OWNED, by_cxl("dax0.0", "110000000-18fffffff"), by_hmem("dax2.0", "180000000-1bfffffff")
+    )
+    assert double_claims(SR, seen) == (
+        (span("180000000-18fffffff"), "region0 > dax0.0 > kmem and hmem.2 > dax2.0 > kmem"),
+    )
+    assert double_claims(span("110000000-17fffffff"), seen) == ()
+
+
+small = st.builds(MemoryRange.of_size, st.integers(0, 40), st.integers(1, 20))
+holdings = st.lists(st.tuples(small, st.sampled_from(["kmem", None])), max_size=4)
+
+
+@given(small, holdings)
+def test_pieces_cover_the_range_exactly_and_tell_the_owner_of_every_byte(
+    whole: MemoryRange, held: list[tuple[MemoryRange, str | None]]
+) -> None:
+    devices = [
+        by_hmem(f"dax{number}.0", str(one), driver=driver)
+        for number, (one, driver) in enumerate(held)
+    ]
+    found = pieces_of(whole, observed("0-fff : x", *devices))
+    assert found[0].range.start == whole.start
+    assert found[-1].range.end == whole.end
+    assert all(a.range.end + 1 == b.range.start for a, b in itertools.pairwise(found))
+    for piece in found:
+        for at in range(piece.range.start, piece.range.end + 1):
+            owned = any(one.start <= at <= one.end and driver for one, driver in held)
+            assert (piece.owner == "dax_hmem") == owned
+
+
+def test_iomem_and_sysfs_that_agree_leave_nothing_to_say() -> None:
+    assert disagreements(observed(OWNED, by_cxl("dax0.0", "110000000-18fffffff"))) == ()
+    devdax = by_hmem("dax2.0", "180000000-1bfffffff", driver="device_dax")
+    assert disagreements(observed("180000000-1bfffffff : dax2.0", devdax)) == ()
+    assert disagreements(observed(BARE, by_hmem("dax2.0", "1-2", driver=None))) == ()
+
+
+@pytest.mark.parametrize(
+    ("iomem", "device", "text"),
+    [
+        (OWNED, None, "iomem says dax0.0, but in sysfs no such device exists"),
+        (
+            OWNED,
+            by_cxl("dax0.0", "110000000-18fffffff", driver=None),
+            "iomem says dax0.0, but in sysfs no driver holds that device",
+        ),
+        (
+            OWNED,
+            by_cxl("dax0.0", "110000000-14fffffff"),
+            "iomem has dax0.0 elsewhere than its mappings in sysfs",
+        ),
+        (
+            BARE,
+            by_cxl("dax0.0", "110000000-14fffffff"),
+            "kmem holds dax0.0, but iomem does not show it",
+        ),
+        (
+            OWNED.replace("System RAM (kmem)", "Reserved"),
+            by_cxl("dax0.0", "110000000-18fffffff"),
+            "kmem holds dax0.0, but iomem has no System RAM (kmem) in it",
+        ),
+        (
+            "180000000-1bfffffff : System RAM (kmem)",
+            None,
+            "iomem has System RAM (kmem) without a dax device of kmem",
+        ),
+        (
+            OWNED,
+            by_cxl("dax0.0", "110000000-18fffffff", driver="device_dax"),
+            "iomem has System RAM (kmem) without a dax device of kmem",
+        ),
+    ],
+)
+def test_iomem_and_sysfs_that_disagree_are_a_finding(
+    iomem: str, device: DaxDevice | None, text: str
+) -> None:
+    found = disagreements(observed(iomem, *([device] if device else [])))
+    assert text in [one.text for one in found]
+    assert {one.rule for one in found} == {"consistency"}
+    assert all(one.range is not None for one in found)
+
+
+def test_kmem_that_took_only_a_part_of_a_mapping_is_a_finding() -> None:
+    # kmem trims a range to whole memory blocks: the rest is capacity that nobody can use.
+    short = OWNED.replace("110000000-18fffffff : System RAM", "110000000-187ffffff : System RAM")
+    found = disagreements(observed(short, by_cxl("dax0.0", "110000000-18fffffff")))
+    assert [one.rule for one in found] == ["consistency"]
+
+
+def test_a_disagreement_shows_the_lines_of_iomem_that_it_is_about() -> None:
+    (missing, _) = disagreements(observed(OWNED))
+    assert missing.range == SR
+    assert missing.iomem == observed(OWNED).iomem.lines()
+
+
+def ram(*ranges: str) -> Iomem:
+    return iomem_of("\n".join(f"{one} : System RAM (kmem)" for one in ranges))
+
+
+def test_memory_is_online_once_kmem_holds_all_of_it() -> None:
+    both = (span("110000000-14fffffff"), span("180000000-1bfffffff"))
+    assert online(ram("110000000-14fffffff", "180000000-1bfffffff"), both)
+    assert online(ram("110000000-12fffffff", "130000000-1bfffffff"), both)
+    assert not online(ram("110000000-14fffffff"), both)
+    assert not online(ram("110000000-14ffffffe", "180000000-1bfffffff"), both)
+    assert not online(iomem_of("110000000-1bfffffff : System RAM"), both)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+import contextlib
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import record
+
+from harness.model.dmesg import DmesgError, Record, complaints, parse_dmesg, splat
+
+
+def test_records_have_level_time_and_text() -> None:
+    text = (
+        "<5>[    0.000000] Linux version 7.2\n"
+        "<6>[    0.100000] ACPI: SRAT: Node 0\n"
+        "<12>[   12.345678] dax: a message of a program, facility 1, level 4\n"
+        "<3>[ 1000.000001] kmem dax0.0: it failed  \n"
+    )
+    assert parse_dmesg(text) == (
+        Record(5, 0.0, "Linux version 7.2"),
+        Record(6, 0.1, "ACPI: SRAT: Node 0"),
+        Record(4, 12.345678, "dax: a message of a program, facility 1, level 4"),
+        Record(3, 1000.000001, "kmem dax0.0: it failed"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("<6>[    1.000000][    T1] cxl root0: x", "cxl root0: x"),
+        ("<6>[    1.000000][   C12] cxl root0: x", "cxl root0: x"),
+        ("<6>[    1.000000] [drm] x", "[drm] x"),
+        ("<6>[    1.000000] ", ""),
+        ("<6>[    1.000000]  pci0000:35: host supports CXL", " pci0000:35: host supports CXL"),
+    ],
+)
+def test_the_caller_is_no_part_of_the_text(line: str, text: str) -> None:
+    assert parse_dmesg(f"{line}\n")[0].text == text
+
+
+def test_a_line_without_a_level_continues_the_record_before() -> None:
+    text = "<4>[    1.000000] first\nsecond\n\n<6>[    2.000000] third\n"
+    assert [one.text for one in parse_dmesg(text)] == ["first\nsecond", "third"]
+
+
+@pytest.mark.parametrize("text", ["", "\n", "dmesg: klogctl: Operation not permitted\n"])
+def test_text_without_a_record_is_no_kernel_log(text: str) -> None:
+    with pytest.raises(DmesgError):
+        parse_dmesg(text)
+
+
+def test_a_record_prints_as_dmesg_prints_it() -> None:
+    assert str(Record(4, 3.284964, "kmem dax2.0: x")) == "[    3.284964] kmem dax2.0: x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cxl root0: Extended linear cache calculation failed rc:-2",
+        "cxl_acpi ACPI0017:00: failed",
+        "cxl_port endpoint2: failed to enumerate",
+        "cxl_dax_region dax_region0: dax_region resource conflict for [mem 0x1-0x2]",
+        "dax_hmem: failed",
+        "hmem hmem.1: probe with driver hmem failed with error -12",
+        "kmem dax2.0: mapping0: 0x110000000-0x18fffffff could not reserve region",
+        "device_dax dax0.0: failed",
+        "pcieport 0000:35:00.0: CXL Bus Error",
+        "resource: resource sanity check: requesting [mem 0x1-0x2], which spans more than dax0.0",
+        "Soft Reserved [mem 0x1-0x2] conflicts with CXL Window 0 [mem 0x1-0x3]",
+    ],
+)
+@pytest.mark.parametrize(("level", "what"), [(4, "a warning"), (3, "an error"), (0, "an error")])
+def test_a_warning_or_worse_of_the_drivers_counts(text: str, level: int, what: str) -> None:
+    (found,) = complaints([record(level, text)])
+    assert (found.record.text, found.what) == (text, what)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pci_bus 0000:35: Unknown NUMA node; performance will be reduced",
+        "mtrr: your CPUs had inconsistent fixed MTRR settings",
+        "amd_pstate: the _CPC object is not present in SBIOS or ACPI disabled",
+        "relaxed: daxing, not daxed",
+        "schmem something",
+    ],
+)
+def test_a_warning_of_somebody_else_does_not_count(text: str) -> None:
+    assert complaints([record(4, text)]) == ()
+
+
+@pytest.mark.parametrize("level", [5, 6, 7])
+def test_what_is_less_than_a_warning_does_not_count(level: int) -> None:
+    assert complaints([record(level, "cxl root0: failed")]) == ()
+
+
+SPLATS = [
+    ("WARNING: CPU: 0 PID: 12 at kernel/workqueue.c:4204 __flush_work+0x2a/0x30", "a WARN"),
+    ("WARNING: drivers/dax/bus.c:12 at dax_probe+0x1/0x2, CPU#0: modprobe/12", "a WARN"),
+    ("kernel BUG at mm/vmalloc.c:12!", "a BUG"),
+    ("BUG: Bad page state in process modprobe  pfn:110000", "a BUG"),
+    ("Oops: general protection fault, probably for non-canonical address", "an oops"),
+    ("Oops: 0000 [#1] PREEMPT SMP", "an oops"),
+    ("Kernel panic - not syncing: Fatal exception", "a panic"),
+    ("WARNING: possible circular locking dependency detected", "lockdep"),
+    ("WARNING: possible recursive locking detected", "lockdep"),
+    ("WARNING: inconsistent lock state", "lockdep"),
+    ("kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)", "kmemleak"),
+    ("INFO: task modprobe:123 blocked for more than 120 seconds.", "a hung task"),
+    ("rcu: INFO: rcu_preempt self-detected stall on CPU", "a stall"),
+    ("rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", "a stall"),
+    ("UBSAN: array-index-out-of-bounds in drivers/cxl/core/port.c:1", "UBSAN"),
+    ("workqueue: dax_hmem_work hogged CPU for >10000us 4 times", "a call trace"),
+    ("Call Trace:", "a call trace"),
+]
+
+
+@pytest.mark.parametrize(("text", "what"), SPLATS)
+def test_a_splat_of_anybody_counts_at_any_level(text: str, what: str) -> None:
+    assert splat(text) == what
+    (found,) = complaints([record(6, text)])
+    assert found.what == what
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("BUG: KASAN: slab-use-after-free in cxl_region_probe+0x1/0x2", "KASAN"),
+        ("BUG: unable to handle page fault for address: 0000000000001000", "an oops"),
+        ("BUG: kernel NULL pointer dereference, address: 0000000000000010", "an oops"),
+        ("watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [modprobe:12]", "a stall"),
+        ("BUG: sleeping function called from invalid context at kernel/x.c:1", "atomic"),
+        ("BUG: scheduling while atomic: modprobe/12/0x00000002", "atomic"),
+    ],
+)
+def test_a_splat_is_called_by_the_most_telling_name(text: str, what: str) -> None:
+    assert str(splat(text)).startswith(what)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cxl root0: DEBUG: nothing is wrong",
+        "clocksource: possible clock skew, nothing is locked",
+        "CPU topo: possible CPUs 2, block 0",
+    ],
+)
+def test_what_only_looks_like_a_splat_does_not_count(text: str) -> None:
+    assert complaints([record(6, text)]) == ()
+
+
+def test_suspicious_rcu_usage_is_a_splat() -> None:
+    assert splat("WARNING: suspicious RCU usage") == "lockdep"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "WARNING: held lock freed!",
+        "WARNING: lock held when returning to user space!",
+        "WARNING: modprobe/123 still has locks held!",
+        "WARNING: SOFTIRQ-safe -> SOFTIRQ-unsafe lock order detected",
+        "WARNING: Nested lock was not taken",
+        "INFO: trying to register non-static key.",
+    ],
+)
+def test_every_headline_of_lockdep_is_a_splat(text: str) -> None:
+    assert splat(text) == "lockdep"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { 0-...D } 21 jiffies",
+        "watchdog: Watchdog detected hard LOCKUP on cpu 0",
+    ],
+)
+def test_every_kind_of_stall_is_a_splat(text: str) -> None:
+    assert splat(text) == "a stall"
+
+
+def test_a_splat_is_found_in_a_later_line_of_a_record() -> None:
+    (found,) = complaints([record(6, "first\nkernel BUG at x.c:1!")])
+    assert found.what == "a BUG"
+
+
+def test_an_expected_line_does_not_count_and_others_still_do() -> None:
+    cache = record(4, "cxl root0: Extended linear cache calculation failed rc:-2")
+    other = record(4, "cxl root0: something else")
+    found = complaints([cache, other], [re.compile(r"linear cache calculation failed rc:-\d")])
+    assert [one.record for one in found] == [other]
+
+
+def test_complaints_keep_the_order_of_the_log() -> None:
+    log = [record(4, "cxl b"), record(6, "cxl quiet"), record(3, "kmem a"), record(6, "UBSAN: c")]
+    assert [one.record.text for one in complaints(log)] == ["cxl b", "kmem a", "UBSAN: c"]
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused_and_nothing_else(text: str) -> None:
+    with contextlib.suppress(DmesgError):
+        complaints(parse_dmesg(text))
+
+
+@given(
+    st.integers(0, 255),
+    st.integers(0, 10**9),
+    st.text(st.characters(codec="ascii", exclude_categories=["C"])).map(str.rstrip),
+)
+def test_what_the_kernel_prints_reads_back(prefix: int, time: int, text: str) -> None:
+    seconds = f"{time // 10**6:5d}.{time % 10**6:06d}"
+    # A text that itself begins like a caller cannot be told from one.
+    if text.startswith("["):
+        return
+    (one,) = parse_dmesg(f"<{prefix}>[{seconds}] {text}\n")
+    assert (one.level, one.text) == (prefix & 7, text)
+    assert one.time == pytest.approx(time / 10**6)

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+import pytest
+from machines import (
+    CXL,
+    HMEM,
+    NOBODY,
+    by_cxl,
+    by_hmem,
+    committed,
+    firmware_state,
+    observed,
+    record,
+    span,
+)
+
+from harness.model.dmesg import Record
+from harness.model.judge import Judgement, judge
+from harness.model.observation import DaxDevice, Observation
+from harness.model.scenario import ExpectedLine, Ownership
+from harness.model.verdict import RULES, Finding, Verdict
+
+WINDOW = "110000000-18fffffff"
+STATE = firmware_state(
+    {"sr0": WINDOW},
+    decoders=[committed("region", WINDOW)],
+    windows=[WINDOW],
+    hotplug_room=["200000000-5bfffffff"],
+)
+GOOD = """
+    110000000-18fffffff : CXL Window 0
+      110000000-18fffffff : region0
+        110000000-18fffffff : dax0.0
+          110000000-18fffffff : System RAM (kmem)
+"""
+BARE = "110000000-18fffffff : CXL Window 0"
+BY_CXL = by_cxl("dax0.0", WINDOW)
+
+
+def good(*dmesg: Record, offline: tuple[str, ...] = ()) -> Observation:
+    return observed(GOOD, BY_CXL, dmesg=dmesg, offline=offline)
+
+
+def judged(seen: Observation, wanted: Ownership = CXL, *lines: ExpectedLine) -> Judgement:
+    return judge(seen, STATE, {"sr0": wanted}, lines)
+
+
+def found(judgement: Judgement) -> list[tuple[str, str]]:
+    assert (judgement.verdict is Verdict.FAIL) == bool(judgement.findings)
+    assert {one.rule for one in judgement.findings} <= set(RULES)
+    return [(one.rule, one.text) for one in judgement.findings]
+
+
+def only(judgement: Judgement) -> Finding:
+    assert judgement.verdict is Verdict.FAIL
+    (finding,) = judgement.findings
+    return finding
+
+
+def test_a_guest_that_keeps_the_contract_passes() -> None:
+    judgement = judged(good(record(6, "cxl root0: fine"), record(4, "mtrr: not ours")))
+    assert judgement.verdict is Verdict.PASS
+    assert judgement.findings == ()
+    (owned,) = judgement.owners
+    assert (owned.name, owned.range, owned.expected) == ("sr0", span(WINDOW), CXL)
+    assert [(one.owner, one.use) for one in owned.observed] == [("dax_cxl", "system_ram")]
+
+
+def test_a_stranded_range_breaks_rule_1() -> None:
+    finding = only(judged(observed(BARE)))
+    assert finding.rule == "1"
+    assert finding.range == span(WINDOW)
+    assert finding.text == (
+        "sr0: expected dax_cxl/system_ram, found nobody (stranded), by iomem: CXL Window 0"
+    )
+    assert finding.iomem == (BARE,)
+
+
+def test_a_stranded_part_breaks_rule_1_for_that_part_only() -> None:
+    half = observed(
+        """
+        110000000-18fffffff : CXL Window 0
+          110000000-14fffffff : region0
+            110000000-14fffffff : dax0.0
+              110000000-14fffffff : System RAM (kmem)
+        """,
+        by_cxl("dax0.0", "110000000-14fffffff"),
+    )
+    finding = only(judged(half))
+    assert (finding.rule, finding.range) == ("1", span("150000000-18fffffff"))
+    owners = [one.owner for one in judged(half).owners[0].observed]
+    assert owners == ["dax_cxl", "nobody"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "rule"),
+    [(CXL, by_hmem("dax2.0", WINDOW), "2"), (HMEM, BY_CXL, "3"), (NOBODY, BY_CXL, "3")],
+)
+def test_the_wrong_owner_breaks_the_rule_about_the_right_one(
+    wanted: Ownership, device: DaxDevice, rule: str
+) -> None:
+    seen = observed(GOOD.replace("dax0.0", device.name), device)
+    finding = only(judged(seen, wanted))
+    assert finding.rule == rule
+    assert finding.text.startswith(f"sr0: expected {wanted}, found dax_")
+    assert "stranded" not in finding.text
+
+
+def test_the_right_owner_with_another_use_is_a_mismatch_of_use() -> None:
+    device = by_cxl("dax0.0", WINDOW, driver="device_dax")
+    iomem = GOOD.replace("\n          110000000-18fffffff : System RAM (kmem)", "")
+    finding = only(judged(observed(iomem, device)))
+    assert finding.rule == "use"
+    assert "expected dax_cxl/system_ram, found dax_cxl/devdax" in finding.text
+
+
+def test_a_range_claimed_twice_breaks_rule_1() -> None:
+    second = by_hmem("dax2.0", WINDOW, driver=None)
+    finding = only(judged(observed(GOOD, BY_CXL, second)))
+    assert (finding.rule, finding.range) == ("1", span(WINDOW))
+    assert finding.text == "sr0: claimed twice, by region0 > dax0.0 > kmem and hmem.2 > dax2.0"
+
+
+ROOM = GOOD + "    200000000-23fffffff : dax3.0\n      200000000-23fffffff : System RAM (kmem)\n"
+
+
+def test_a_dax_device_in_the_hotplug_room_breaks_rule_4() -> None:
+    finding = only(judged(observed(ROOM, BY_CXL, by_hmem("dax3.0", "200000000-23fffffff"))))
+    assert (finding.rule, finding.range) == ("4", span("200000000-23fffffff"))
+    assert finding.text == "dax3.0 of dax_hmem covers memory hotplug room"
+    assert any("dax3.0" in line for line in finding.iomem)
+
+
+def test_a_dax_device_that_reaches_out_of_its_range_breaks_rule_4_for_the_rest() -> None:
+    wide = by_cxl("dax0.0", "110000000-19fffffff")
+    finding = only(judged(observed(GOOD.replace("18fffffff", "19fffffff"), wide)))
+    assert (finding.rule, finding.range) == ("4", span("190000000-19fffffff"))
+    assert finding.text == "dax0.0 of dax_cxl covers neither Soft Reserved nor a region"
+
+
+def test_a_dax_device_over_a_region_without_soft_reserved_breaks_no_rule() -> None:
+    state = firmware_state({}, decoders=[committed("region", WINDOW)], windows=[WINDOW])
+    assert judge(good(), state, {"region": CXL}).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("device", [by_hmem("dax0.0", WINDOW), None])
+def test_a_region_without_soft_reserved_that_dax_cxl_does_not_own_breaks_rule_5(
+    device: DaxDevice | None,
+) -> None:
+    state = firmware_state({}, decoders=[committed("region", WINDOW)], windows=[WINDOW])
+    seen = observed(GOOD, device) if device else observed(BARE)
+    finding = only(judge(seen, state, {"region": CXL}))
+    assert (finding.rule, finding.range) == ("5", span(WINDOW))
+
+
+def test_what_nothing_is_expected_of_is_not_judged_by_its_owner() -> None:
+    judgement = judge(good(), STATE, {"region": CXL})
+    assert [one.name for one in judgement.owners] == ["region"]
+    assert judge(good(), STATE, {}).owners == ()
+
+
+def test_a_complaint_breaks_rule_6_and_shows_its_first_line() -> None:
+    trace = record(4, "WARNING: CPU: 0 PID: 1 at x\nmore", 2.5)
+    finding = only(judged(good(trace)))
+    assert (finding.rule, finding.range) == ("6", None)
+    assert finding.text == "a WARN: WARNING: CPU: 0 PID: 1 at x"
+    assert finding.dmesg == (str(trace),)
+
+
+def test_every_complaint_is_a_finding_of_its_own() -> None:
+    judgement = judged(good(record(4, "cxl a"), record(6, "cxl b"), record(3, "kmem c")))
+    assert found(judgement) == [("6", "a warning: cxl a"), ("6", "an error: kmem c")]
+
+
+def test_an_expected_line_breaks_no_rule() -> None:
+    line = ExpectedLine(pattern=r"cxl root\d+: a$", reason="it is expected here")
+    seen = good(record(4, "cxl root0: a"))
+    assert judged(seen, CXL, line).verdict is Verdict.PASS
+    assert found(judged(good(record(4, "cxl root0: ab")), CXL, line)) != []
+
+
+def test_memory_blocks_that_are_not_online_are_a_mismatch_of_use() -> None:
+    blocks = ("110000000-117ffffff", "118000000-11fffffff", "0-7ffffff")
+    finding = only(judged(good(offline=blocks)))
+    assert (finding.rule, finding.range) == ("use", span(blocks[0]))
+    assert finding.text == "sr0: 2 memory blocks are not online"
+
+
+def test_memory_blocks_elsewhere_or_of_a_range_that_is_no_ram_may_be_offline() -> None:
+    assert judged(good(offline=("190000000-197ffffff",))).verdict is Verdict.PASS
+    devdax = observed(
+        GOOD.replace("\n          110000000-18fffffff : System RAM (kmem)", ""),
+        by_cxl("dax0.0", WINDOW, driver="device_dax"),
+        offline=("110000000-117ffffff",),
+    )
+    wanted = Ownership(owner="dax_cxl", use="devdax")
+    assert judged(devdax, wanted).verdict is Verdict.PASS
+
+
+def test_iomem_that_disagrees_with_sysfs_breaks_consistency() -> None:
+    finding = only(judged(observed(BARE, BY_CXL)))
+    assert finding.rule == "consistency"
+    assert finding.text == "kmem holds dax0.0, but iomem does not show it"
+
+
+STRANDED = """
+    110000000-18fffffff : CXL Window 0
+      110000000-14fffffff : region0
+"""
+ABOUT = [
+    "kmem dax2.0: mapping0: 0x110000000-0x18fffffff could not reserve region",
+    "kmem dax2.0: probe with driver kmem failed with error -16",
+    "cxl_dax_region dax_region0: probe failed",
+    "hmem hmem.2: something",
+    "cxl region0: something",
+    "cxl root0: [mem 0x18fffffff-0x1ffffffff] is odd",
+    "cxl root0: [mem 0x100000000-0x110000000] is odd",
+]
+ELSEWHERE = [
+    "kmem dax12.0: probe failed",
+    "cxl region01: something",
+    "cxl root0: [mem 0x190000000-0x1ffffffff] is odd",
+    "cxl root0: [mem 0x100000000-0x10fffffff] is odd",
+    "cxl root0: Extended linear cache calculation failed rc:-2",
+]
+
+
+@pytest.mark.parametrize("text", [*ABOUT, *ELSEWHERE])
+def test_a_finding_shows_the_complaints_about_its_range(text: str) -> None:
+    device = by_hmem("dax2.0", WINDOW, driver=None)
+    judgement = judged(observed(STRANDED, device, dmesg=[record(4, text)]), HMEM)
+    stranded = judgement.findings[0]
+    assert stranded.rule == "1"
+    assert bool(stranded.dmesg) == (text in ABOUT)
+    # Whether it is shown there or not, it counts.
+    assert [one.rule for one in judgement.findings] == ["1", "6"]
+
+
+def test_a_finding_shows_twelve_complaints_at_most() -> None:
+    log = [record(4, f"kmem dax2.0: {number}") for number in range(40)]
+    device = by_hmem("dax2.0", WINDOW, driver=None)
+    stranded = judged(observed(STRANDED, device, dmesg=log), HMEM).findings[0]
+    assert len(stranded.dmesg) == 12
+    assert stranded.dmesg[0].endswith("kmem dax2.0: 0")
+
+
+def test_everything_that_is_wrong_is_found_at_once() -> None:
+    seen = observed(
+        ROOM, BY_CXL, by_hmem("dax3.0", "200000000-23fffffff"), dmesg=[record(4, "cxl a")]
+    )
+    rules = [rule for rule, _ in found(judged(seen, HMEM))]
+    assert rules == ["3", "4", "6"]

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The oracle on layouts of the discussion, beside the scenario files that test_catalogue holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
+
+from harness.model.ownership import expected_owners
+from harness.model.placement import FirmwareState
+from harness.model.scenario import Ownership, Policy
+
+ALL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
+WINDOW = "110000000-18fffffff"
+LOWER, UPPER = "110000000-14fffffff", "150000000-18fffffff"
+OUTSIDE = "1c0000000-1ffffffff"
+
+
+def state(soft_reserved: Mapping[str, str], *regions: str) -> FirmwareState:
+    decoders = [committed(f"r{number}", one) for number, one in enumerate(regions)]
+    return firmware_state(soft_reserved, decoders=decoders, windows=[WINDOW])
+
+
+def owners(
+    where: FirmwareState,
+    policy: Policy,
+    load: Sequence[str] = ALL,
+    config: Mapping[str, str] | None = None,
+) -> dict[str, Ownership]:
+    return expected_owners(scenario_of({}, load=load, config=config).value, where, policy)
+
+
+def both(where: FirmwareState) -> tuple[dict[str, Ownership], dict[str, Ownership]]:
+    return owners(where, "per_range"), owners(where, "all_or_nothing")
+
+
+@pytest.mark.parametrize(
+    ("soft_reserved", "regions", "per_range", "all_or_nothing"),
+    [
+        # One range, exactly covered; inside a larger region; larger than its region; bare.
+        ({"a": WINDOW}, [WINDOW], {"a": CXL}, {"a": CXL}),
+        ({"a": LOWER}, [WINDOW], {"a": CXL}, {"a": CXL}),
+        ({"a": WINDOW}, [LOWER], {"a": HMEM}, {"a": HMEM}),
+        ({"a": WINDOW}, [], {"a": HMEM}, {"a": HMEM}),
+        # No single region contains it, though two together do.
+        ({"a": WINDOW}, [LOWER, UPPER], {"a": HMEM}, {"a": HMEM}),
+        # One bare range decides for all in windows, and for those only.
+        ({"a": LOWER, "b": UPPER}, [LOWER], {"a": CXL, "b": HMEM}, {"a": HMEM, "b": HMEM}),
+        ({"a": WINDOW, "b": OUTSIDE}, [WINDOW], {"a": CXL, "b": HMEM}, {"a": CXL, "b": HMEM}),
+        # A range over the window's end is in the window, and in no region.
+        (
+            {"a": LOWER, "b": "180000000-19fffffff"},
+            [LOWER],
+            {"a": CXL, "b": HMEM},
+            {"a": HMEM, "b": HMEM},
+        ),
+        # A region without any range under it; it does not survive when CXL gives up.
+        ({}, [LOWER], {"r0": CXL}, {"r0": CXL}),
+        ({"a": LOWER}, [LOWER, UPPER], {"a": CXL, "r1": CXL}, {"a": CXL, "r1": CXL}),
+        (
+            {"a": "150000000-16fffffff"},
+            [LOWER, "160000000-18fffffff"],
+            {"a": HMEM, "r0": CXL},
+            {"a": HMEM},
+        ),
+    ],
+)
+def test_who_owns_what_under_both_policies(
+    soft_reserved: Mapping[str, str],
+    regions: Sequence[str],
+    per_range: Mapping[str, Ownership],
+    all_or_nothing: Mapping[str, Ownership],
+) -> None:
+    assert both(state(soft_reserved, *regions)) == (per_range, all_or_nothing)
+
+
+CONTAINED = state({"a": WINDOW}, WINDOW)
+
+
+@pytest.mark.parametrize("missing", ["cxl_acpi", "cxl_pci", "cxl_mem"])
+def test_without_a_driver_of_cxl_no_region_forms(missing: str) -> None:
+    load = [name for name in ALL if name != missing]
+    assert owners(CONTAINED, "per_range", load) == {"a": HMEM}
+
+
+@pytest.mark.parametrize("option", ["CXL_REGION", "CXL_MEM", "DEV_DAX_CXL"])
+def test_a_kernel_built_without_cxl_regions_leaves_all_to_dax_hmem(option: str) -> None:
+    assert owners(CONTAINED, "per_range", config={option: "n"}) == {"a": HMEM}
+    assert owners(state({}, WINDOW), "per_range", config={option: "n"}) == {}
+
+
+def test_without_dax_hmem_what_cxl_does_not_own_is_nobodys() -> None:
+    load = [name for name in ALL if name != "dax_hmem"]
+    where = state({"a": LOWER, "b": UPPER}, LOWER)
+    assert owners(where, "per_range", load) == {"a": CXL, "b": NOBODY}
+    assert owners(where, "all_or_nothing", load) == {"a": NOBODY, "b": NOBODY}
+
+
+def test_a_driver_that_is_built_in_need_not_be_loaded() -> None:
+    load = ["cxl_pci", "cxl_mem", "dax_cxl"]
+    built_in = {"CXL_ACPI": "y", "DEV_DAX_HMEM": "y", "DEV_DAX_KMEM": "y"}
+    assert owners(CONTAINED, "per_range", load, built_in) == {"a": CXL}
+    assert owners(CONTAINED, "per_range", load, {"CXL_ACPI": "m"}) == {"a": NOBODY}
+
+
+def test_modules_are_known_by_both_spellings() -> None:
+    load = [name.replace("_", "-") for name in ALL]
+    assert owners(CONTAINED, "per_range", load) == {"a": CXL}
+
+
+@pytest.mark.parametrize(
+    ("load", "config", "use"),
+    [
+        (ALL, {}, "system_ram"),
+        (("dax_hmem",), {}, "none"),
+        (("dax_hmem", "device_dax"), {}, "none"),
+        (("dax_hmem", "device_dax"), {"DEV_DAX_KMEM": "n"}, "devdax"),
+        (("dax_hmem",), {"DEV_DAX_KMEM": "n", "DEV_DAX": "y"}, "devdax"),
+        (("dax_hmem",), {"DEV_DAX_KMEM": "n"}, "none"),
+        (("dax_hmem",), {"DEV_DAX_KMEM": "y"}, "system_ram"),
+    ],
+)
+def test_the_drivers_that_are_there_say_what_a_range_is_used_for(
+    load: Sequence[str], config: Mapping[str, str], use: str
+) -> None:
+    (owner,) = owners(state({"a": OUTSIDE}), "per_range", load, config).values()
+    assert (owner.owner, owner.use) == ("dax_hmem", use)

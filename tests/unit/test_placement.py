@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from layouts import layout_of
+from machines import bridge, machine, port, scenario_of, span, window
+
+from harness.errors import UsageError
+from harness.model.acpi_tables import MemoryAffinity
+from harness.model.document import Size
+from harness.model.memory_range import GIB
+from harness.model.placement import FirmwareState, NamedRange, place_firmware
+from harness.model.topology import NumaNode, Profile, Window, WindowPart
+
+Values = dict[str, Any]
+
+# RAM at 0-9ffff, 100000-7fffffff and 100000000-17fffffff (node 0), 180000000-1bfffffff (node 1).
+# Windows at 1d0000000-24fffffff (mem0), 250000000-2cfffffff (mem1), 2d0000000-34fffffff (both).
+PROFILE = Profile(
+    summary="Three windows.",
+    nodes=(NumaNode(memory=Size(4 * GIB), cpus=1), NumaNode(memory=Size(GIB))),
+    host_bridges=(bridge("hb0", 0x20, port("rp0", "mem0")), bridge("hb1", 0x40, port("rp1", "m1"))),
+    windows=(window("hb0"), window("hb1", granularity=1024), window("hb0", "hb1")),
+)
+FIRST = {"window": 0, "size": "2G", "devices": ["mem0"]}
+SECOND = {"window": 1, "size": "2G", "devices": ["m1"]}
+
+
+def place(firmware: Values, profile: Profile = PROFILE) -> FirmwareState:
+    return place_firmware(scenario_of(firmware), profile, layout_of(profile))
+
+
+def refused(firmware: Values, profile: Profile = PROFILE) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        place(firmware, profile)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("position", "where"),
+    [
+        ({"window": 0}, "1d0000000-24fffffff"),
+        ({"window": 0, "offset": "1G"}, "210000000-24fffffff"),
+        ({"window": 0, "size": "256M"}, "1d0000000-1dfffffff"),
+        ({"window": 0, "offset": "512M", "size": "1G"}, "1f0000000-22fffffff"),
+        ({"window": 0, "last_window": 1}, "1d0000000-2cfffffff"),
+        ({"window": 0, "offset": "1G", "last_window": 1}, "210000000-2cfffffff"),
+        ({"node": 1}, "180000000-1bfffffff"),
+        ({"start": 0x110000000, "end": 0x12FFFFFFF}, "110000000-12fffffff"),
+    ],
+)
+def test_a_position_becomes_addresses_of_the_machine(position: Values, where: str) -> None:
+    state = place({"soft_reserved": {"sr0": position}, "decoders": [FIRST, SECOND]})
+    assert state.soft_reserved == (NamedRange("sr0", span(where)),)
+
+
+def test_a_decoder_lies_in_its_window_and_takes_its_granularity() -> None:
+    decoders = [FIRST, {**SECOND, "offset": "1G", "size": "1G", "name": "upper"}]
+    first, upper = place({"decoders": decoders}).decoders
+    assert (first.name, first.range, first.granularity) == (
+        *("decoder0", span("1d0000000-24fffffff"), 256),
+    )
+    assert (upper.name, upper.range, upper.granularity) == (
+        *("upper", span("290000000-2cfffffff"), 1024),
+    )
+    assert (upper.window, upper.devices, upper.window_ways) == (1, ("m1",), 1)
+
+
+def test_a_decoder_may_have_a_granularity_of_its_own() -> None:
+    decoder = place({"decoders": [{**SECOND, "granularity": 4096}]}).decoders[0]
+    assert decoder.granularity == 4096
+
+
+def test_a_decoder_of_an_interleaved_window_knows_the_windows_ways() -> None:
+    both = {"window": 2, "size": "2G", "devices": ["mem0", "m1"]}
+    assert place({"decoders": [both]}).decoders[0].window_ways == 2
+
+
+def test_the_state_has_what_the_machine_has() -> None:
+    state = place({})
+    windows = ("1d0000000-24fffffff", "250000000-2cfffffff", "2d0000000-34fffffff")
+    assert state.windows == tuple(map(span, windows))
+    assert span("180000000-1bfffffff") in state.ram
+    assert state.hotplug_room == ()
+
+
+def test_hotplug_room_is_no_ram() -> None:
+    profile = Profile(
+        summary="Room.",
+        nodes=(NumaNode(memory=Size(GIB), cpus=1),),
+        slots=1,
+        maxmem=Size(3 * GIB),
+    )
+    state = place({}, profile)
+    assert state.hotplug_room == (span("100000000-1bfffffff"),)
+    assert state.ram == (span("0-9ffff"), span("100000-3fffffff"))
+
+
+def test_srat_entries_are_placed_in_their_windows() -> None:
+    srat = [
+        {"window": 0, "node": 3},
+        {"window": 1, "offset": "1G", "size": "512M", "node": 4, "hotplug": True},
+    ]
+    assert place({"acpi": {"srat": srat}}).srat == (
+        MemoryAffinity(span("1d0000000-24fffffff"), 3, hotplug=False),
+        MemoryAffinity(span("290000000-2afffffff"), 4, hotplug=True),
+    )
+
+
+HALF_HIDDEN = machine(
+    [
+        bridge("hb0", 0x20, port("rp0", "mem0", size=GIB)),
+        bridge("hb1", 0x40, port("rp1", "mem1", size=GIB), hidden=True),
+    ],
+    [
+        Window(
+            targets=("hb0",),
+            size=Size(2 * GIB),
+            parts=tuple(WindowPart(targets=(name,), size=Size(GIB)) for name in ("hb0", "hb1")),
+        )
+    ],
+)
+HALVES = [
+    {"window": 0, "size": "1G", "devices": ["mem0"], "name": "known"},
+    {"window": 0, "offset": "1G", "size": "1G", "devices": ["mem1"], "name": "unknown"},
+]
+
+
+def test_linux_makes_no_region_below_a_hidden_host_bridge() -> None:
+    state = place({"soft_reserved": {"sr0": {"window": 0}}, "decoders": HALVES}, HALF_HIDDEN)
+    assert [one.hidden for one in state.decoders] == [False, True]
+    assert state.regions() == (NamedRange("known", span("110000000-14fffffff")),)
+
+
+def test_every_range_has_its_name_soft_reserved_ones_first() -> None:
+    state = place({"soft_reserved": {"sr0": {"window": 0}}, "decoders": HALVES}, HALF_HIDDEN)
+    assert [one.name for one in state.named_ranges()] == ["sr0", "known", "unknown"]
+    assert state.named_ranges()[2].range == span("150000000-18fffffff")
+
+
+@pytest.mark.parametrize(
+    ("reserved", "decoders", "field", "message"),
+    [
+        ({"sr0": {"node": 0}}, [], ".sr0.node", "node 0 has 3 ranges of RAM"),
+        (
+            {"a": {"node": 1}, "sr0": {"start": 0x1B0000000, "end": 0x1BFFFFFFF}},
+            [],
+            ".sr0",
+            "overlaps a at 180000000-1bfffffff",
+        ),
+        (
+            {"sr0": {"start": 0x70000000, "end": 0x7FFFFFFF}},
+            [],
+            ".sr0",
+            "covers the RAM at 00100000-7fffffff that the kernel boots in",
+        ),
+        ({"sr0": {"window": 0}}, [], ".sr0", "1d0000000-24fffffff (2G) has no memory behind it"),
+        (
+            {"sr0": {"window": 0}},
+            [{**FIRST, "size": "1G"}],
+            ".sr0",
+            "210000000-24fffffff (1G) has no memory behind it",
+        ),
+        (
+            {"sr0": {"start": 0x1C0000000, "end": 0x24FFFFFFF}},
+            [FIRST],
+            ".sr0",
+            "1c0000000-1cfffffff lies outside the RAM and the windows",
+        ),
+        (
+            {"sr0": {"start": 0xFFFF00000000, "end": 0xFFFF0FFFFFFF}},
+            [],
+            ".sr0",
+            "ffff00000000-ffff0fffffff lies outside the RAM and the windows",
+        ),
+    ],
+)
+def test_a_soft_reserved_range_that_cannot_be_is_refused(
+    reserved: Values, decoders: list[Values], field: str, message: str
+) -> None:
+    error = refused({"soft_reserved": reserved, "decoders": decoders})
+    assert message in error.message
+    assert str(error.where).endswith(f": firmware.soft_reserved{field}")
+
+
+def test_memory_behind_a_hidden_host_bridge_is_memory() -> None:
+    reserved = {"soft_reserved": {"sr0": {"window": 0}}}
+    place({**reserved, "decoders": HALVES}, HALF_HIDDEN)
+    error = refused({**reserved, "decoders": HALVES[:1]}, HALF_HIDDEN)
+    assert "150000000-18fffffff (1G) has no memory behind it" in error.message
+
+
+def test_a_range_may_lie_in_two_windows_that_touch() -> None:
+    straddling = {"soft_reserved": {"sr0": {"start": 0x240000000, "end": 0x25FFFFFFF}}}
+    state = place({**straddling, "decoders": [FIRST, SECOND]})
+    assert state.soft_reserved[0].range == span("240000000-25fffffff")
+    error = refused({**straddling, "decoders": [FIRST]})
+    assert "250000000-25fffffff (256M) has no memory behind it" in error.message

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from machines import CXL, HMEM, by_hmem, committed, firmware_state, observed, record, span
+
+from harness.model.judge import judge
+from harness.model.verdict import Finding, OwnedRange, Piece, RunResult, Verdict
+from harness.reports.terminal import headline, result_lines, summary_line
+
+SR = span("110000000-18fffffff")
+CONFLICT = "kmem dax2.0: mapping0: 0x110000000-0x18fffffff could not reserve region"
+PASSED = RunResult(
+    scenario="exact_cover",
+    kernel_spec="debian:7.2",
+    policy="per_range",
+    kernel_release="7.2.13",
+    accel="tcg",
+    verdict=Verdict.PASS,
+    owners=(OwnedRange("sr0", SR, CXL, (Piece(SR, "dax_cxl", "system_ram", "dax0.0 > kmem"),)),),
+    timings={"boot": 3.0, "total": 4.94},
+    evidence="/evidence/run",
+)
+
+
+def failed() -> RunResult:
+    """What the judge makes of a stranded range, with a complaint about it and one about nothing."""
+    seen = observed(
+        """
+        110000000-18fffffff : CXL Window 0
+          110000000-14fffffff : region0
+        """,
+        by_hmem("dax2.0", "110000000-18fffffff", driver=None),
+        dmesg=[record(3, CONFLICT, 3.284964), record(4, "cxl root0: something else", 4.5)],
+    )
+    state = firmware_state(
+        {"sr0": "110000000-18fffffff"}, decoders=[committed("r", "110000000-14fffffff")]
+    )
+    judgement = judge(seen, state, {"sr0": HMEM})
+    return replace(
+        PASSED,
+        scenario="partial_region",
+        verdict=judgement.verdict,
+        owners=judgement.owners,
+        findings=judgement.findings,
+    )
+
+
+def test_a_pass_is_a_headline_and_its_owners() -> None:
+    assert result_lines(PASSED) == (
+        "PASS exact_cover on debian:7.2 (7.2.13), policy per_range, tcg, 4.9 s",
+        "    sr0 110000000-18fffffff dax_cxl/system_ram by dax0.0 > kmem",
+    )
+
+
+def test_a_headline_leaves_out_what_is_not_known_yet() -> None:
+    fresh = RunResult(scenario="a", kernel_spec="image:x", policy="all_or_nothing")
+    assert headline(fresh) == "INCONCLUSIVE a on image:x, policy all_or_nothing"
+
+
+def test_a_failure_says_rule_range_owners_iomem_and_dmesg() -> None:
+    assert result_lines(failed()) == (
+        "FAIL partial_region on debian:7.2 (7.2.13), policy per_range, tcg, 4.9 s",
+        "  ! sr0 110000000-18fffffff nobody by hmem.2 > dax2.0 without a driver; "
+        "iomem: CXL Window 0 > region0",
+        "  rule 1: every byte of a Soft Reserved range has exactly one owner",
+        "    110000000-18fffffff sr0: expected dax_hmem/system_ram, found nobody (stranded), by "
+        "hmem.2 > dax2.0 without a driver; iomem: CXL Window 0 > region0",
+        "    /proc/iomem:",
+        "      110000000-18fffffff : CXL Window 0",
+        "        110000000-14fffffff : region0",
+        "    dmesg:",
+        f"      [    3.284964] {CONFLICT}",
+        "  rule 6: nothing of cxl, dax, hmem or kmem warns or errors",
+        "    a warning: cxl root0: something else",
+        "    dmesg:",
+        "      [    4.500000] cxl root0: something else",
+        "  evidence: /evidence/run",
+    )
+
+
+def test_a_complaint_that_is_shown_with_its_range_is_not_shown_again() -> None:
+    text = "\n".join(result_lines(failed()))
+    assert text.count(CONFLICT) == 1
+    assert sum(one.rule == "6" for one in failed().findings) == 2
+
+
+def test_every_owner_of_a_range_has_a_line_and_the_wrong_ones_a_mark() -> None:
+    halves = (
+        Piece(span("110000000-14fffffff"), "dax_cxl", "system_ram", "dax0.0 > kmem"),
+        Piece(span("150000000-18fffffff"), "nobody", "none", "iomem: nothing"),
+    )
+    small = span("1-2")
+    other = OwnedRange("longer", small, HMEM, (Piece(small, "dax_hmem", "devdax", "x"),))
+    lines = result_lines(replace(PASSED, owners=(OwnedRange("sr0", SR, CXL, halves), other)))
+    assert lines[1:] == (
+        "    sr0    110000000-14fffffff dax_cxl/system_ram by dax0.0 > kmem",
+        "  ! sr0    150000000-18fffffff nobody             by iomem: nothing",
+        "  ! longer 00000001-00000002   dax_hmem/devdax    by x",
+    )
+
+
+def test_a_run_without_a_judgement_says_why_and_what_to_do() -> None:
+    lost = replace(
+        PASSED, verdict=Verdict.INCONCLUSIVE, owners=(), reason="QEMU ended:\nboom", hint="look"
+    )
+    assert result_lines(lost)[1:] == (
+        *("  QEMU ended:", "  boom", "  hint: look", "  evidence: /evidence/run"),
+    )
+
+
+def test_a_known_issue_is_told_with_its_reason() -> None:
+    lines = result_lines(replace(failed(), known_issue="It is known\nwhy.\n"))
+    assert lines[-4:] == (
+        *("  known issue:", "    It is known", "    why.", "  evidence: /evidence/run"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        ("use", "  use: a range is used as the loaded drivers can use it"),
+        ("step", "  step: every guest step succeeds"),
+    ],
+)
+def test_a_finding_that_is_of_no_numbered_rule_names_its_kind(rule: str, line: str) -> None:
+    finding = Finding(rule, "what is wrong")
+    lines = result_lines(replace(PASSED, verdict=Verdict.FAIL, findings=(finding,)))
+    assert lines[2:4] == (line, "    what is wrong")
+
+
+def test_a_long_tree_is_cut_and_a_long_message_is_not() -> None:
+    tree = tuple(f"{number:08x}-{number:08x} : x" for number in range(40))
+    finding = Finding("1", "t", SR, tree, ("first\nsecond",))
+    lines = result_lines(replace(PASSED, verdict=Verdict.FAIL, findings=(finding,)))
+    assert sum(" : x" in line for line in lines) == 16
+    assert lines[-3:-1] == ("      first", "      second")
+
+
+def test_several_runs_are_counted_by_verdict() -> None:
+    lost = replace(PASSED, verdict=Verdict.INCONCLUSIVE)
+    assert summary_line([PASSED, failed(), lost, PASSED]) == "2 PASS, 1 FAIL, 1 INCONCLUSIVE"
+    assert summary_line([PASSED]) == "1 PASS"

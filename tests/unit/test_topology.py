@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+from machines import bridge, machine, one_window, port, switch_port, window
+
+from harness.errors import UsageError
+from harness.model.document import Size
+from harness.model.memory_range import GIB, MIB
+from harness.model.topology import Profile, Window, WindowPart, read_profile
+
+Values = dict[str, Any]
+
+
+def whole() -> Values:
+    """A profile that uses everything and breaks no rule."""
+    return {
+        "summary": "Everything.",
+        "nodes": [{"cpus": 2, "memory": "2G"}, {"memory": "1G"}],
+        "slots": 2,
+        "maxmem": "8G",
+        "distances": [[10, 21], [21, 10]],
+        "hmat": [{"initiator": 0, "target": 1, "latency": 100, "bandwidth": "1G"}],
+        "host_bridges": [
+            {
+                "name": "hb0",
+                "bus": 0x35,
+                "ports": [
+                    {"name": "rp0", "device": {"name": "mem0", "size": "1G"}},
+                    {"name": "rp1", "device": {"name": "mem1", "size": "1G"}},
+                ],
+            },
+            {
+                "name": "hb1",
+                "bus": 0x70,
+                "hidden": True,
+                "ports": [{"name": "rp2", "device": {"name": "mem2", "size": "1G"}}],
+            },
+        ],
+        "windows": [
+            {
+                "targets": ["hb0"],
+                "size": "2G",
+                "parts": [
+                    {"targets": ["hb0"], "size": "1G"},
+                    {"targets": ["hb1"], "size": "1G"},
+                ],
+            }
+        ],
+    }
+
+
+def read(values: Values) -> Profile:
+    return read_profile(yaml.safe_dump(values, sort_keys=False), "p.yaml").value
+
+
+def test_a_profile_is_read_whole() -> None:
+    profile = read(whole())
+    assert (profile.memory, profile.cpus) == (3 * GIB, 2)
+    assert profile.maxmem == 8 * GIB
+    assert [device.name for device in profile.devices()] == ["mem0", "mem1", "mem2"]
+    assert profile.windows[0].granularity == 256
+
+
+def put(path: str, value: Any) -> Callable[[Values], None]:
+    """A change of one field; DELETE removes it."""
+
+    def change(values: Values) -> None:
+        *above, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+        at: Any = values
+        for key in above:
+            at = at[key]
+        if value is DELETE:
+            del at[last]
+        else:
+            at[last] = value
+
+    return change
+
+
+DELETE = object()
+MEM0 = "host_bridges.0.ports.0.device"
+BIG = {"targets": ["hb0"], "size": "1G"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where", "message"),
+    [
+        ("nodes", [], "nodes", "node 0 needs at least one CPU"),
+        ("nodes.0.cpus", 0, "nodes", "node 0 needs at least one CPU"),
+        ("nodes.1.memory", "300G", "nodes", "more than 256G of RAM"),
+        ("nodes.1.memory", "100M", "nodes[1].memory", "100M is not a multiple of 128M"),
+        ("slots", 0, "slots", "slots and maxmem go together"),
+        ("maxmem", DELETE, "slots", "slots and maxmem go together"),
+        ("maxmem", "3G", "maxmem", "more than the 3G of RAM"),
+        ("distances", [[10, 21]], "distances", "not 2 rows of 2"),
+        ("distances", [[10, 21], [10]], "distances", "not 2 rows of 2"),
+        ("distances.1", [21, 11], "distances[1]", "10 on the diagonal"),
+        ("distances.0", [10, 9], "distances[0]", "10 to 254"),
+        ("distances.0", [10, 255], "distances[0]", "10 to 254"),
+        ("hmat.0.target", 2, "hmat[0]", "a node that does not exist"),
+        ("hmat.0.initiator", -1, "hmat[0]", "a node that does not exist"),
+        ("host_bridges.1.bus", 0x35, "host_bridges[1].bus", "bus 0x35 is taken"),
+        ("host_bridges.1.bus", 0x36, "host_bridges[0].bus", "no bus numbers for its ports"),
+        ("host_bridges.1.bus", 0x3A, "host_bridges[0].bus", "no bus numbers for its ports"),
+        ("host_bridges.1.bus", 0, "host_bridges[1].bus", "expected `int` >= 1"),
+        ("host_bridges.1.bus", 256, "host_bridges[1].bus", "expected `int` <= 255"),
+        ("host_bridges.1.ports", [], "host_bridges[1].ports", "has no root port"),
+        ("host_bridges.0.ports.0.switch", {"ports": []}, "host_bridges[0]", "has two things"),
+        (f"{MEM0}.name", "mem2", "host_bridges[1]", "the name 'mem2' stands twice"),
+        (f"{MEM0}.name", "rp0", "host_bridges[0]", "the name 'rp0' stands twice"),
+        (f"{MEM0}.name", "hb0", "host_bridges[0]", "the name 'hb0' stands twice"),
+        (f"{MEM0}.name", "Mem0", "host_bridges[0].ports[0].device.name", "matching regex"),
+        (f"{MEM0}.name", "a,b", "host_bridges[0].ports[0].device.name", "matching regex"),
+        (f"{MEM0}.name", "a" * 33, "host_bridges[0].ports[0].device.name", "length <= 32"),
+        (f"{MEM0}.size", "1000M", "host_bridges", "the size of mem0 is not a multiple of 256M"),
+        ("windows.0.targets", [], "windows[0].targets", "0 targets"),
+        ("windows.0.targets", ["hb0"] * 5, "windows[0].targets", "5 targets"),
+        ("windows.0.targets", ["hb7"], "windows[0].targets", "no host bridge is called 'hb7'"),
+        ("windows.0.parts.1.targets", ["x"], "windows[0].targets", "no host bridge is called 'x'"),
+        ("windows.0.targets", ["hb1"], "windows[0].targets", "names a hidden host bridge"),
+        ("windows.0.size", "3G", "windows[0].parts", "do not add up to the window's size"),
+        ("windows.0.granularity", 300, "windows[0].granularity", "300 is not an interleave"),
+        ("windows.0.granularity", 32768, "windows[0].granularity", "32768 is not an interleave"),
+    ],
+)
+def test_hardware_that_cannot_be_is_refused_where_it_is_written(
+    path: str, value: Any, where: str, message: str
+) -> None:
+    values = whole()
+    put(path, value)(values)
+    with pytest.raises(UsageError) as caught:
+        read(values)
+    assert caught.value.where is not None
+    assert caught.value.where.startswith("p.yaml:")
+    assert caught.value.where.endswith(f": {where}")
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("parts", "where"),
+    [(["128M", "1920M"], "windows[0].parts[0]"), (["1G", "1G"], None)],
+)
+def test_each_part_of_a_window_is_a_multiple_of_256m(parts: list[str], where: str | None) -> None:
+    values = whole()
+    for number, size in enumerate(parts):
+        values["windows"][0]["parts"][number]["size"] = size
+    if where is None:
+        read(values)
+        return
+    with pytest.raises(UsageError, match="not a multiple of 256M") as caught:
+        read(values)
+    assert str(caught.value.where).endswith(where)
+
+
+def test_a_window_is_a_multiple_of_256m_for_each_target() -> None:
+    values = whole()
+    values["host_bridges"][1]["hidden"] = False
+    values["windows"] = [{"targets": ["hb0", "hb1"], "size": "768M"}]
+    with pytest.raises(UsageError, match="768M is not a multiple of 256M for each") as caught:
+        read(values)
+    assert str(caught.value.where).endswith("windows[0].size")
+    values["windows"][0]["size"] = "1G"
+    assert read(values).windows[0].size == GIB
+
+
+@pytest.mark.parametrize("zero", ["nodes.1.memory", f"{MEM0}.size", "windows.0.size"])
+def test_nothing_has_the_size_zero(zero: str) -> None:
+    values = whole()
+    put(zero, 0)(values)
+    if zero.startswith("windows"):
+        values["windows"][0].pop("parts")
+    with pytest.raises(UsageError):
+        read(values)
+
+
+def test_the_last_bus_leaves_room_for_the_buses_below_it() -> None:
+    values = whole()
+    put("host_bridges.1.bus", 255)(values)
+    with pytest.raises(UsageError, match="bus"):
+        read(values)
+
+
+@pytest.mark.parametrize("path", [f"{MEM0}.name", "host_bridges.0.ports.0.name"])
+def test_a_name_ends_without_a_newline(path: str) -> None:
+    # One line of QEMU's command line each: a newline would begin another option.
+    values = whole()
+    put(path, "evil\n")(values)
+    with pytest.raises(UsageError):
+        read(values)
+
+
+def test_the_path_to_a_device_has_each_port_with_its_number() -> None:
+    profile = machine(
+        [
+            bridge("hb0", 0x20, port("rp0")),
+            bridge(
+                "hb1",
+                0x40,
+                port("rp1", "mem0"),
+                switch_port("rp2", port("dp0", "mem1"), switch_port("dp1", port("dp2", "mem2"))),
+            ),
+        ],
+        [window("hb1")],
+    )
+
+    def path(device: str) -> tuple[str, list[tuple[int, str]]]:
+        above, ports = profile.path_to(device)
+        return above.name, [(number, one.name) for number, one in ports]
+
+    assert path("mem0") == ("hb1", [(0, "rp1")])
+    assert path("mem1") == ("hb1", [(1, "rp2"), (0, "dp0")])
+    assert path("mem2") == ("hb1", [(1, "rp2"), (1, "dp1"), (0, "dp2")])
+    assert [device.name for device in profile.devices()] == ["mem0", "mem1", "mem2"]
+    with pytest.raises(KeyError):
+        profile.path_to("rp0")
+
+
+def test_a_part_of_a_window_is_found_by_what_it_contains_whole() -> None:
+    first, second = (WindowPart(targets=(name,), size=Size(GIB)) for name in ("hb0", "hb1"))
+    split = Window(targets=("hb0",), size=Size(2 * GIB), parts=(first, second))
+    assert split.part_at(0, GIB) is first
+    assert split.part_at(GIB, GIB) is second
+    assert split.part_at(GIB - 256 * MIB, 256 * MIB) is first
+    assert split.part_at(GIB - 256 * MIB, 512 * MIB) is None
+    plain = Window(targets=("hb0",), size=Size(2 * GIB))
+    assert plain.part_at(GIB, GIB) == WindowPart(targets=("hb0",), size=Size(2 * GIB))
+
+
+def test_only_hidden_bridges_and_split_windows_differ_from_the_hardwares_cedt() -> None:
+    assert not one_window().differs_from_cedt()
+    hidden = machine([bridge("hb0", 1, port("rp0"), hidden=True)], [])
+    assert hidden.differs_from_cedt()
+    assert read(whole()).differs_from_cedt()

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+import json
+
+from machines import CXL, span
+
+from harness.model.verdict import RULES, Finding, OwnedRange, Piece, RunResult, Verdict
+
+SR = span("110000000-18fffffff")
+HALF = span("110000000-14fffffff")
+REST = span("150000000-18fffffff")
+
+RESULT = RunResult(
+    scenario="partial_region",
+    kernel_spec="debian:7.2",
+    policy="per_range",
+    kernel_release="7.2.13",
+    config_sha256="ab" * 32,
+    accel="tcg",
+    verdict=Verdict.FAIL,
+    owners=(
+        OwnedRange(
+            "sr0",
+            SR,
+            CXL,
+            (
+                Piece(HALF, "dax_cxl", "system_ram", "region0 > dax0.0 > kmem"),
+                Piece(REST, "nobody", "none", "iomem: CXL Window 0"),
+            ),
+        ),
+    ),
+    findings=(
+        Finding("1", "sr0: stranded", REST, ("150000000-18fffffff : x",), ("[    1.0] y",)),
+        Finding("6", "a WARN"),
+    ),
+    known_issue="because",
+    timings={"boot": 1.23456, "total": 2.0},
+    evidence="/somewhere",
+)
+
+
+def test_the_result_file_has_the_words_of_the_design() -> None:
+    assert RESULT.as_json() == {
+        "scenario": "partial_region",
+        "kernel": {"spec": "debian:7.2", "release": "7.2.13", "config_sha256": "ab" * 32},
+        "policy": "per_range",
+        "accel": "tcg",
+        "verdict": "FAIL",
+        "owners": [
+            {
+                "name": "sr0",
+                "range": "110000000-18fffffff",
+                "expected": {"owner": "dax_cxl", "use": "system_ram"},
+                "observed": [
+                    {
+                        "range": "110000000-14fffffff",
+                        "owner": "dax_cxl",
+                        "use": "system_ram",
+                        "via": "region0 > dax0.0 > kmem",
+                    },
+                    {
+                        "range": "150000000-18fffffff",
+                        "owner": "nobody",
+                        "use": "none",
+                        "via": "iomem: CXL Window 0",
+                    },
+                ],
+            }
+        ],
+        "findings": [
+            {
+                "rule": "1",
+                "range": "150000000-18fffffff",
+                "text": "sr0: stranded",
+                "iomem": ["150000000-18fffffff : x"],
+                "dmesg": ["[    1.0] y"],
+            },
+            {"rule": "6", "range": None, "text": "a WARN", "iomem": [], "dmesg": []},
+        ],
+        "timings": {"boot": 1.235, "total": 2.0},
+        "evidence": "/somewhere",
+        # Not of the design: why there is no judgement, and whether the failure is known.
+        "reason": "",
+        "hint": "",
+        "known_issue": "because",
+    }
+
+
+def test_the_result_file_is_json() -> None:
+    assert json.loads(json.dumps(RESULT.as_json())) == RESULT.as_json()
+
+
+def test_a_run_starts_as_inconclusive_and_has_every_key_from_the_start() -> None:
+    fresh = RunResult(scenario="a", kernel_spec="b", policy="per_range")
+    assert fresh.verdict is Verdict.INCONCLUSIVE
+    written = fresh.as_json()
+    assert set(written) == set(RESULT.as_json())
+    assert written["verdict"] == "INCONCLUSIVE"
+    assert written["kernel"] == {"spec": "b", "release": None, "config_sha256": None}
+    assert (written["owners"], written["findings"], written["known_issue"]) == ([], [], None)
+
+
+def test_verdicts_have_the_exit_codes_of_harness_run() -> None:
+    codes = {one.name: one.value for one in Verdict}
+    assert codes == {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "UNBUILDABLE": 4}
+
+
+def test_every_rule_of_the_contract_has_a_sentence() -> None:
+    assert {"1", "2", "3", "4", "5", "6", "7"} <= set(RULES)
+    assert all(RULES.values())
