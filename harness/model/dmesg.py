@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 WARNING = 4
 
+_CUT = "[ cut here ]"
+_END = "---[ end trace"
+_LONGEST_TRACE = 200
+
 _RAW = re.compile(r"<(?P<prefix>\d{1,3})>\[ *(?P<time>\d+\.\d+)\](?:\[[^\]]*\])? ?(?P<text>.*)")
 
 # Subsystems whose warnings and errors count.
@@ -45,7 +49,7 @@ _SPLATS = (
         "an oops",
     ),
     (r"\bkernel BUG at|\bBUG: ", "a BUG"),
-    (r"\bWARNING: (?:CPU: \d+|.* at )", "a WARN"),
+    (r"\bWARNING: (?:CPU: \d+|(?:.* )?at )", "a WARN"),
     (r"\bworkqueue: .* hogged CPU|\bCall Trace:$", "a call trace"),
 )
 
@@ -113,10 +117,11 @@ def complaints(
     """The records that count against the contract (rule 6).
 
     A record counts when it is a warning or worse of cxl, dax, hmem or kmem, or announces a
-    breakage of any subsystem, unless one of `expected` is found in it.
+    breakage of any subsystem, unless one of `expected` is found in it. The lines of a trace, from
+    its beginning to its end mark, are one record.
     """
     found: list[Complaint] = []
-    for record in records:
+    for record in _with_whole_traces(tuple(records)):
         if any(pattern.search(record.text) for pattern in expected):
             continue
         kind = splat(record.text)
@@ -125,3 +130,25 @@ def complaints(
         elif record.level <= WARNING and _OURS.search(record.text):
             found.append(Complaint(record, "a warning" if record.level == WARNING else "an error"))
     return tuple(found)
+
+
+def _with_whole_traces(records: Sequence[Record]) -> Iterable[Record]:
+    at = 0
+    while at < len(records):
+        end = _end_of_trace(records, at)
+        whole = records[at : end + 1]
+        text = "\n".join(one.text for one in whole if _CUT not in one.text)
+        yield Record(min(one.level for one in whole), whole[0].time, text or whole[0].text)
+        at = end + 1
+
+
+def _end_of_trace(records: Sequence[Record], first: int) -> int:
+    """The index of the last record of the trace that begins at `first`; `first` for no trace."""
+    if _CUT not in records[first].text and splat(records[first].text) is None:
+        return first
+    for at in range(first + 1, min(first + _LONGEST_TRACE, len(records))):
+        if _CUT in records[at].text:
+            break
+        if _END in records[at].text:
+            return at
+    return first

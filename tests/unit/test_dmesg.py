@@ -218,3 +218,29 @@ def test_what_the_kernel_prints_reads_back(prefix: int, time: int, text: str) ->
     (one,) = parse_dmesg(f"<{prefix}>[{seconds}] {text}\n")
     assert (one.level, one.text) == (prefix & 7, text)
     assert one.time == pytest.approx(time / 10**6)
+
+
+TRACE = (
+    record(6, "------------[ cut here ]------------"),
+    record(4, "WARNING: at __flush_work+0x352/0x390, CPU#1: kworker/1:1/36"),
+    record(4, "Modules linked in: dax_cxl kmem dax_hmem"),
+    record(4, "Call Trace:"),
+    record(4, " ? cxl_dax_region_driver_register+0x5/0x20 [dax_cxl]"),
+    record(4, "---[ end trace 0000000000000000 ]---"),
+)
+
+
+def test_a_whole_trace_is_one_complaint() -> None:
+    (found,) = complaints([record(6, "before"), *TRACE, record(6, "after")])
+    assert found.what == "a WARN"
+    assert found.record.text.splitlines() == [one.text for one in TRACE[1:]]
+
+
+def test_a_trace_without_an_end_loses_no_complaint() -> None:
+    found = complaints([*TRACE[:-1], record(3, "cxl root0: broken")])
+    assert found[0].what == "a WARN"
+    assert found[-1].record.text == "cxl root0: broken"
+
+
+def test_two_traces_are_two_complaints() -> None:
+    assert len(complaints([*TRACE, *TRACE])) == 2
