@@ -72,6 +72,7 @@ _PROGRAMS = (
     _Program("flex", "builds kernels", "warning", "flex", "flex"),
     _Program("bison", "builds kernels", "warning", "bison", "bison"),
     _Program("bc", "builds kernels", "warning", "bc", "bc"),
+    _Program("lz4", "builds kernels", "warning", "lz4", "lz4"),
     _Program("ccache", "builds kernels again fast", "warning", "ccache", "ccache"),
     _Program("bwrap", "confines builds of others' code", "warning", "bubblewrap", "bubblewrap"),
 )

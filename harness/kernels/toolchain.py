@@ -15,7 +15,7 @@ from harness.model.kernel_request import Toolchain
 from harness.process import run
 
 # Each: the program, and the Debian package that brings it.
-_COMMON = (("make", "make"), ("flex", "flex"), ("bison", "bison"), ("bc", "bc"))
+_COMMON = (("make", "make"), ("flex", "flex"), ("bison", "bison"), ("bc", "bc"), ("lz4", "lz4"))
 _OF_GCC = (("gcc", "gcc libc6-dev"), ("ld", "binutils"))
 _OF_CLANG = (
     ("clang", "clang libc6-dev"), ("ld.lld", "lld"), ("llvm-ar", "llvm"), ("llvm-nm", "llvm"),

@@ -221,8 +221,8 @@ def test_a_guest_that_hangs(bench: Bench) -> None:
     assert bench.leftovers() == []
 
 
-# Answers all questions as the real one does, and dies of the real machine. Its connections are closed
-# before it has ended, as those of every process are.
+# Answers all questions as the real one does, and dies of the real machine. Its connections close
+# before it has ended, as those of every process do.
 DYING_QEMU = """#!{python}
 import os, sys, time
 if "-append" in sys.argv:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +82,7 @@ def placed(profile: Profile, layout: MachineLayout, decoders: Sequence[str]) -> 
         "guest": {},
         "expect": {"per_range": {}, "all_or_nothing": {}},
     }
-    document = read_scenario(yaml.safe_dump(text), "made_up.yaml")
+    document = read_scenario(json.dumps(text), "made_up.yaml")
     check_scenario(document, profile)
     return place_firmware(document, profile, layout)
 
@@ -94,7 +95,7 @@ def profile(bridges: Sequence[str], windows: Sequence[str]) -> Profile:
         "host_bridges": [yaml.safe_load(f"{{{one}}}") for one in bridges],
         "windows": [yaml.safe_load(f"{{{one}}}") for one in windows],
     }
-    return read_profile(yaml.safe_dump(text), "made_up.yaml").value
+    return read_profile(json.dumps(text), "made_up.yaml").value
 
 
 def port(name: str, device: str | None = None, size: str = "1G", below: str = "") -> str:

@@ -1,8 +1,103 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import platform
+import signal
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from cli_room import FIT_QEMU, RELEASE, Ended, Harness
 from hypothesis import settings
+from layouts import layout_of
+
+from harness.cli import main
+from harness.guest.initramfs import BOOT_MODULES, SCENARIO_MODULES
 
 # No deadline: a busy host must not fail a test. No database: a run leaves nothing behind.
 settings.register_profile("unit", deadline=None, database=None, max_examples=60)
 settings.load_profile("unit")
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Everything that the harness writes to by itself, in one folder; the work folder in it."""
+    for variable, name in (
+        ("HOME", "home"),
+        ("HARNESS_STORE", "store"),
+        ("HARNESS_EVIDENCE", "evidence"),
+        ("TMPDIR", "tmp"),
+    ):
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    for name in ("home", "tmp", "work"):
+        (tmp_path / name).mkdir()
+    for variable in ("HARNESS_QEMU", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "debian"})
+    monkeypatch.chdir(tmp_path / "work")
+    before = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def harness(capsys: pytest.CaptureFixture[str]) -> Harness:
+    """Runs a command of the harness in this process, as its entry point does."""
+
+    def run(*words: object) -> Ended:
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main.main([str(word) for word in words], prog_name="harness")
+        except SystemExit as ended:
+            code = ended.code or 0
+        out, err = capsys.readouterr()
+        assert isinstance(code, int)
+        return Ended(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def no_guest(monkeypatch: pytest.MonkeyPatch, room: Path) -> None:
+    """A machine that has a QEMU and the guest's programs; no guest and no download may start."""
+
+    def start(*_arguments: object) -> NoReturn:
+        pytest.fail("a guest or a download was about to be started")
+
+    monkeypatch.setattr("harness.runs.prepare.require_qemu", lambda _binary: FIT_QEMU)
+    monkeypatch.setattr(
+        "harness.runs.prepare.machine_layout", lambda _qemu, profile, _remember: layout_of(profile)
+    )
+    monkeypatch.setattr(
+        "harness.runs.prepare.userland", lambda *_arguments: room / "userland" / "root"
+    )
+    monkeypatch.setattr("harness.guest.initramfs._add_programs", lambda *_arguments: None)
+    monkeypatch.setattr("harness.runs.run_scenario.booted_guest", start)
+    monkeypatch.setattr("harness.kernels.debian.open_apt", start)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> str:
+    """The SPEC of a built tree without any code: its drivers are built in, but for fat."""
+    tree = tmp_path / "linux"
+    image = bytearray(0x400)
+    image[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", image, 0x20E, 0x100)
+    image[0x300:0x380] = f"{RELEASE} (me@here) #1 SMP".encode().ljust(0x80, b"\0")
+    modules = "".join(f"kernel/{name}.ko\n" for name in (*BOOT_MODULES, *SCENARIO_MODULES))
+    for name, content in {
+        "arch/x86/boot/bzImage": bytes(image),
+        ".config": b"CONFIG_CXL_REGION=y\n",
+        "include/config/kernel.release": f"{RELEASE}\n".encode(),
+        "modules.builtin": modules.encode(),
+        "modules.order": b"fs/fat/fat.o\n",
+        "fs/fat/fat.ko": f"name=fat\0vermagic={RELEASE} SMP\0".encode(),
+    }.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(content)
+    return f"image:{tree}"

@@ -82,7 +82,7 @@ def format_patch(tree: Path, edits: dict[str, tuple[str, str]], subject: str) ->
 def stub_tools(folder: Path) -> Path:
     """A folder with programs that only say their version."""
     folder.mkdir(parents=True)
-    for name in ("gcc", "ld", "flex", "bison", "bc"):
+    for name in ("gcc", "ld", "flex", "bison", "bc", "lz4"):
         path = folder / name
         path.write_text(f"#!/bin/sh\necho '{name} (stub) 1.0'\n")
         path.chmod(0o755)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-import yaml
 
 from harness.errors import UsageError
 from harness.model.known_issues import KnownIssues, read_known_issues
@@ -23,7 +23,7 @@ WARNED: Values = {**ISSUE, "rules": ["6"], "lines": [r"could not reserve", r"err
 
 
 def read(*issues: Values) -> KnownIssues:
-    return read_known_issues(yaml.safe_dump({"issues": list(issues)}), "known.yaml").value
+    return read_known_issues(json.dumps({"issues": list(issues)}), "known.yaml").value
 
 
 def refused(*issues: Values) -> UsageError:
