@@ -22,6 +22,7 @@ _ALWAYS = (
     "cryptomgr.notests",  # boot time under TCG
     "init_on_alloc=0",  # boot time under TCG
     "swiotlb=512",  # 64 MiB of host memory for bounce buffers that no device here needs
+    "tsc=nowatchdog",  # a busy host makes the watchdog give up a clock that is fine
     "no_timer_check",  # QEMU's timers need no check
     "random.trust_cpu=on",  # the SSH server's first random numbers without a wait
     "memhp_default_state=online",  # kmem's memory goes online by itself, as the contract wants

@@ -17,6 +17,7 @@ from harness.errors import (
 from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, load_module, observe_settled, take_away_modules
+from harness.kernels.stored import kernel_in_use
 from harness.model.judge import judge
 from harness.model.kernel_request import KernelRequest, as_request
 from harness.model.known_issues import KnownIssues
@@ -81,7 +82,10 @@ def run_scenario(
         evidence=str(evidence.folder),
     )
     try:
-        with booted_guest(host, prepared, evidence, timings, boot_seconds) as guest:
+        with (
+            kernel_in_use(found),
+            booted_guest(host, prepared, evidence, timings, boot_seconds) as guest,
+        ):
             result = _run_steps(guest, prepared, result, evidence, timings, settling)
     except GuestCrashedError as error:
         result = _crashed(result, error, evidence)
