@@ -181,12 +181,12 @@ def run(
     """Run scenarios, given by name or file, and say who owns each Soft Reserved range.
 
     Exit code: 0 all PASS, 1 a FAIL, 2 wrong input, 3 INCONCLUSIVE, 4 UNBUILDABLE; of several, the
-    first in the order 1, 4, 3.
+    first in the order 1, 4, 3. A scenario that is not about this kernel is skipped.
     """
     from harness.progress import TerminalProgress
     from harness.reports.terminal import summary_line
     from harness.runs.catalogue import load_case, load_known_issues
-    from harness.runs.prepare import this_host
+    from harness.runs.prepare import NotApplicableError, this_host
     from harness.runs.run_scenario import run_scenario
 
     cases = [load_case(name) for name in scenarios]
@@ -196,14 +196,30 @@ def run(
     request = _request(spec, configs, series, llvm)
     host = this_host(TerminalProgress(), accel, qemu)
     results: list[RunResult] = []
+    skipped = None
     for case in cases:
-        result = run_scenario(
-            host, case, request, policy, evidence or evidence_root(), known, boot_seconds=timeout
-        )
+        try:
+            result = run_scenario(
+                host,
+                case,
+                request,
+                policy,
+                evidence or evidence_root(),
+                known,
+                boot_seconds=timeout,
+            )
+        except NotApplicableError as error:
+            if len(cases) == 1:
+                raise
+            skipped = error
+            click.echo(f"SKIP {case.name}: {error}")
+            continue
         results.append(result)
         _print_result(result)
         if json_file is not None:
             _write_results(json_file, results)
+    if skipped is not None and not results:
+        sys.exit(USAGE)
     if len(results) > 1:
         click.echo(summary_line(results))
     sys.exit(_worst(results))

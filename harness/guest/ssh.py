@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _RETRY_SECONDS = 0.02
 _POLL_SECONDS = 0.1
+# From the end of a connection to the news that the machine or the kernel has died.
+_PATIENCE_SECONDS = 1.0
 _MOST_OUTPUT = 16 << 20
 
 # The cheapest for a guest whose every instruction is translated.
@@ -103,7 +105,10 @@ class GuestShell:
                 )
 
     def _lost(self, command: str, why: str) -> GuestLostError:
-        self._check_machine()
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < end:
+            self._check_machine()
+            time.sleep(_RETRY_SECONDS)
         return GuestLostError(
             f"the SSH connection broke at {command!r}: {why}",
             hint="the guest's last words are in serial.log in the evidence",

@@ -10,7 +10,7 @@ import time
 from harness.errors import GuestCrashedError
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
-_END = re.compile(r"---\[ end Kernel panic|Rebooting in|reboot: ")
+_END = re.compile(r"---\[ end Kernel panic|Rebooting in|reboot: |Kernel Offset:")
 _TRACE_SECONDS = 2.0
 
 

@@ -9,7 +9,7 @@ import selectors
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any
 
 from harness.deadline import Deadline
@@ -19,6 +19,9 @@ from harness.machine.monitor import Monitor
 from harness.machine.qemu_command import Control
 from harness.machine.qtest import Qtest
 from harness.process import spawn
+
+PATIENCE = 1.0
+"""Seconds from the end of a connection to the end of its process, at most."""
 
 _LAST_WORDS = 2000
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s", re.ASCII)
@@ -94,9 +97,15 @@ class Qemu:
             return ""
         return data.decode(errors="replace").strip()
 
-    def check_alive(self) -> None:
-        """Raise MachineLostError when the process has ended."""
-        if self._process.poll() is not None:
+    def check_alive(self, patience: float = 0.0) -> None:
+        """Raise MachineLostError when the process has ended.
+
+        Args:
+            patience: seconds to wait for that. A process closes its connections a moment before it
+                can be waited for: who has seen one close waits, to say why it did.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=patience)
             raise self._ended()
 
     def wait(self, deadline: Deadline) -> int:
@@ -116,7 +125,7 @@ class Qemu:
         try:
             return action()
         except MachineLostError:
-            self.check_alive()  # that it has ended says more than that it does not answer
+            self.check_alive(PATIENCE)  # that it has ended says more than that it is silent
             raise
 
     def _await_readable(self, connection: socket.socket, deadline: Deadline) -> None:

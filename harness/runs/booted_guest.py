@@ -17,7 +17,7 @@ from harness.guest.observe import early_messages
 from harness.guest.ssh import GuestShell, guest_shell
 from harness.machine.crash_watch import CrashWatch
 from harness.machine.firmware import check_committed, commit_decoders, prove_paths
-from harness.machine.qemu import Qemu, running_qemu
+from harness.machine.qemu import PATIENCE, Qemu, running_qemu
 from harness.machine.qemu_command import Boot, ConsoleSocket, Control, qemu_argv
 from harness.model.preflight import early_problems
 from harness.runs.evidence import Evidence
@@ -155,5 +155,7 @@ def _await_ready(machine: Qemu, watch: CrashWatch, token: str, seconds: float) -
     try:
         machine.console.await_line(is_ready, deadline)
     except GuestLostError:
-        machine.check_alive()
+        # After an early panic QEMU ends by itself: the panic is what happened.
+        if machine.console.closed and not watch.panicked:
+            machine.check_alive(PATIENCE)
         raise

@@ -6,7 +6,11 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 import tempfile
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
@@ -61,6 +65,7 @@ def boot_interactive(host: Host, name: str, kernel: KernelRequest) -> int:
     machine = _find(host, name, kernel)
     prepared = machine.prepared
     with (
+        _terminal_kept(),
         tempfile.TemporaryFile() as log,
         open(os.memfd_create("initramfs"), "w+b") as initramfs,
     ):
@@ -90,6 +95,19 @@ def boot_interactive(host: Host, name: str, kernel: KernelRequest) -> int:
             host.progress.note("leave with Ctrl-A x, or poweroff -f in the guest")
             qemu.command("cont")
             return qemu.wait(Deadline(_SESSION_SECONDS, "the guest to power off"))
+
+
+@contextmanager
+def _terminal_kept() -> Iterator[None]:
+    """Give the terminal its modes back: a QEMU that is killed leaves it raw."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def _find(host: Host, name: str, kernel: KernelRequest) -> _Machine:

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from bench_room import Bench, copy_store
 from cli_room import FIT_QEMU, RELEASE, Ended, Harness
 from hypothesis import settings
 from layouts import layout_of
 
 from harness.cli import main
 from harness.guest.initramfs import BOOT_MODULES, SCENARIO_MODULES
+from harness.runs.prepare import Host
 
 # No deadline: a busy host must not fail a test. No database: a run leaves nothing behind.
 settings.register_profile("unit", deadline=None, database=None, max_examples=60)
@@ -101,3 +106,38 @@ def kernel(tmp_path: Path) -> str:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_bytes(content)
     return f"image:{tree}"
+
+
+@pytest.fixture(scope="session")
+def options(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    given = ["--accel", request.config.getoption("accel")]
+    if request.config.getoption("qemu"):
+        given += ["--qemu", request.config.getoption("qemu")]
+    return tuple(given)
+
+
+@pytest.fixture(scope="session")
+def full_store(harness_host: Host, options: tuple[str, ...]) -> Path:
+    """The user's store, which has all that a run of exact_cover needs."""
+    program = Path(sys.executable).with_name("harness")
+    if not program.exists():
+        pytest.skip("the harness is not installed beside this Python")
+    words = [str(program), "boot", "--print", "exact_cover", *options]
+    subprocess.run(words, check=True, capture_output=True, timeout=1800)
+    return harness_host.store.root
+
+
+@pytest.fixture
+def bench(full_store: Path, options: tuple[str, ...], tmp_path: Path) -> Iterator[Bench]:
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {
+        "TMPDIR": str(tmp_path / "tmp"),
+        "HARNESS_STORE": str(tmp_path / "store"),
+    }
+    environment.pop("HARNESS_EVIDENCE", None)
+    copy_store(full_store, tmp_path / "store")
+    program = Path(sys.executable).with_name("harness")
+    bench = Bench(tmp_path, program, options, environment)
+    yield bench
+    for machine in bench.machines():  # only after a test that failed
+        os.kill(machine, signal.SIGKILL)
