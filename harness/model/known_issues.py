@@ -26,7 +26,7 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         policies: the policies under which it fails; empty for all.
         rules: the rules that are broken.
         lines: regular expressions of the kernel messages that break rule 6, required with it.
-        sometimes: whether the kernel has a race, so that a run may pass as well.
+        sometimes: whether a run may pass as well: a race, or not every scenario meets it.
         seen: what is seen, in the words of the kernel's own messages and /proc/iomem.
         why: why it happens.
     """

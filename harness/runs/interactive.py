@@ -49,7 +49,7 @@ def printed_command_line(host: Host, name: str, kernel: KernelRequest) -> str:
 
     Decoders and ACPI overrides are not in it: they are the harness's work, see `harness boot`.
     """
-    machine = _find(host, name, kernel)
+    machine = _find(host, name, kernel, profile_first=True)
     boot = Boot(
         machine.bootable.kernel.image, machine.bootable.initramfs.archive, machine.command_line
     )
@@ -110,9 +110,9 @@ def _terminal_kept() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
-def _find(host: Host, name: str, kernel: KernelRequest) -> _Machine:
-    """A profile or, where no profile has the name, a scenario."""
-    if name in profile_names() and name not in scenario_names():
+def _find(host: Host, name: str, kernel: KernelRequest, profile_first: bool = False) -> _Machine:
+    """The scenario or profile of a name, and of two the one that is wanted first."""
+    if name in profile_names() and (profile_first or name not in scenario_names()):
         bootable = prepare_kernel(host, kernel)
         return _Machine(load_profile(name), bootable, kernel_command_line(_NO_FIRMWARE), None)
     if name not in scenario_names() and "/" not in name and not name.endswith(".yaml"):

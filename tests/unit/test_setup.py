@@ -94,6 +94,9 @@ def test_without_a_command_a_ready_machine_is_left_in_peace(ready_checkout: Path
         ("harness build build:debian:7.2", True),
         ("harness run x --kernel=build:/a", True),
         ("harness run x --kernel debian:7.2", False),
+        ("harness run exact_cover no_cxl_region_cxl_first", True),
+        ("harness boot mixed", True),
+        ("harness run exact_cover", False),
         ("harness list", False),
         ("", False),
     ],
@@ -101,7 +104,12 @@ def test_without_a_command_a_ready_machine_is_left_in_peace(ready_checkout: Path
 def test_who_builds_kernels(command: str, builds: bool) -> None:
     function = re.search(r"^builds_kernels\(\) \{.*?^\}$", SETUP.read_text(), re.M | re.S)
     assert function is not None
-    done = bash("-c", f'set -eu\n{function[0]}\nbuilds_kernels "$@"', "x", *command.split())
+    done = bash(
+        "-c",
+        f'set -eu\ncheckout={PROJECT}\n{function[0]}\nbuilds_kernels "$@"',
+        "x",
+        *command.split(),
+    )
     assert (done.status == 0, done.stderr) == (builds, "")
 
 
