@@ -46,6 +46,10 @@ def _explains_errors(command: Command) -> Command:
             sys.exit(_exit_code(error))
         except (click.ClickException, click.exceptions.Exit):
             raise
+        except BrokenPipeError:
+            # Who read the output has gone; nothing more can be said there, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
             # Never status 1, which says that a kernel broke the contract.
             click.echo(

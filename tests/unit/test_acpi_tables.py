@@ -245,11 +245,31 @@ def test_a_damaged_srat_is_read_or_refused_and_nothing_else(damage: dict[int, in
         parse_srat(bytes(blob))
 
 
-@given(st.binary(max_size=300))
-def test_any_bytes_are_split_or_refused_and_nothing_else(blob: bytes) -> None:
+structures = st.tuples(st.integers(0, 3), st.integers(0, 60), st.binary(max_size=60))
+
+
+@given(st.lists(structures, max_size=4), st.binary(max_size=3))
+def test_any_structures_are_read_or_refused_and_nothing_else(
+    parts: list[tuple[int, int, bytes]], rest: bytes
+) -> None:
+    cedt = b"".join(struct.pack("<BxH", kind, size) + body for kind, size, body in parts)
     with contextlib.suppress(AcpiTableError):
-        split_tables(blob)
+        parse_cedt(table("CEDT", cedt + rest))
+    srat = b"".join(struct.pack("<BB", kind, size) + body for kind, size, body in parts)
     with contextlib.suppress(AcpiTableError):
-        parse_cedt(table("CEDT", blob[:2]) + blob)
+        parse_srat(table("SRAT", bytes(12) + srat + rest))
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.binary(max_size=60)), max_size=4))
+def test_any_tables_are_split_or_refused_and_nothing_else(parts: list[tuple[int, bytes]]) -> None:
+    blob = b"".join(struct.pack("<4sI", b"ABCD", size) + body for size, body in parts)
     with contextlib.suppress(AcpiTableError):
-        parse_srat(table("SRAT", bytes(12) + blob))
+        assert all(len(one) >= 36 for one in split_tables(blob).values())
+
+
+@pytest.mark.parametrize("size", [32, 44])
+def test_a_memory_entry_of_another_length_is_refused(size: int) -> None:
+    entry = SRAT[48:88].ljust(size, b"\0")[:size]
+    entry = entry[:1] + bytes([size]) + entry[2:]
+    with pytest.raises(AcpiTableError, match="has the wrong length"):
+        parse_srat(table("SRAT", bytes(12) + entry))

@@ -56,10 +56,11 @@ def test_lines_come_in_order_whatever_the_pieces(line: Line) -> None:
 
 
 def test_a_line_is_waited_for_among_those_not_waited_through_yet(line: Line) -> None:
-    line.guest.sendall(b"a\nready\nb\nready\n")
-    assert line.wait_for("ready") == "ready"
-    assert line.wait_for("b") == "b"
-    assert line.wait_for("ready") == "ready"
+    line.guest.sendall(b"a\nfirst\nb\nsecond\n")
+    assert line.wait_for("first") == "first"
+    assert line.wait_for("second") == "second"
+    with pytest.raises(DeadlineExpiredError):
+        line.console.await_line(lambda text: text == "b", Deadline(0.05, "what is behind"))
 
 
 def test_carriage_returns_and_terminal_escapes_are_no_part_of_a_line(line: Line) -> None:
