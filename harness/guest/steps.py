@@ -117,7 +117,8 @@ def observe_settled(
             if sections["iomem"] == state.partition(_BORDER)[0]:
                 return sections
             sections = None
-        if iomem is not None and sections is None:
+        # Not right after a change: the next one would only make the observation worthless.
+        if iomem is not None and sections is None and since < asked:
             done = bool(wanted_online) and online(iomem, wanted_online)
             if done or asked - since >= settling.otherwise:
                 sections = observe()

@@ -10,6 +10,7 @@ from typing import Literal
 
 import jinja2
 
+from harness.errors import UsageError
 from harness.machine.qemu_binary import QemuBinary
 from harness.model.topology import Port, Profile
 
@@ -84,6 +85,12 @@ def qemu_argv(
         cpus_of_nodes=_cpus_of_nodes(profile),
         window_parts=[(p, w.granularity) for w in profile.windows for p in w.hardware()],
     )
+    if boot is not None:
+        for path in (boot.kernel, boot.initramfs, boot.console.log if boot.console else ""):
+            if "\n" in str(path):
+                raise UsageError(
+                    "a path has a line break in it", where=repr(str(path)), hint="rename it"
+                )
     argv = [str(qemu.path)]
     for line in text.splitlines():
         argv.extend(line.strip().split(" ", 1) if line.strip() else ())

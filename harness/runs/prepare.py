@@ -31,7 +31,9 @@ from harness.model.kernel_config import parse_config
 from harness.model.kernel_modules import ModulePlan, module_name
 from harness.model.kernel_request import KernelRequest
 from harness.model.layout import MachineLayout
+from harness.model.ownership import expected_owners
 from harness.model.placement import FirmwareState, place_firmware
+from harness.model.scenario import POLICIES
 from harness.paths import store_root
 from harness.progress import Progress
 from harness.runs.catalogue import Case
@@ -185,6 +187,7 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     scenario = case.scenario
     layout = machine_layout(host.qemu, case.profile, host.remember("layouts"))
     state = place_firmware(case.document, case.profile, layout)
+    _check_all_stated(case, state)
     settings = plan_decoders(case.profile, state)
     modules = (*scenario.guest.load, *scenario.guest.missing)
     bootable = prepare_kernel(host, request, modules)
@@ -201,6 +204,19 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
         command_line=kernel_command_line(state, scenario.kernel.cmdline),
         acpi_tables=tables,
     )
+
+
+def _check_all_stated(case: Case, state: FirmwareState) -> None:
+    """Refuse a scenario that says nothing about a region that somebody must own."""
+    for policy in POLICIES:
+        stated = case.scenario.expect.owners(policy)
+        for name in expected_owners(case.scenario, state, policy):
+            if name not in stated:
+                raise case.document.error(
+                    f"expect.{policy}",
+                    f"says nothing about {name}, a region without a Soft Reserved range",
+                    hint="state its owner, by the decoder's name",
+                )
 
 
 def _check_config(case: Case, kernel: Kernel) -> None:

@@ -201,3 +201,12 @@ def test_a_kernel_that_was_built_otherwise(harness: Harness, room: Path, kernel:
     ended = harness("run", name, "--kernel", kernel, "--accel", "tcg")
     assert_one_message(ended, "CXL_REGION=n", "CXL_REGION=y")
     assert not (room / "evidence").exists()
+
+
+@pytest.mark.usefixtures("no_guest")
+def test_a_region_that_must_be_owned_cannot_be_left_unsaid(harness: Harness, kernel: str) -> None:
+    text = (SCENARIOS / "no_soft_reserved.yaml").read_text()
+    mine = Path("mine.yaml")
+    mine.write_text(text.replace("{region: {owner: dax_cxl, use: system_ram}}", "{}"))
+    ended = harness("run", "./mine.yaml", "--kernel", kernel)
+    assert_one_message(ended, "expect.per_range: says nothing about region")

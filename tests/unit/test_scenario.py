@@ -214,3 +214,11 @@ def test_an_srat_entry_names_a_proximity_domain_of_8_bits(node: int) -> None:
 def test_an_option_may_be_asked_to_be_enabled_in_any_way() -> None:
     text = ALL.replace("CXL_REGION: y", "CXL_REGION: enabled")
     assert read_scenario(text, "s.yaml").value.kernel.config["CXL_REGION"] == "enabled"
+
+
+@pytest.mark.parametrize("pattern", ["", ".", ".*failed", "error"])
+def test_an_expected_line_must_not_match_just_anything(pattern: str) -> None:
+    line = {"pattern": pattern, "reason": "because it must be so"}
+    values = smallest()
+    values["expect"] = values["expect"] | {"dmesg": [line]}
+    assert str(refused(values).where).endswith(": expect.dmesg[0].pattern")

@@ -151,7 +151,7 @@ def test_a_change_after_the_observation_and_in_the_short_time_counts_too() -> No
 
 def test_an_observation_that_saw_another_iomem_is_made_again() -> None:
     # It changed and changed back between two looks.
-    changes = ((0, state(ONLINE)), (0.1, state(DURING)), (0.3, state(ONLINE)))
+    changes = ((0, state(ONLINE)), (0.15, state(DURING)), (0.35, state(ONLINE)))
     guest = FakeGuest(changing_at(*changes))
     assert guest.settle(SR)["iomem"] == ONLINE
     assert len(guest.observed) == 2
