@@ -45,6 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--policy", default="per_range", choices=["per_range", "all_or_nothing"], help="the rules"
     )
+    group.addoption("--load", default=None, metavar="HOW", help="as harness run has it")
+    group.addoption("--repeat", default=1, type=int, metavar="N", help="guests for each load")
     group.addoption("--accel", default="auto", choices=["auto", "kvm", "tcg"], help="what runs it")
     group.addoption("--qemu", default=None, metavar="PATH", help="the QEMU to use")
     group.addoption("--evidence", default=None, metavar="DIR", help="where runs leave evidence")
@@ -96,11 +98,14 @@ def evidence_folder(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def scenario_case(scenario_name: str) -> Case:
+def scenario_case(request: pytest.FixtureRequest, scenario_name: str) -> Case:
     """The scenario with its profile."""
     from harness.runs.catalogue import load_case
+    from harness.runs.reproducer import asked_load
 
-    return load_case(scenario_name)
+    case = load_case(scenario_name)
+    load = request.config.getoption("load")
+    return asked_load(case, load) if load else case
 
 
 @pytest.fixture
@@ -117,17 +122,17 @@ def scenario_result(
     """
     from harness.model.verdict import Verdict
     from harness.runs.prepare import NotApplicableError
+    from harness.runs.run_guest import Judging
     from harness.runs.run_scenario import run_scenario
 
-    policy = request.config.getoption("policy")
+    judging = Judging(request.config.getoption("policy"), evidence_folder, known_issues)
     try:
         result = run_scenario(
             harness_host,
             scenario_case,
             asked_kernel(request.config),
-            policy,
-            evidence_folder,
-            known_issues,
+            judging,
+            repeat=request.config.getoption("repeat"),
         )
     except NotApplicableError as error:
         pytest.skip(str(error))

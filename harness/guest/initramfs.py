@@ -62,7 +62,7 @@ devtmpfs /dev devtmpfs defaults 0 0
 """
 
 # Part of the key: raise it when the archive changes in a way that its inputs do not show.
-_FORM = 2
+_FORM = 3
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,18 @@ class SharedInitramfs:
 
     Attributes:
         archive: the cpio archive.
-        modules: names of the modules in it, in load order.
+        depends: the modules in it, in load order, each with those that it needs itself.
         missing: what was wanted and cannot be had, by name, with the reason.
     """
 
     archive: Path
-    modules: tuple[str, ...]
+    depends: dict[str, tuple[str, ...]]
     missing: dict[str, str]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules in it, in load order."""
+        return tuple(self.depends)
 
 
 def shared_initramfs(
@@ -114,7 +119,7 @@ def shared_initramfs(
             _add_modules(archive, kernel.release, plan, read_module)
             archive.close()
         manifest = {
-            "modules": [module.name for module in plan.order],
+            "depends": {module.name: module.depends for module in plan.order},
             "missing": {one.name: str(one) for one in plan.missing},
         }
         (folder / _MANIFEST).write_text(json.dumps(manifest))
@@ -123,7 +128,8 @@ def shared_initramfs(
         "initramfs", key, make, what=f"the initramfs of {kernel.release}", progress=progress
     )
     manifest = json.loads((entry / _MANIFEST).read_text())
-    return SharedInitramfs(entry / _ARCHIVE, tuple(manifest["modules"]), manifest["missing"])
+    depends = {name: tuple(needed) for name, needed in manifest["depends"].items()}
+    return SharedInitramfs(entry / _ARCHIVE, depends, manifest["missing"])
 
 
 def write_run_initramfs(

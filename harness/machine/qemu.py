@@ -115,6 +115,10 @@ class Qemu:
         except subprocess.TimeoutExpired:
             raise deadline.error() from None
 
+    def kill(self) -> None:
+        """End QEMU at once; whoever waits for it gets a MachineLostError."""
+        self._process.kill()
+
     def close_monitor(self) -> None:
         """End the QMP session; QEMU goes on until the block ends."""
         if self._monitor is not None:

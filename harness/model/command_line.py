@@ -29,14 +29,23 @@ _ALWAYS = (
 )
 
 
-def kernel_command_line(state: FirmwareState, added: Sequence[str] = ()) -> str:
-    """The whole command line for a guest with this firmware state."""
+def kernel_command_line(
+    state: FirmwareState, added: Sequence[str] = (), async_probe: Sequence[str] = ()
+) -> str:
+    """The whole command line for a guest with this firmware state.
+
+    Args:
+        state: whose Soft Reserved ranges the kernel is told of.
+        added: more parameters.
+        async_probe: drivers that probe asynchronously.
+    """
     reserved = [
         argument
         for one in state.soft_reserved
         for argument in memmap_arguments(one.range, state.ram)
     ]
-    return " ".join((*_ALWAYS, *reserved, *added))
+    later = [f"driver_async_probe={','.join(async_probe)}"] if async_probe else []
+    return " ".join((*_ALWAYS, *reserved, *later, *added))
 
 
 def memmap_arguments(span: MemoryRange, ram: Iterable[MemoryRange]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -203,8 +204,8 @@ def _follow(path: str, raw: Any, kind: Any) -> tuple[Any, str]:
     done = ""
     for step in _STEP.finditer(path):
         if step["name"]:
-            kind = _field_type(kind, step["name"])
             raw = raw.get(step["name"]) if isinstance(raw, dict) else None
+            kind = _chosen(_field_type(kind, step["name"]), raw)
             done += f".{step['name']}"
         elif step["index"] == "...":
             kind = _item_type(kind)
@@ -229,6 +230,17 @@ def _field_type(kind: Any, name: str) -> Any:
             if field.encode_name == name:
                 return _without_none(field.type)
     return None
+
+
+def _chosen(kind: Any, raw: Any) -> Any:
+    """Of a list or a struct, the one that the value is."""
+    members = getattr(kind, "__args__", ())
+    structs = [one for one in members if isinstance(one, type) and issubclass(one, msgspec.Struct)]
+    if not structs or isinstance(kind, types.GenericAlias):
+        return kind
+    if isinstance(raw, dict):
+        return structs[0]
+    return next((one for one in members if isinstance(one, types.GenericAlias)), kind)
 
 
 def _item_type(kind: Any) -> Any:

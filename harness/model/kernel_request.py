@@ -36,7 +36,7 @@ class KernelRequest:
 
     def __str__(self) -> str:
         """The SPEC and the options, as they are typed."""
-        words = [self.spec]
+        words = [shlex.quote(self.spec)]
         if self.configs:
             words += ["--config", ",".join(self.configs)]
         if self.series is not None:

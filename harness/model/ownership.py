@@ -86,4 +86,4 @@ def _available(scenario: Scenario, driver: str) -> bool:
     built = scenario.kernel.config.get(_OPTIONS[driver])
     if built in ("y", "n"):
         return built == "y"
-    return driver in {module_name(name) for name in scenario.guest.load}
+    return driver in {module_name(name) for name in scenario.guest.modules}

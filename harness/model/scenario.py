@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from harness.model.document import Address, Document, Size, read_document
+from harness.model.load import LoadPlan, ModuleName
 from harness.model.topology import Name
 
 OwnerName = Literal["dax_cxl", "dax_hmem", "nobody"]
@@ -17,8 +18,6 @@ Policy = Literal["per_range", "all_or_nothing"]
 # What no pattern for an expected line may match.
 _ANY_MESSAGE = "driver thing0: probe with driver thing failed with error -5"
 POLICIES: tuple[Policy, ...] = ("per_range", "all_or_nothing")
-
-ModuleName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*\Z", max_length=64)]
 
 
 class Ownership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -119,11 +118,18 @@ class GuestSteps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     Attributes:
         missing: modules whose files are taken away first, so that nothing can load them.
-        load: modules to load, in this order.
+        load: modules to load, in this order, or a plan of several loads.
+        async_probe: drivers, by name, that probe asynchronously (`driver_async_probe=`).
     """
 
     missing: tuple[ModuleName, ...] = ()
-    load: tuple[ModuleName, ...] = ()
+    load: tuple[ModuleName, ...] | LoadPlan = ()
+    async_probe: tuple[ModuleName, ...] = msgspec.field(default=(), name="async")
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that are loaded, in whatever order."""
+        return self.load.modules if isinstance(self.load, LoadPlan) else self.load
 
 
 class ExpectedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from harness.model.document import Document
 from harness.model.kernel_modules import module_name
+from harness.model.load import LoadPlan
 from harness.model.memory_range import format_size
 from harness.model.scenario import POLICIES, Decoder, Position, Scenario, decoder_name
 from harness.model.topology import GRANULARITIES, WAYS, WINDOW_GRAIN, Profile
@@ -29,14 +30,35 @@ def check_scenario(document: Document[Scenario], profile: Profile) -> None:
         at = f"firmware.acpi.srat[{index}]"
         _check_window(document, f"{at}.window", entry.window, profile)
         _check_extent(document, at, entry.window, entry.offset, entry.size, profile)
-    for index, name in enumerate(document.value.guest.load):
-        if module_name(name) in {module_name(one) for one in document.value.guest.missing}:
+    _check_load(document)
+    _check_expectations(document)
+
+
+def _check_load(document: Document[Scenario]) -> None:
+    guest = document.value.guest
+    at = "guest.load"
+    if isinstance(guest.load, LoadPlan):
+        given = [
+            name for name in ("all_orders", "parallel", "modalias") if getattr(guest.load, name)
+        ]
+        if len(given) != 1:
             raise document.error(
-                f"guest.load[{index}]",
+                at,
+                f"asks for {' and '.join(given) or 'no module'}",
+                hint="a list of modules, or one of all_orders, parallel and modalias with one",
+            )
+        at = f"{at}.{given[0]}"
+    seen: set[str] = set()
+    for index, name in enumerate(guest.modules):
+        if module_name(name) in {module_name(one) for one in guest.missing}:
+            raise document.error(
+                f"{at}[{index}]",
                 f"loads {name}, which guest.missing takes away",
                 hint="remove it from one of the two",
             )
-    _check_expectations(document)
+        if isinstance(guest.load, LoadPlan) and module_name(name) in seen:
+            raise document.error(f"{at}[{index}]", f"names {name} twice", hint="remove one")
+        seen.add(module_name(name))
 
 
 def _check_window(document: Document[Scenario], at: str, window: int, profile: Profile) -> None:

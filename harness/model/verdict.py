@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from harness.model.load import Load
 from harness.model.memory_range import MemoryRange
 from harness.model.scenario import OwnerName, Ownership, Policy, Use
 
@@ -81,6 +82,41 @@ class OwnedRange:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One guest of a scenario that was run with several.
+
+    Attributes:
+        load: what it loaded, and how.
+        verdict: how it ended.
+        outcome: who owned what in it.
+        reason: why it did not end with PASS.
+        start: `cold` or `warm`.
+        seconds: from the start to the end of its run.
+        evidence: the folder with everything that was written down.
+    """
+
+    load: str
+    verdict: Verdict
+    outcome: str
+    reason: str
+    start: str
+    seconds: float
+    evidence: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that the result file has for this guest."""
+        return {
+            "load": self.load,
+            "verdict": self.verdict.name,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "start": self.start,
+            "seconds": round(self.seconds, 3),
+            "evidence": self.evidence,
+        }
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What one run ended with; `as_json` is the result file's form.
 
@@ -99,6 +135,10 @@ class RunResult:
         known_issue: why this failure is known, or None.
         timings: seconds by phase.
         evidence: the folder with everything that was written down.
+        load: what the guest loaded, and how; None when it did not come so far.
+        start: `cold`, or `warm` for a guest that was restored from a saved one.
+        attempts: every guest, where the scenario was run with several.
+        reproduce: the shortest command line that shows the failure, when one was looked for.
     """
 
     scenario: str
@@ -115,6 +155,10 @@ class RunResult:
     known_issue: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
     evidence: str = ""
+    load: Load | None = None
+    start: str = "cold"
+    attempts: tuple[Attempt, ...] = ()
+    reproduce: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The object that the result file has for this run."""
@@ -127,6 +171,8 @@ class RunResult:
             },
             "policy": self.policy,
             "accel": self.accel,
+            "start": self.start,
+            "load": str(self.load) if self.load else None,
             "verdict": self.verdict.name,
             "reason": self.reason,
             "hint": self.hint,
@@ -160,4 +206,6 @@ class RunResult:
             "known_issue": self.known_issue,
             "timings": {name: round(value, 3) for name, value in self.timings.items()},
             "evidence": self.evidence,
+            "attempts": [one.as_json() for one in self.attempts],
+            "reproduce": self.reproduce,
         }

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.model.scenario import Ownership
-from harness.model.verdict import RULES, Finding, OwnedRange, RunResult, Verdict
+from harness.model.verdict import RULES, Attempt, Finding, OwnedRange, RunResult, Verdict
 
 _MOST_IOMEM_LINES = 16
+_MOST_ATTEMPTS = 8
 
 
 def headline(result: RunResult) -> str:
@@ -21,6 +22,7 @@ def headline(result: RunResult) -> str:
         f"{result.verdict.name} {result.scenario}",
         f"on {kernel}, policy {result.policy}",
         *([result.accel] if result.accel else []),
+        *([f"{len(result.attempts)} guests"] if result.attempts else []),
         *([f"{took:.1f} s"] if took is not None else []),
     ]
     return f"{parts[0]} {', '.join(parts[1:])}"
@@ -34,6 +36,9 @@ def result_lines(result: RunResult) -> tuple[str, ...]:
         lines += _wrapped("  ", result.reason)
     if result.hint:
         lines.append(f"  hint: {result.hint}")
+    lines += _attempt_lines(result.attempts)
+    if result.reproduce:
+        lines += ["  reproduce:", f"    {result.reproduce}"]
     for finding in _shortened(result.findings):
         lines += _finding_lines(finding)
     if result.known_issue:
@@ -66,6 +71,15 @@ def _table(owners: Iterable[OwnedRange]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def _attempt_lines(attempts: Sequence[Attempt]) -> list[str]:
+    """The guests that did not end with PASS."""
+    bad = [one for one in attempts if one.verdict is not Verdict.PASS]
+    lines = [f"    {one.verdict.name} {one.load}: {one.reason}" for one in bad[:_MOST_ATTEMPTS]]
+    if len(bad) > _MOST_ATTEMPTS:
+        lines.append(f"    and {len(bad) - _MOST_ATTEMPTS} more, see --json")
+    return lines
 
 
 def _finding_lines(finding: Finding) -> list[str]:

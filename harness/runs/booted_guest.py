@@ -131,7 +131,10 @@ def _machine(
     )
     evidence.json("firmware.json", [asdict(one) for one in prepared.settings])
     log = stack.enter_context(evidence.path("qemu.log").open("w+b"))
-    with running_qemu(argv, log, watch.line, pass_fds=(initramfs,)) as machine:
+    with (
+        running_qemu(argv, log, watch.line, pass_fds=(initramfs,)) as machine,
+        host.live.tracked(machine),
+    ):
         yield machine
 
 

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
+import glob
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +27,14 @@ class Case:
         name: the scenario's name, its file's stem.
         document: the scenario, which knows its lines.
         profile: the hardware.
+        as_stated: whether the scenario's modules are loaded, so that the owners that it states
+            hold; else the oracle's do.
     """
 
     name: str
     document: Document[Scenario]
     profile: Profile
+    as_stated: bool = True
 
     @property
     def scenario(self) -> Scenario:
@@ -64,6 +70,24 @@ def load_case(name: str, scenarios: Path = SCENARIOS, profiles: Path = PROFILES)
     profile = load_profile(document.value.profile, profiles)
     check_scenario(document, profile)
     return Case(path.stem, document, profile)
+
+
+def load_cases(names: Iterable[str]) -> tuple[Case, ...]:
+    """Read scenarios by name, file, or pattern of names (`*`, `?`, `[…]`).
+
+    Raises:
+        UsageError: there is no such scenario, or one of them is wrong.
+    """
+    wanted: list[str] = []
+    for name in names:
+        known = scenario_names()
+        found = fnmatch.filter(known, name)
+        if not found and glob.has_magic(name) and "/" not in name:
+            raise UsageError(
+                f"no scenario's name is like {name!r}", hint=f"scenarios: {', '.join(known)}"
+            )
+        wanted += found or [name]
+    return tuple(load_case(name) for name in wanted)
 
 
 def load_profile(name: str, folder: Path = PROFILES) -> Profile:

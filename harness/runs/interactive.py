@@ -90,7 +90,7 @@ def boot_interactive(host: Host, name: str, kernel: KernelRequest) -> int:
             if prepared is not None:
                 commit_decoders(qemu.qtest, prepared.layout, prepared.settings)
                 prove_paths(qemu.qtest, prepared.state.decoders)
-                order = " ".join(prepared.case.scenario.guest.load)
+                order = " ".join(prepared.case.scenario.guest.modules)
                 host.progress.note(f"the scenario loads: {order}")
             host.progress.note("leave with Ctrl-A x, or poweroff -f in the guest")
             qemu.command("cont")

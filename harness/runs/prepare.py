@@ -37,6 +37,7 @@ from harness.model.scenario import POLICIES
 from harness.paths import store_root
 from harness.progress import Progress
 from harness.runs.catalogue import Case
+from harness.runs.live_machines import LiveMachines
 from harness.store import Store
 
 
@@ -53,12 +54,14 @@ class Host:
         store: kernels and everything else worth keeping.
         progress: hears of what takes time.
         accel: what the user wants to run guests with.
+        live: the guests that run.
     """
 
     qemu: QemuBinary
     store: Store
     progress: Progress
     accel: AskedAccelerator
+    live: LiveMachines = field(default_factory=LiveMachines, repr=False)
     _said: set[str] = field(default_factory=set, repr=False)
 
     def say_once(self, text: str) -> None:
@@ -189,7 +192,7 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     state = place_firmware(case.document, case.profile, layout)
     _check_all_stated(case, state)
     settings = plan_decoders(case.profile, state)
-    modules = (*scenario.guest.load, *scenario.guest.missing)
+    modules = (*scenario.guest.modules, *scenario.guest.missing)
     bootable = prepare_kernel(host, request, modules)
     _check_config(case, bootable.kernel)
     tables = {"CEDT": layout.cedt} if layout.cedt else {}
@@ -201,13 +204,17 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
         layout=layout,
         state=state,
         settings=settings,
-        command_line=kernel_command_line(state, scenario.kernel.cmdline),
+        command_line=kernel_command_line(
+            state, scenario.kernel.cmdline, scenario.guest.async_probe
+        ),
         acpi_tables=tables,
     )
 
 
 def _check_all_stated(case: Case, state: FirmwareState) -> None:
     """Refuse a scenario that says nothing about a region that somebody must own."""
+    if not case.as_stated:
+        return
     for policy in POLICIES:
         stated = case.scenario.expect.owners(policy)
         for name in expected_owners(case.scenario, state, policy):

@@ -1,174 +1,217 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One run: a machine is started, its guest does the scenario's steps, and is judged."""
+"""Scenarios, each with as many guests as its loads and repeats need, side by side."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+import os
+import shlex
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Protocol
 
-from harness.errors import (
-    GuestCrashedError,
-    HarnessError,
-    InconclusiveError,
-    PreflightError,
-    UnbuildableError,
-    UsageError,
-)
-from harness.guest.observe import observe, read_sections
-from harness.guest.ssh import GuestShell
-from harness.guest.steps import Settling, load_module, observe_settled, take_away_modules
-from harness.kernels.stored import kernel_in_use
-from harness.model.judge import judge
+from harness.errors import InconclusiveError, UnbuildableError
+from harness.model.attempts import combine
 from harness.model.kernel_request import KernelRequest, as_request
-from harness.model.known_issues import KnownIssues
-from harness.model.preflight import window_problems
-from harness.model.scenario import Policy
-from harness.model.verdict import Finding, RunResult, Verdict
+from harness.model.load import Load, TooManyOrdersError, loads_of
+from harness.model.verdict import RunResult, Verdict
 from harness.runs.booted_guest import BootedGuest, booted_guest
 from harness.runs.catalogue import Case
-from harness.runs.evidence import Evidence, new_evidence
-from harness.runs.prepare import Host, Prepared, prepare_case, request_for
+from harness.runs.evidence import Evidence
+from harness.runs.prepare import Host, NotApplicableError, Prepared, prepare_case, request_for
+from harness.runs.reproducer import shortest_failing
+from harness.runs.run_guest import Judging, ended, run_guest
 from harness.runs.timings import Timings
 
-_TAIL_LINES = 60
-_SETTLING = Settling()
+
+@dataclass(frozen=True)
+class Skipped:
+    """A scenario that is not about the kernel that was asked for."""
+
+    case: Case
+    error: NotApplicableError
 
 
-def run_scenario(
-    host: Host,
-    case: Case,
-    kernel: str | KernelRequest,
-    policy: Policy,
-    evidence_root: Path,
-    known_issues: KnownIssues,
-    *,
-    boot_seconds: float = 120.0,
-    settling: Settling = _SETTLING,
-) -> RunResult:
-    """Run a scenario on a kernel and judge it.
+class Running(Protocol):
+    """A scenario under way."""
 
-    Whatever happens after the first evidence is written ends in a verdict.
+    def done(self) -> bool:
+        """Whether `result` will not wait."""
+
+    def result(self) -> RunResult | Skipped:
+        """How it ended, once it has."""
+
+
+def default_jobs() -> int:
+    """How many guests run side by side when nobody says: one for each core."""
+    return len(os.sched_getaffinity(0))
+
+
+class Session:
+    """Runs guests side by side, for the length of a `with` block.
 
     Args:
         host: this machine.
-        case: the scenario.
-        kernel: the kernel that is asked for; what the scenario needs built is added to it.
-        policy: whose rules are judged.
-        evidence_root: folder in which the run's own folder is made.
-        known_issues: failures that have a reason.
-        boot_seconds: how long the guest may take to become ready.
-        settling: how long nothing must change before the guest is judged.
+        judging: by what guests are judged.
+        jobs: how many guests run at once, at least 1.
+        repeat: how many guests each load of a scenario gets, at least 1.
+    """
+
+    def __init__(self, host: Host, judging: Judging, *, jobs: int = 1, repeat: int = 1) -> None:
+        self._host = host
+        self._judging = judging
+        self._jobs = jobs
+        self._repeat = repeat
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="guest")
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._host.live.stop()
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, case: Case, kernel: str | KernelRequest) -> RunResult:
+        """Run one scenario on a kernel.
+
+        Raises:
+            UsageError: the input is wrong, or this machine lacks something; nothing was started.
+            NotApplicableError: the scenario is not about this kernel.
+        """
+        (result,) = self.run_all([case], kernel)
+        if isinstance(result, Skipped):
+            raise result.error
+        return result
+
+    def run_all(
+        self, cases: Iterable[Case], kernel: str | KernelRequest
+    ) -> Iterator[RunResult | Skipped]:
+        """Run scenarios and give their results in the same order, each as soon as it is there.
+
+        Raises:
+            UsageError: the input is wrong, or this machine lacks something.
+        """
+        under_way: deque[Running] = deque()
+        for case in cases:
+            under_way.append(self._begin(case, as_request(kernel)))
+            # Not too far ahead: what a scenario needs may take long to build.
+            while under_way and (under_way[0].done() or len(under_way) > 2 * self._jobs):
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+    def _begin(self, case: Case, asked: KernelRequest) -> Running:
+        timings = Timings()
+        request = request_for(case, asked)
+        result = RunResult(
+            scenario=case.name, kernel_spec=str(request), policy=self._judging.policy
+        )
+        try:
+            with timings.phase("prepare"):
+                prepared = prepare_case(self._host, case, request)
+        except NotApplicableError as error:
+            return _Ended(Skipped(case, error))
+        except UnbuildableError as error:
+            return _Ended(ended(result, Verdict.UNBUILDABLE, error))
+        except InconclusiveError as error:
+            return _Ended(ended(result, Verdict.INCONCLUSIVE, error))
+        try:
+            loads = loads_of(
+                case.scenario.guest.load, prepared.bootable.initramfs.depends, self._repeat
+            )
+        except TooManyOrdersError as error:
+            raise case.document.error(
+                "guest.load", str(error), hint="name fewer modules, or list one order"
+            ) from None
+        return _Guests(self, prepared, loads, result, timings.seconds()["prepare"])
+
+    def submit(
+        self, prepared: Prepared, load: Load, result: RunResult, prepare_seconds: float = 0.0
+    ) -> Future[RunResult]:
+        """Run one guest as soon as there is room for it."""
+
+        def start(evidence: Evidence, timings: Timings) -> AbstractContextManager[BootedGuest]:
+            return booted_guest(self._host, prepared, evidence, timings, self._judging.boot_seconds)
+
+        spent = {"prepare": prepare_seconds}
+        return self._pool.submit(run_guest, prepared, load, self._judging, result, start, spent)
+
+
+class _Ended:
+    """A scenario that ended before it had a guest."""
+
+    def __init__(self, result: RunResult | Skipped) -> None:
+        self._result = result
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> RunResult | Skipped:
+        return self._result
+
+
+class _Guests:
+    """The guests of one scenario."""
+
+    def __init__(
+        self,
+        session: Session,
+        prepared: Prepared,
+        loads: Sequence[Load],
+        result: RunResult,
+        prepare_seconds: float,
+    ) -> None:
+        self._session = session
+        self._prepared = prepared
+        self._before = result
+        self._begin = time.monotonic() - prepare_seconds
+        self._runs = [
+            session.submit(prepared, load, result, 0.0 if number else prepare_seconds)
+            for number, load in enumerate(loads)
+        ]
+
+    def done(self) -> bool:
+        return all(run.done() for run in self._runs)
+
+    def result(self) -> RunResult:
+        results = [run.result() for run in self._runs]
+        if len(results) == 1:
+            return results[0]
+        combined = combine(results, time.monotonic() - self._begin)
+        if combined.verdict is Verdict.FAIL and not combined.known_issue:
+            load = shortest_failing(combined, self._prepared, self._run_again)
+            combined = replace(combined, reproduce=self._command(load))
+        return combined
+
+    def _run_again(self, prepared: Prepared, load: Load) -> RunResult:
+        return self._session.submit(prepared, load, self._before).result()
+
+    def _command(self, load: Load) -> str:
+        name = shlex.quote(self._prepared.case.name)
+        return (
+            f"harness run {name} --kernel {self._before.kernel_spec} "
+            f"--policy {self._before.policy} --load {load.option()}"
+        )
+
+
+def run_scenario(
+    host: Host, case: Case, kernel: str | KernelRequest, judging: Judging, *, repeat: int = 1
+) -> RunResult:
+    """Run one scenario on a kernel, its guests side by side.
 
     Raises:
         UsageError: the input is wrong, or this machine lacks something; nothing was started.
+        NotApplicableError: the scenario is not about this kernel.
     """
-    timings = Timings()
-    request = request_for(case, as_request(kernel))
-    result = RunResult(scenario=case.name, kernel_spec=str(request), policy=policy)
-    try:
-        with timings.phase("prepare"):
-            prepared = prepare_case(host, case, request)
-    except UnbuildableError as error:
-        return _ended(result, Verdict.UNBUILDABLE, error)
-    except InconclusiveError as error:
-        return _ended(result, Verdict.INCONCLUSIVE, error)
-    found = prepared.bootable.kernel
-    evidence = new_evidence(evidence_root, case.name, found.release)
-    result = replace(
-        result,
-        kernel_release=found.release,
-        config_sha256=prepared.bootable.config_sha256,
-        accel=prepared.bootable.accel,
-        evidence=str(evidence.folder),
-    )
-    try:
-        with (
-            kernel_in_use(found),
-            booted_guest(host, prepared, evidence, timings, boot_seconds) as guest,
-        ):
-            result = _run_steps(guest, prepared, result, evidence, timings, settling)
-    except GuestCrashedError as error:
-        result = _crashed(result, error, evidence)
-    except UsageError:
-        raise
-    except HarnessError as error:
-        result = _ended(result, Verdict.INCONCLUSIVE, error)
-    result = replace(result, timings=timings.seconds())
-    result = replace(result, known_issue=_known(known_issues, result))
-    evidence.json("verdict.json", result.as_json())
-    return result
-
-
-def _run_steps(
-    guest: BootedGuest,
-    prepared: Prepared,
-    result: RunResult,
-    evidence: Evidence,
-    timings: Timings,
-    settling: Settling,
-) -> RunResult:
-    scenario = prepared.case.scenario
-    expected = scenario.expect.owners(result.policy)
-    failed_steps: list[Finding] = []
-    with timings.phase("load"):
-        take_away_modules(guest.shell, scenario.guest.missing)
-        for name in scenario.guest.load:
-            problem = load_module(guest.shell, name)
-            if problem is not None:
-                failed_steps.append(Finding("step", problem))
-    wanted = tuple(
-        one.range
-        for one in prepared.state.named_ranges()
-        if one.name in expected and expected[one.name].use == "system_ram"
-    )
-    with timings.phase("observe"):
-        observation = read_sections(
-            observe_settled(guest.shell, wanted, settling, lambda: _observe(guest.shell, evidence))
-        )
-    guest.check()
-    problems = window_problems(observation, prepared.state)
-    if problems:
-        raise PreflightError(
-            "; ".join(problems), hint="the kernel or its ACPI tables are not what was asked for"
-        )
-    judgement = judge(observation, prepared.state, expected, scenario.expect.dmesg)
-    findings = (*failed_steps, *judgement.findings)
-    return replace(
-        result,
-        verdict=Verdict.FAIL if findings else judgement.verdict,
-        owners=judgement.owners,
-        findings=findings,
-    )
-
-
-def _observe(shell: GuestShell, evidence: Evidence) -> dict[str, str]:
-    sections = observe(shell)
-    for name, content in sections.items():
-        if name != "end":
-            evidence.text(f"observation/{name}", content)
-    return sections
-
-
-def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) -> RunResult:
-    try:
-        lines = evidence.path("serial.log").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    finding = Finding("6", error.message, None, (), tuple(lines[-_TAIL_LINES:]))
-    return replace(
-        result, verdict=Verdict.FAIL, findings=(finding,), reason=error.message, hint=error.hint
-    )
-
-
-def _ended(result: RunResult, verdict: Verdict, error: HarnessError) -> RunResult:
-    where = f"{error.where}: " if error.where else ""
-    return replace(result, verdict=verdict, reason=f"{where}{error.message}", hint=error.hint)
-
-
-def _known(issues: KnownIssues, result: RunResult) -> str | None:
-    if result.verdict is not Verdict.FAIL or result.kernel_release is None:
-        return None
-    explained = issues.explain(
-        result.scenario, result.kernel_release, result.policy, result.findings
-    )
-    return "\n".join(issue.why.strip() for issue in explained) or None
+    with Session(host, judging, jobs=default_jobs(), repeat=repeat) as session:
+        return session.run(case, kernel)

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
 class Timings:
-    """Seconds by phase, in the order in which the phases ended."""
+    """Seconds by phase, in the order in which the phases ended.
 
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._begin = time.monotonic()
+    Args:
+        before: phases that have ended already, and count in the total.
+    """
+
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        self._seconds: dict[str, float] = dict(before or {})
+        self._begin = time.monotonic() - sum(self._seconds.values())
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

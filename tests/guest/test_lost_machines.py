@@ -15,13 +15,15 @@ from bench_room import EARLY, LATE, Bench, assert_inconclusive, await_true, fini
 
 from harness.deadline import Deadline
 from harness.errors import GuestCrashedError
+from harness.guest import loading
 from harness.guest.ssh import GuestShell
 from harness.model.known_issues import KnownIssues
 from harness.model.verdict import Verdict
 from harness.pytest_plugin import asked_kernel
-from harness.runs import run_scenario as runs
 from harness.runs.catalogue import load_case
 from harness.runs.prepare import Host
+from harness.runs.run_guest import Judging
+from harness.runs.run_scenario import run_scenario
 
 pytestmark = pytest.mark.guest
 
@@ -42,14 +44,12 @@ def test_a_kernel_that_panics_in_a_step_of_the_scenario(
             seconds.append(time.monotonic() - begin)
             raise
 
-    monkeypatch.setattr(runs, "load_module", crash)
-    result = runs.run_scenario(
+    monkeypatch.setattr(loading, "load_module", crash)
+    result = run_scenario(
         harness_host,
         load_case("exact_cover"),
         asked_kernel(request.config),
-        "per_range",
-        tmp_path,
-        KnownIssues(issues=()),
+        Judging("per_range", tmp_path, KnownIssues(issues=())),
     )
     assert result.verdict is Verdict.FAIL
     assert len(seconds) == 1

@@ -16,6 +16,7 @@ from harness.paths import PROJECT
 from harness.pytest_plugin import report_text
 from harness.runs.catalogue import load_case
 from harness.runs.prepare import Host
+from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import run_scenario
 
 MUTANTS = sorted((PROJECT / "patches").glob("mutant-*"))
@@ -38,9 +39,7 @@ def test_a_mutant_is_seen(
         harness_host,
         load_case(seen["scenario"]),
         kernel,
-        series["policy"],
-        evidence_folder,
-        known_issues,
+        Judging(series["policy"], evidence_folder, known_issues),
     )
     assert result.verdict is Verdict.FAIL, report_text(result)
     assert not result.known_issue, report_text(result)

@@ -18,6 +18,7 @@ from harness.progress import TerminalProgress
 from harness.pytest_plugin import report_text
 from harness.runs.catalogue import load_case
 from harness.runs.prepare import Host
+from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import run_scenario
 
 pytestmark = pytest.mark.guest
@@ -48,8 +49,6 @@ def test_a_kernel_built_from_source_owns_what_it_should(
         harness_host,
         load_case("exact_cover"),
         KernelRequest(SPEC),
-        "per_range",
-        tmp_path,
-        known_issues,
+        Judging("per_range", tmp_path, known_issues),
     )
     assert result.verdict is Verdict.PASS, report_text(result)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import pytest
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
 from harness.model.verdict import RunResult, Verdict
 from harness.runs.catalogue import Case
-from harness.runs.prepare import Host
+from harness.runs.prepare import NotApplicableError
+from harness.runs.run_scenario import Session, Skipped
 
 RELEASE = "7.2.0-made-up"
 FIT_QEMU = QemuBinary(
@@ -67,16 +68,22 @@ def program(text: str) -> Path:
 def use_verdicts(monkeypatch: pytest.MonkeyPatch, *endings: Verdict | BaseException) -> None:
     left = list(endings)
 
-    def run(_host: Host, case: Case, *_arguments: object, **_more: object) -> RunResult:
-        ending = left.pop(0)
-        if isinstance(ending, BaseException):
-            raise ending
-        return RunResult(
-            scenario=case.name,
-            kernel_spec="debian:7.2",
-            policy="per_range",
-            verdict=ending,
-            reason="why",
-        )
+    def run_all(
+        _session: Session, cases: Sequence[Case], _kernel: object
+    ) -> Iterator[RunResult | Skipped]:
+        for case in cases:
+            ending = left.pop(0)
+            if isinstance(ending, NotApplicableError):
+                yield Skipped(case, ending)
+            elif isinstance(ending, BaseException):
+                raise ending
+            else:
+                yield RunResult(
+                    scenario=case.name,
+                    kernel_spec="debian:7.2",
+                    policy="per_range",
+                    verdict=ending,
+                    reason="why",
+                )
 
-    monkeypatch.setattr("harness.runs.run_scenario.run_scenario", run)
+    monkeypatch.setattr(Session, "run_all", run_all)

@@ -143,12 +143,13 @@ def test_the_exit_code_of_several_runs(
 @pytest.mark.usefixtures("no_guest")
 @pytest.mark.parametrize(
     ("ending", "code"),
-    [(KeyboardInterrupt(), 130), (UsageError("wrong", hint="right"), 2)],
+    [(KeyboardInterrupt(), 130), (UsageError("wrong", hint="right"), 1)],
     ids=["interrupted", "refused"],
 )
 def test_results_so_far_stay_when_a_later_run_breaks_off(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, ending: BaseException, code: int
 ) -> None:
+    """A FAIL is a FAIL, whatever could not be run after it."""
     use_verdicts(monkeypatch, FAIL, ending)
     ended = harness("run", "exact_cover", "no_soft_reserved", "--json", "results.json")
     assert ended.code == code

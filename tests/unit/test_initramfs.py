@@ -184,7 +184,7 @@ def test_a_runs_initramfs_is_tables_then_the_shared_part_then_the_runs_own(
         archive.close()
     keys = RunKeys()
     whole = io.BytesIO()
-    made = SharedInitramfs(shared, ("virtio_net", "kmem"), {})
+    made = SharedInitramfs(shared, {"virtio_net": (), "kmem": ()}, {})
     write_run_initramfs(whole, made, keys, "secret", tables)
     *before, common, own = read_newc(whole.getvalue())
     assert [entries[-1].name for entries in before] == ["kernel/firmware/acpi/srat.aml"][

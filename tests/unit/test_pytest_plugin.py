@@ -65,8 +65,8 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...
     def use(verdict: Verdict | BaseException, **more: Any) -> list[tuple[Any, ...]]:
         seen: list[tuple[Any, ...]] = []
 
-        def run(*arguments: Any) -> RunResult:
-            seen.append(arguments)
+        def run(*arguments: Any, repeat: int) -> RunResult:
+            seen.append((*arguments, repeat))
             if isinstance(verdict, BaseException):
                 raise verdict
             values = {"kernel_release": "7.2.0", "evidence": "the folder"} | more
@@ -96,7 +96,7 @@ ONE = ("-k", "exact_cover]")
 
 def test_every_scenario_is_a_test(pytester: pytest.Pytester, answer: Any) -> None:
     seen = answer(Verdict.PASS)
-    counts, text = outcomes(pytester, "-k", "not exact_cover")
+    counts, text = outcomes(pytester, "-k", "not exact_cover]")
     names = [name for name in scenario_names() if name != "exact_cover"]
     assert counts == {"passed": len(names), "deselected": 1}
     assert [arguments[1].name for arguments in seen] == names
@@ -223,14 +223,16 @@ def test_on_a_kernel_without_the_issue_nothing_is_expected(
 def test_the_options_reach_the_runs(pytester: pytest.Pytester, answer: Any) -> None:
     seen = answer(Verdict.PASS, kernel_release="6.18.0")
     options = ("--kernel", "debian:6.18", "--policy", "all_or_nothing", "--evidence", "elsewhere")
+    options += ("--load", "kmem,dax_hmem", "--repeat", "3")
     _, text = outcomes(pytester, *ONE, *options)
-    ((host, case, kernel, policy, evidence, _issues),) = seen
-    assert (host, case.name, policy, evidence) == (
+    ((host, case, kernel, judging, repeat),) = seen
+    assert (host, case.name, judging.policy, judging.evidence_root) == (
         "this host",
         "exact_cover",
         "all_or_nothing",
         Path("elsewhere"),
     )
+    assert (case.scenario.guest.load, repeat) == (("kmem", "dax_hmem"), 3)
     assert "debian:6.18" in str(kernel)
     assert "ownership: kernel debian:6.18, policy all_or_nothing" in text
 
@@ -240,7 +242,7 @@ def test_the_evidence_is_where_the_command_line_leaves_it(
 ) -> None:
     seen = answer(Verdict.PASS, kernel_release="6.18.0")
     outcomes(pytester, *ONE)
-    assert seen[0][4] == pytester.path / "evidence"
+    assert seen[0][3].evidence_root == pytester.path / "evidence"
 
 
 def test_a_report_names_verdict_and_evidence(pytester: pytest.Pytester, answer: Any) -> None:

@@ -84,6 +84,11 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
         "reason": "",
         "hint": "",
         "known_issue": "because",
+        # How the guest was started and loaded, and the others where there were several.
+        "start": "cold",
+        "load": None,
+        "attempts": [],
+        "reproduce": "",
     }
 
 

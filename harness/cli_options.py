@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the commands share: options, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from harness.errors import HarnessError, InconclusiveError, UnbuildableError
+from harness.model.scenario import POLICIES, Policy
+from harness.model.verdict import Verdict
+from harness.paths import evidence_root
+
+if TYPE_CHECKING:
+    from harness.runs.prepare import Host
+    from harness.runs.run_scenario import Session
+
+USAGE = 2
+_DEFAULT_KERNEL = "debian:7.2"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def explains_errors(command: Command) -> Command:
+    """Turn errors into one message and the exit code that belongs to them."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        signal.signal(signal.SIGTERM, _terminated)
+        try:
+            return command(*args, **kwargs)
+        except HarnessError as error:
+            click.echo(f"harness: {error}", err=True)
+            sys.exit(_exit_code(error))
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except BrokenPipeError:
+            # Who read the output has gone; nothing more can be said there, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+        except OSError as error:
+            # Never status 1, which says that a kernel broke the contract.
+            click.echo(
+                f"harness: {error}\n  hint: is the disk full, or a file of the harness locked?",
+                err=True,
+            )
+            sys.exit(Verdict.INCONCLUSIVE.value)
+        except Exception:
+            click.echo(traceback.format_exc(), err=True)
+            click.echo(
+                "harness: this is a defect of the harness; nothing was judged\n"
+                "  hint: report the lines above, with the evidence of the run",
+                err=True,
+            )
+            sys.exit(Verdict.INCONCLUSIVE.value)
+        except KeyboardInterrupt:
+            click.echo("harness: interrupted", err=True)
+            sys.exit(128 + signal.SIGINT)
+
+    return guarded  # type: ignore[return-value]
+
+
+def _terminated(_signal: int, _frame: object) -> None:
+    # An exception, so that every `with` on the way out does its part.
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _exit_code(error: HarnessError) -> int:
+    if isinstance(error, UnbuildableError):
+        return Verdict.UNBUILDABLE.value
+    if isinstance(error, InconclusiveError):
+        return Verdict.INCONCLUSIVE.value
+    return USAGE
+
+
+@dataclass(frozen=True)
+class GuestOptions:
+    """How guests are run and judged.
+
+    Attributes:
+        policy: whose rules.
+        accel: `auto`, `kvm` or `tcg`.
+        qemu: the QEMU to use, None for the usual one.
+        evidence: folder in which each guest's run makes its own.
+        timeout: seconds that a guest may take to become ready.
+        jobs: guests that run at once, None for as many as there are cores.
+    """
+
+    policy: Policy
+    accel: Any
+    qemu: str | None
+    evidence: Path
+    timeout: int
+    jobs: int | None
+
+    def host(self) -> Host:
+        """This machine.
+
+        Raises:
+            UsageError: it cannot run guests.
+        """
+        from harness.progress import TerminalProgress
+        from harness.runs.prepare import this_host
+
+        return this_host(TerminalProgress(), self.accel, self.qemu)
+
+    def session(self, host: Host, *, repeat: int = 1) -> Session:
+        """A session of guests with these options."""
+        from harness.runs.catalogue import load_known_issues
+        from harness.runs.run_guest import Judging
+        from harness.runs.run_scenario import Session, default_jobs
+
+        judging = Judging(self.policy, self.evidence, load_known_issues(), self.timeout)
+        return Session(host, judging, jobs=self.jobs or default_jobs(), repeat=repeat)
+
+
+def accel_options(command: Command) -> Command:
+    """Give a command `--accel` and `--qemu`."""
+    for option in (
+        click.option(
+            "--accel",
+            type=click.Choice(["auto", "kvm", "tcg"]),
+            default="auto",
+            show_default=True,
+            help="What runs the guest; auto takes KVM where it boots a kernel.",
+        ),
+        click.option(
+            "--qemu", metavar="PATH", help="The QEMU to use, not HARNESS_QEMU or the one on PATH."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def guest_options(command: Command) -> Command:
+    """Give a command the options of runs, as its argument `guests`."""
+
+    @wraps(command)
+    def packed(*args: Any, **kwargs: Any) -> Any:
+        given = {name: kwargs.pop(name) for name in ("policy", "accel", "qemu", "timeout", "jobs")}
+        folder = kwargs.pop("evidence") or evidence_root()
+        return command(*args, guests=GuestOptions(evidence=folder, **given), **kwargs)
+
+    options = (
+        click.option(
+            "--policy",
+            type=click.Choice(POLICIES),
+            default="per_range",
+            show_default=True,
+            help="Whose rules are judged: per_range (mainline since 7.1) or all_or_nothing.",
+        ),
+        accel_options,
+        click.option(
+            "-j",
+            "--jobs",
+            type=click.IntRange(1, 256),
+            help="Guests that run at once; as many as there are cores when it is left out.",
+        ),
+        click.option(
+            "--evidence",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Folder in which each run makes its own; default in the user's state folder.",
+        ),
+        click.option(
+            "--timeout",
+            type=click.IntRange(1, 24 * 3600),
+            default=120,
+            show_default=True,
+            help="Seconds that a guest may take to become ready.",
+        ),
+    )
+    for option in reversed(options):
+        packed = option(packed)
+    return packed  # type: ignore[return-value]
+
+
+def kernel_options(command: Command) -> Command:
+    """Give a command the options that name a kernel, as its argument `request`."""
+
+    @wraps(command)
+    def packed(*args: Any, **kwargs: Any) -> Any:
+        from harness.model.kernel_request import KernelRequest
+
+        names = tuple(name.strip() for name in kwargs.pop("configs").split(",") if name.strip())
+        request = KernelRequest(
+            kwargs.pop("spec"),
+            names,
+            kwargs.pop("series"),
+            None,
+            "clang" if kwargs.pop("llvm") else "gcc",
+        )
+        return command(*args, request=request, **kwargs)
+
+    options = (
+        click.option(
+            "--kernel",
+            "spec",
+            default=_DEFAULT_KERNEL,
+            show_default=True,
+            metavar="SPEC",
+            help="debian:VERSION, image:PATH, build:PATH[@REF] or build:debian:VERSION.",
+        ),
+        click.option(
+            "--config",
+            "configs",
+            metavar="NAME,...",
+            default="",
+            help="For build: fragments of kernel_configs/ on top of the base.",
+        ),
+        click.option(
+            "--series",
+            type=click.Path(path_type=Path),
+            metavar="DIR|MBOX",
+            help="For build: patches to apply.",
+        ),
+        click.option("--llvm", is_flag=True, help="For build: clang instead of gcc."),
+    )
+    for option in reversed(options):
+        packed = option(packed)
+    return packed  # type: ignore[return-value]

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Loading a scenario's modules in the guest: in order, all at once, or as its devices ask."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from harness.deadline import Deadline
+from harness.guest.ssh import GuestShell
+from harness.guest.steps import load_module
+from harness.model.kernel_modules import module_name
+from harness.model.load import Load
+
+_SECONDS = 60.0
+_STATUS = re.compile(r"^(?P<name>\S+) (?P<status>\d+) ?(?P<said>.*)$", re.MULTILINE)
+
+# Each modprobe says how it ended on a line of its own; the shell's `wait` does not.
+_AT_ONCE = """\
+echo {mark} > /dev/kmsg
+for name in {names}; do
+    (said=$(modprobe "$name" 2>&1); echo "$name $? $said" > "/tmp/load-$name") &
+done
+wait
+cd /tmp && cat {files} && rm {files}
+"""
+
+# What udev does at boot and on every uevent: devices appear while modules load, so it is done until
+# nothing new has appeared for a while.
+_BY_MODALIAS = """\
+echo {mark} > /dev/kmsg
+quiet=0; before=
+while [ "$quiet" -lt 5 ]; do
+    find /sys/devices -name modalias -exec cat {{}} + | sort -u > /tmp/aliases
+    while read -r alias; do modprobe -q "$alias"; done < /tmp/aliases
+    now="$(cksum < /tmp/aliases) $(cut -d' ' -f1 /proc/modules | cksum)"
+    if [ "$now" = "$before" ]; then quiet=$((quiet + 1)); usleep 100000; else quiet=0; fi
+    before=$now
+done
+rm /tmp/aliases
+cut -d' ' -f1 /proc/modules
+"""
+
+
+def load_modules(shell: GuestShell, load: Load) -> tuple[str, ...]:
+    """Load modules, and say what went wrong, a line for each module.
+
+    Raises:
+        GuestLostError: the guest is gone.
+        DeadlineExpiredError: a module's initialisation does not return.
+    """
+    if load.how == "in_order":
+        problems = (load_module(shell, name) for name in load.modules)
+        return tuple(problem for problem in problems if problem is not None)
+    if load.how == "at_once":
+        return _load_at_once(shell, load.modules)
+    return _load_by_modalias(shell, load.modules)
+
+
+def _load_at_once(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...]:
+    if not modules:
+        return ()
+    script = _AT_ONCE.format(
+        mark=shlex.quote(f"<6>harness: modprobe {' & '.join(modules)}"),
+        names=" ".join(map(shlex.quote, modules)),
+        files=" ".join(shlex.quote(f"load-{name}") for name in modules),
+    )
+    done = shell.run(script, Deadline(_SECONDS, "all modprobes to end in the guest"))
+    ended = {
+        match["name"]: (match["status"], match["said"]) for match in _STATUS.finditer(done.output)
+    }
+    problems = []
+    for name in modules:
+        status, said = ended.get(name, ("nothing", ""))
+        if status != "0":
+            problems.append(f"modprobe {name}, beside others, ended with status {status}: {said}")
+    return tuple(problems)
+
+
+def _load_by_modalias(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...]:
+    script = _BY_MODALIAS.format(mark=shlex.quote("<6>harness: modprobe by modalias"))
+    done = shell.run(script, Deadline(_SECONDS, "modules to be loaded by modalias in the guest"))
+    loaded = set(done.output.split())
+    return tuple(
+        f"no device of the machine asks for {name}, so nothing would load it"
+        for name in modules
+        if module_name(name) not in loaded
+    )

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Several guests of one scenario made into one result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.model.scenario import Ownership
+from harness.model.verdict import Attempt, Finding, RunResult, Verdict
+
+_MOST_NAMED = 3
+
+
+def attempt_of(result: RunResult) -> Attempt:
+    """What the list of a scenario's guests says about one of them."""
+    return Attempt(
+        load=str(result.load),
+        verdict=result.verdict,
+        outcome=outcome(result),
+        reason=result.reason or next((one.text for one in result.findings), ""),
+        start=result.start,
+        seconds=result.timings.get("total", 0.0),
+        evidence=result.evidence,
+    )
+
+
+def outcome(result: RunResult) -> str:
+    """Who owns what, in one line; the same for two guests in which the same came out."""
+    owned = []
+    for one in result.owners:
+        pieces = [
+            f"{piece.range} {Ownership(owner=piece.owner, use=piece.use)}" for piece in one.observed
+        ]
+        owned.append(f"{one.name} {', '.join(pieces)}")
+    return "; ".join(owned)
+
+
+def combine(results: Sequence[RunResult], seconds: float) -> RunResult:
+    """One result for all guests of a scenario.
+
+    It is the result of the first guest that broke the contract; without one, of the first that was
+    not judged; without that, of the first. That different guests ended differently is a finding of
+    its own (rule 7).
+
+    Args:
+        results: of each guest, at least one, in the order in which loads were asked for.
+        seconds: from the first guest's start to the last one's end.
+    """
+    if len(results) == 1:
+        return results[0]
+    failed = [one for one in results if one.verdict is Verdict.FAIL]
+    unjudged = [one for one in results if one.verdict not in (Verdict.FAIL, Verdict.PASS)]
+    first = (failed or unjudged or list(results))[0]
+    findings = first.findings
+    reason = first.reason
+    if failed:
+        findings = (*findings, *_different_outcomes(results))
+        reason = f"{len(failed)} of {len(results)} guests broke the contract, the first by loading "
+        reason += str(first.load)
+    elif unjudged:
+        reason = f"{len(unjudged)} of {len(results)} guests were not judged: {first.reason}"
+    explained = all(one.known_issue for one in failed) and not unjudged
+    return replace(
+        first,
+        findings=findings,
+        reason=reason,
+        known_issue=first.known_issue if explained else None,
+        timings={**first.timings, "total": seconds},
+        attempts=tuple(attempt_of(one) for one in results),
+    )
+
+
+def _different_outcomes(results: Sequence[RunResult]) -> tuple[Finding, ...]:
+    judged = [one for one in results if one.owners]
+    counts = Counter(outcome(one) for one in judged)
+    if len(counts) < 2:
+        return ()
+    shown = []
+    for what, count in counts.most_common(_MOST_NAMED):
+        load = next(one.load for one in judged if outcome(one) == what)
+        shown.append(f"{count} with {what}, the first by loading {load}")
+    more = len(counts) - len(shown)
+    if more:
+        shown.append(f"{more} more outcomes")
+    return (Finding("7", f"{len(judged)} guests ended differently: {'; '.join(shown)}"),)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The QEMUs that run, so that all of them can be ended at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from harness.errors import MachineLostError
+from harness.machine.qemu import Qemu
+
+
+class LiveMachines:
+    """Knows every running machine, of whichever thread. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._machines: set[Qemu] = set()
+        self._stopped = False
+
+    @contextmanager
+    def tracked(self, machine: Qemu) -> Iterator[None]:
+        """Know a machine for the length of the block.
+
+        Raises:
+            MachineLostError: all machines have been stopped, this one has now been too.
+        """
+        with self._lock:
+            self._machines.add(machine)
+            if self._stopped:
+                machine.kill()
+                raise MachineLostError("the harness is about to end", hint="run it again")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._machines.discard(machine)
+
+    def stop(self) -> None:
+        """End every machine, those that start later as well. Does not wait for them."""
+        with self._lock:
+            self._stopped = True
+            for machine in self._machines:
+                machine.kill()

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The shortest load that still shows a failure, and cases that load otherwise than stated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+
+from harness.errors import UsageError
+from harness.model.document import Document
+from harness.model.kernel_modules import module_name
+from harness.model.load import Load, LoadPlan, ModuleName
+from harness.model.verdict import RunResult, Verdict
+from harness.runs.catalogue import Case
+from harness.runs.prepare import Prepared
+
+
+def loading(case: Case, load: tuple[str, ...] | LoadPlan) -> Case:
+    """The same scenario with another load.
+
+    Where the modules are not the same, the owners that the scenario states do not hold any more,
+    and the oracle's do.
+    """
+    scenario = case.scenario
+    guest = msgspec.structs.replace(scenario.guest, load=load)
+    same = {module_name(one) for one in scenario.guest.modules} == {
+        module_name(one) for one in guest.modules
+    }
+    document = Document(
+        msgspec.structs.replace(scenario, guest=guest), case.document.name, case.document.lines
+    )
+    return replace(case, document=document, as_stated=case.as_stated and same)
+
+
+def asked_load(case: Case, text: str) -> Case:
+    """The scenario with what `--load` asks for.
+
+    Args:
+        case: the scenario.
+        text: `all_orders`, `parallel`, `modalias`, `none`, or modules in order, with commas
+            between.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    modules = case.scenario.guest.modules
+    plans = {
+        "all_orders": LoadPlan(all_orders=modules),
+        "parallel": LoadPlan(parallel=modules),
+        "modalias": LoadPlan(modalias=modules),
+    }
+    if text in plans:
+        return loading(case, plans[text]) if modules else case
+    names = () if text == "none" else tuple(text.split(","))
+    try:
+        return loading(case, msgspec.convert(names, type=tuple[ModuleName, ...]))
+    except msgspec.ValidationError:
+        raise UsageError(
+            f"--load {text!r} is neither a list of modules nor a way to load them",
+            hint="give all_orders, parallel, modalias, or modules such as dax_hmem,kmem,cxl_acpi",
+        ) from None
+
+
+def with_case(prepared: Prepared, case: Case) -> Prepared:
+    """The same machine and kernel for a case that differs only in what it loads."""
+    return replace(prepared, case=case)
+
+
+def shortest_failing(
+    failed: RunResult, prepared: Prepared, run: Callable[[Prepared, Load], RunResult]
+) -> Load:
+    """The load of a failed run, without the modules that the failure does not need.
+
+    One module after the other is left out, from the last, as long as the same rules stay broken.
+
+    Args:
+        failed: the result with the failure.
+        prepared: its scenario.
+        run: runs a guest of a scenario with a load.
+    """
+    load = failed.load
+    assert load is not None, "it has been run"
+    if load.how != "in_order":
+        return load
+    rules = {one.rule for one in failed.findings} - {"7"}
+    for name in reversed(load.modules):
+        fewer = Load("in_order", tuple(one for one in load.modules if one != name))
+        again = run(with_case(prepared, loading(prepared.case, fewer.modules)), fewer)
+        if again.verdict is Verdict.FAIL and rules <= {one.rule for one in again.findings}:
+            load = fewer
+    return load

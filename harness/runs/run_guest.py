@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One guest: a machine is started, loads and does what the scenario asks for, and is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.errors import GuestCrashedError, HarnessError, PreflightError, UsageError
+from harness.guest.loading import load_modules
+from harness.guest.observe import observe, read_sections
+from harness.guest.ssh import GuestShell
+from harness.guest.steps import Settling, observe_settled, take_away_modules
+from harness.kernels.stored import kernel_in_use
+from harness.model.judge import judge
+from harness.model.known_issues import KnownIssues
+from harness.model.load import Load
+from harness.model.ownership import expected_owners
+from harness.model.preflight import window_problems
+from harness.model.scenario import Ownership, Policy
+from harness.model.verdict import Finding, RunResult, Verdict
+from harness.runs.booted_guest import BootedGuest
+from harness.runs.evidence import Evidence, new_evidence
+from harness.runs.prepare import Prepared
+from harness.runs.timings import Timings
+
+_TAIL_LINES = 60
+_SETTLING = Settling()
+
+StartGuest = Callable[[Evidence, Timings], AbstractContextManager[BootedGuest]]
+"""Starts a guest of a prepared scenario, ready for its steps."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """By what guests are judged, and where that is written down.
+
+    Attributes:
+        policy: whose rules.
+        evidence_root: folder in which each guest's run makes its own.
+        known_issues: failures that have a reason.
+        boot_seconds: how long a guest may take to become ready.
+        settling: how long nothing must change before a guest is judged.
+    """
+
+    policy: Policy
+    evidence_root: Path
+    known_issues: KnownIssues
+    boot_seconds: float = 120.0
+    settling: Settling = _SETTLING
+
+
+def run_guest(
+    prepared: Prepared,
+    load: Load,
+    judging: Judging,
+    result: RunResult,
+    start: StartGuest,
+    spent: Mapping[str, float],
+) -> RunResult:
+    """Start a guest, load modules in one way, do the scenario's steps, and judge.
+
+    Whatever happens after the first evidence is written ends in a verdict.
+
+    Args:
+        prepared: the scenario.
+        load: what this guest loads.
+        judging: by what it is judged.
+        result: what is known of the run before it.
+        start: starts the guest.
+        spent: seconds by phase that count as this guest's, such as for getting its kernel.
+
+    Raises:
+        UsageError: the evidence cannot be written; nothing was started.
+    """
+    timings = Timings(spent)
+    found = prepared.bootable.kernel
+    evidence = new_evidence(judging.evidence_root, prepared.case.name, found.release)
+    result = replace(
+        result,
+        kernel_release=found.release,
+        config_sha256=prepared.bootable.config_sha256,
+        accel=prepared.bootable.accel,
+        evidence=str(evidence.folder),
+        load=load,
+    )
+    try:
+        with kernel_in_use(found), start(evidence, timings) as guest:
+            result = _run_steps(guest, prepared, load, result, evidence, timings, judging)
+    except GuestCrashedError as error:
+        result = _crashed(result, error, evidence)
+    except UsageError:
+        raise
+    except HarnessError as error:
+        result = ended(result, Verdict.INCONCLUSIVE, error)
+    result = replace(result, timings=timings.seconds())
+    result = replace(result, known_issue=_known(judging.known_issues, result))
+    evidence.json("verdict.json", result.as_json())
+    return result
+
+
+def expected_of(prepared: Prepared, policy: Policy) -> dict[str, Ownership]:
+    """The owners that a guest must end with: as the scenario states, where that applies."""
+    scenario = prepared.case.scenario
+    if prepared.case.as_stated:
+        return dict(scenario.expect.owners(policy))
+    return expected_owners(scenario, prepared.state, policy)
+
+
+def ended(result: RunResult, verdict: Verdict, error: HarnessError) -> RunResult:
+    """The result of a run that an error has ended."""
+    where = f"{error.where}: " if error.where else ""
+    return replace(result, verdict=verdict, reason=f"{where}{error.message}", hint=error.hint)
+
+
+def _run_steps(
+    guest: BootedGuest,
+    prepared: Prepared,
+    load: Load,
+    result: RunResult,
+    evidence: Evidence,
+    timings: Timings,
+    judging: Judging,
+) -> RunResult:
+    scenario = prepared.case.scenario
+    expected = expected_of(prepared, judging.policy)
+    with timings.phase("load"):
+        take_away_modules(guest.shell, scenario.guest.missing)
+        failed_steps = [Finding("step", text) for text in load_modules(guest.shell, load)]
+    wanted = tuple(
+        one.range
+        for one in prepared.state.named_ranges()
+        if one.name in expected and expected[one.name].use == "system_ram"
+    )
+    with timings.phase("observe"):
+        observation = read_sections(
+            observe_settled(
+                guest.shell, wanted, judging.settling, lambda: _observe(guest.shell, evidence)
+            )
+        )
+    guest.check()
+    problems = window_problems(observation, prepared.state)
+    if problems:
+        raise PreflightError(
+            "; ".join(problems), hint="the kernel or its ACPI tables are not what was asked for"
+        )
+    judgement = judge(observation, prepared.state, expected, scenario.expect.dmesg)
+    findings = (*failed_steps, *judgement.findings)
+    return replace(
+        result,
+        verdict=Verdict.FAIL if findings else judgement.verdict,
+        owners=judgement.owners,
+        findings=findings,
+    )
+
+
+def _observe(shell: GuestShell, evidence: Evidence) -> dict[str, str]:
+    sections = observe(shell)
+    for name, content in sections.items():
+        if name != "end":
+            evidence.text(f"observation/{name}", content)
+    return sections
+
+
+def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) -> RunResult:
+    try:
+        lines = evidence.path("serial.log").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    finding = Finding("6", error.message, None, (), tuple(lines[-_TAIL_LINES:]))
+    return replace(
+        result, verdict=Verdict.FAIL, findings=(finding,), reason=error.message, hint=error.hint
+    )
+
+
+def _known(issues: KnownIssues, result: RunResult) -> str | None:
+    if result.verdict is not Verdict.FAIL or result.kernel_release is None:
+        return None
+    explained = issues.explain(
+        result.scenario, result.kernel_release, result.policy, result.findings
+    )
+    return "\n".join(issue.why.strip() for issue in explained) or None

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One result for several guests."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.model.attempts import combine
+from harness.model.load import Load
+from harness.model.memory_range import MemoryRange
+from harness.model.scenario import OwnerName, Ownership
+from harness.model.verdict import Finding, OwnedRange, Piece, RunResult, Verdict
+from harness.reports.terminal import result_lines
+
+SR = MemoryRange(0x1000, 0x1FFF)
+PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
+
+
+def guest(
+    verdict: Verdict, owner: OwnerName | None, *modules: str, known: str | None = None
+) -> RunResult:
+    expected = Ownership(owner="dax_cxl", use="system_ram")
+    owners: tuple[OwnedRange, ...] = ()
+    if owner is not None:
+        owners = (OwnedRange("sr0", SR, expected, (Piece(SR, owner, "system_ram", "x"),)),)
+    return RunResult(
+        scenario="exact_cover",
+        kernel_spec="debian:7.2",
+        policy="per_range",
+        verdict=verdict,
+        owners=owners,
+        findings=(Finding("2", "sr0: wrong owner", SR),) if verdict is FAIL else (),
+        reason="lost" if verdict is INCONCLUSIVE else "",
+        load=Load("in_order", modules),
+        evidence=f"/evidence/{'-'.join(modules)}",
+        known_issue=known,
+        timings={"boot": 1.0, "total": 2.0},
+    )
+
+
+def test_one_guest_is_its_own_result() -> None:
+    only = guest(PASS, "dax_cxl", "a")
+    assert combine([only], 9.0) is only
+
+
+def test_all_pass() -> None:
+    both = combine([guest(PASS, "dax_cxl", "a", "b"), guest(PASS, "dax_cxl", "b", "a")], 9.0)
+    assert both.verdict is PASS
+    assert (both.findings, both.reason) == ((), "")
+    assert both.timings["total"] == 9.0
+    assert [one.load for one in both.attempts] == ["a, b", "b, a"]
+    assert [one["verdict"] for one in both.as_json()["attempts"]] == ["PASS", "PASS"]
+
+
+def test_the_first_order_that_breaks_the_contract_is_named() -> None:
+    result = combine(
+        [
+            guest(PASS, "dax_cxl", "a", "b", "c"),
+            guest(INCONCLUSIVE, None, "a", "c", "b"),
+            guest(FAIL, "dax_hmem", "b", "a", "c"),
+            guest(FAIL, "nobody", "c", "a", "b"),
+        ],
+        9.0,
+    )
+    assert result.verdict is FAIL
+    assert str(result.load) == "b, a, c"
+    assert result.evidence == "/evidence/b-a-c"
+    assert result.reason == "2 of 4 guests broke the contract, the first by loading b, a, c"
+    assert [one.rule for one in result.findings] == ["2", "7"]
+    seven = result.findings[-1].text
+    assert seven.startswith("3 guests ended differently: ")
+    assert "1 with sr0 00001000-00001fff dax_cxl/system_ram, the first by loading a, b, c" in seven
+    assert "dax_hmem/system_ram, the first by loading b, a, c" in seven
+    text = "\n".join(result_lines(result))
+    assert "4 guests" in text
+    assert "INCONCLUSIVE a, c, b: lost" in text
+    assert "FAIL c, a, b: sr0: wrong owner" in text
+
+
+def test_guests_that_all_fail_alike_did_not_end_differently() -> None:
+    result = combine([guest(FAIL, "nobody", "a"), guest(FAIL, "nobody", "a")], 9.0)
+    assert [one.rule for one in result.findings] == ["2"]
+
+
+def test_a_guest_that_was_not_judged_is_no_pass() -> None:
+    result = combine([guest(PASS, "dax_cxl", "a"), guest(INCONCLUSIVE, None, "b")], 9.0)
+    assert result.verdict is INCONCLUSIVE
+    assert result.reason == "1 of 2 guests were not judged: lost"
+
+
+@pytest.mark.parametrize(("second", "known"), [("because", "because"), (None, None)])
+def test_a_failure_is_known_when_each_is(second: str | None, known: str | None) -> None:
+    result = combine(
+        [
+            guest(FAIL, "nobody", "a", known="because"),
+            guest(FAIL, "dax_hmem", "b", known=second),
+            guest(PASS, "dax_cxl", "c"),
+        ],
+        9.0,
+    )
+    assert result.known_issue == known

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Scenarios with several guests, side by side: their order, their end, and the shortest failure."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harness.errors import MachineLostError, UnbuildableError, UsageError
+from harness.model.known_issues import KnownIssues
+from harness.model.load import Load, LoadPlan
+from harness.model.verdict import Finding, RunResult, Verdict
+from harness.runs import run_scenario as runs
+from harness.runs.catalogue import Case, load_case, load_cases
+from harness.runs.live_machines import LiveMachines
+from harness.runs.prepare import Host, NotApplicableError
+from harness.runs.reproducer import asked_load, loading
+from harness.runs.run_guest import Judging, expected_of
+from harness.runs.run_scenario import Session, Skipped
+
+ALL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
+JUDGING = Judging("per_range", Path("/nowhere"), KnownIssues(issues=()))
+
+Answer = Callable[[Case, Load], Verdict]
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[Load]]]:
+    """Guests that end as a function says, with what they loaded."""
+    seen: list[Load] = []
+
+    def use(answer: Answer) -> list[Load]:
+        def run(prepared: Any, load: Load, _judging: Judging, result: RunResult, *_: Any) -> Any:
+            seen.append(load)
+            verdict = answer(prepared.case, load)
+            rules = (Finding("2", "wrong"),) if verdict is Verdict.FAIL else ()
+            values = vars(result) | {"verdict": verdict, "load": load, "findings": rules}
+            return RunResult(**values)
+
+        monkeypatch.setattr(runs, "run_guest", run)
+        return seen
+
+    def prepare(_host: Host, case: Case, _request: object) -> Any:
+        return SimplePrepared(case)
+
+    monkeypatch.setattr(runs, "prepare_case", prepare)
+    yield use
+
+
+class SimplePrepared(SimpleNamespace):
+    """As much of a prepared case as a session looks at."""
+
+    def __init__(self, case: Case, **_more: Any) -> None:
+        depends = {name: () for name in ALL} | {"cxl_pci": ("cxl_mem",)}
+        initramfs = SimpleNamespace(depends=depends)
+        super().__init__(case=case, bootable=SimpleNamespace(initramfs=initramfs))
+
+
+@pytest.fixture(autouse=True)
+def replaceable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(prepared: Any, case: Case) -> Any:
+        return SimplePrepared(case)
+
+    monkeypatch.setattr("harness.runs.reproducer.with_case", replace)
+
+
+def session(jobs: int = 2, repeat: int = 1, live: LiveMachines | None = None) -> Session:
+    host = SimpleNamespace(live=live or LiveMachines())
+    return Session(cast(Host, host), JUDGING, jobs=jobs, repeat=repeat)
+
+
+def test_results_come_in_the_order_of_the_scenarios(answering: Any) -> None:
+    second_is_done = threading.Event()
+
+    def answer(case: Case, _load: Load) -> Verdict:
+        if case.name == "exact_cover":
+            assert second_is_done.wait(20), "they do not run side by side"
+        else:
+            second_is_done.set()
+        return Verdict.PASS
+
+    answering(answer)
+    cases = load_cases(["exact_cover", "no_region"])
+    with session() as running:
+        results = list(running.run_all(cases, "debian:7.2"))
+    assert [cast(RunResult, one).scenario for one in results] == ["exact_cover", "no_region"]
+
+
+def test_no_more_guests_at_once_than_jobs(answering: Any) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def answer(_case: Case, _load: Load) -> Verdict:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        threading.Event().wait(0.01)
+        with lock:
+            now -= 1
+        return Verdict.PASS
+
+    seen = answering(answer)
+    with session(jobs=2, repeat=20) as running:
+        result = running.run(load_case("exact_cover"), "debian:7.2")
+    assert (most, len(seen), len(result.attempts)) == (2, 20, 20)
+
+
+def test_a_scenario_of_another_kernel_is_skipped_beside_others(
+    answering: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(lambda _case, _load: Verdict.PASS)
+
+    def picky(_host: Host, case: Case, _request: Any) -> Any:
+        if case.name == "builtin":
+            raise NotApplicableError("not so", hint="another")
+        if case.name == "mixed":
+            raise UnbuildableError("gcc fell over", hint="look")
+        return SimplePrepared(case)
+
+    monkeypatch.setattr(runs, "prepare_case", picky)
+    with session() as running:
+        cases = load_cases(["builtin", "exact_cover", "mixed"])
+        skipped, passed, unbuildable = running.run_all(cases, "debian:7.2")
+    assert isinstance(skipped, Skipped)
+    assert isinstance(passed, RunResult) and passed.verdict is Verdict.PASS
+    assert isinstance(unbuildable, RunResult) and unbuildable.verdict is Verdict.UNBUILDABLE
+    with session() as running, pytest.raises(NotApplicableError):
+        running.run(load_case("builtin"), "debian:7.2")
+
+
+def test_an_error_ends_every_guest(answering: Any) -> None:
+    """A guest that nobody waits for any more must not go on."""
+    live = LiveMachines()
+    killed = threading.Event()
+    waiting = threading.Event()
+
+    class Machine:
+        def kill(self) -> None:
+            killed.set()
+
+    def answer(case: Case, _load: Load) -> Verdict:
+        if case.name == "no_region":
+            assert waiting.wait(20)
+            raise UsageError("no room for evidence", hint="make some")
+        with live.tracked(cast(Any, Machine())):
+            waiting.set()
+            assert killed.wait(20), "the other guest goes on"
+        return Verdict.INCONCLUSIVE
+
+    answering(answer)
+    with pytest.raises(UsageError, match="no room"), session(live=live) as running:
+        list(running.run_all(load_cases(["no_region", "exact_cover"]), "debian:7.2"))
+    with pytest.raises(MachineLostError), live.tracked(cast(Any, Machine())):
+        pytest.fail("a machine was started after the end")
+
+
+def test_all_orders_and_the_shortest_that_fails(answering: Any) -> None:
+    """The failure needs kmem before cxl_acpi, and nothing else."""
+
+    def answer(_case: Case, load: Load) -> Verdict:
+        names = list(load.modules)
+        both = "kmem" in names and "cxl_acpi" in names
+        bad = both and names.index("kmem") < names.index("cxl_acpi")
+        return Verdict.FAIL if bad else Verdict.PASS
+
+    answering(answer)
+    case = asked_load(load_case("exact_cover"), "all_orders")
+    with session() as running:
+        result = running.run(case, "debian:7.2")
+    assert len(result.attempts) == 360
+    assert result.verdict is Verdict.FAIL
+    assert str(result.load) == "cxl_mem, cxl_pci, dax_hmem, kmem, cxl_acpi, dax_cxl"
+    assert result.reproduce == (
+        "harness run exact_cover --kernel debian:7.2 --policy per_range --load kmem,cxl_acpi"
+    )
+
+
+def test_a_known_failure_is_not_made_shorter(answering: Any) -> None:
+    seen = answering(lambda _case, _load: Verdict.PASS)
+    with session(repeat=2) as running:
+        assert running.run(load_case("exact_cover"), "debian:7.2").reproduce == ""
+    assert len(seen) == 2
+
+
+def test_too_many_orders_are_refused_with_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = loading(load_case("exact_cover"), LoadPlan(all_orders=tuple("abcdefgh")))
+    monkeypatch.setattr(runs, "prepare_case", lambda *_: Eight(case))
+    with pytest.raises(UsageError, match="more than 5040 orders") as refused, session() as running:
+        running.run(case, "debian:7.2")
+    assert "guest.load" in str(refused.value.where)
+
+
+class Eight(SimplePrepared):
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.bootable.initramfs.depends = {name: () for name in "abcdefgh"}
+
+
+@pytest.mark.parametrize(
+    ("text", "load"),
+    [
+        ("all_orders", LoadPlan(all_orders=ALL)),
+        ("parallel", LoadPlan(parallel=ALL)),
+        ("modalias", LoadPlan(modalias=ALL)),
+        ("kmem,dax-hmem", ("kmem", "dax-hmem")),
+        ("none", ()),
+    ],
+)
+def test_load_on_the_command_line(text: str, load: object) -> None:
+    assert asked_load(load_case("exact_cover"), text).scenario.guest.load == load
+
+
+@pytest.mark.parametrize("text", ["", "kmem,", "kmem dax_hmem", "../x", "$(reboot)"])
+def test_another_load_on_the_command_line_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--load"):
+        asked_load(load_case("exact_cover"), text)
+
+
+def test_with_other_modules_the_oracle_says_who_owns_what() -> None:
+    case = load_case("exact_cover")
+    assert asked_load(case, "kmem,dax_hmem,cxl_acpi,cxl_mem,cxl_pci,dax_cxl").as_stated
+    fewer = asked_load(case, "kmem,dax_hmem")
+    assert not fewer.as_stated
+    from layouts import state_of
+
+    prepared = cast(Any, SimpleNamespace(case=fewer, state=state_of(fewer)))
+    assert str(expected_of(prepared, "per_range")["sr0"]) == "dax_hmem/system_ram"
+    prepared.case = case
+    assert str(expected_of(prepared, "per_range")["sr0"]) == "dax_cxl/system_ram"
