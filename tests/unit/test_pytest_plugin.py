@@ -223,8 +223,8 @@ def test_on_a_kernel_without_the_issue_nothing_is_expected(
 def test_the_options_reach_the_runs(pytester: pytest.Pytester, answer: Any) -> None:
     seen = answer(Verdict.PASS, kernel_release="6.18.0")
     options = ("--kernel", "debian:6.18", "--policy", "all_or_nothing", "--evidence", "elsewhere")
-    options += ("--load", "kmem,dax_hmem", "--repeat", "3")
-    _, text = outcomes(pytester, *ONE, *options)
+    loads = ("--load", "kmem,dax_hmem", "--repeat", "3")
+    _, text = outcomes(pytester, *ONE, *options, *loads)
     ((host, case, kernel, judging, repeat),) = seen
     assert (host, case.name, judging.policy, judging.evidence_root) == (
         "this host",
