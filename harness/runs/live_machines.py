@@ -7,8 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.errors import MachineLostError
+from harness.errors import HarnessError
 from harness.machine.qemu import Qemu
+
+
+class StoppedError(Exception):
+    """The harness has ended a guest itself: there is nothing to say about its run."""
 
 
 class LiveMachines:
@@ -24,15 +28,19 @@ class LiveMachines:
         """Know a machine for the length of the block.
 
         Raises:
-            MachineLostError: all machines have been stopped, this one has now been too.
+            StoppedError: all machines have been stopped, in place of the error that this led to.
         """
         with self._lock:
-            self._machines.add(machine)
             if self._stopped:
                 machine.kill()
-                raise MachineLostError("the harness is about to end", hint="run it again")
+                raise StoppedError
+            self._machines.add(machine)
         try:
             yield
+        except HarnessError:
+            if self._stopped:
+                raise StoppedError from None
+            raise
         finally:
             with self._lock:
                 self._machines.discard(machine)

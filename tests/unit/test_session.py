@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,7 +18,7 @@ from harness.model.load import Load, LoadPlan
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs import run_scenario as runs
 from harness.runs.catalogue import Case, load_case, load_cases
-from harness.runs.live_machines import LiveMachines
+from harness.runs.live_machines import LiveMachines, StoppedError
 from harness.runs.prepare import Host, NotApplicableError
 from harness.runs.reproducer import asked_load, loading
 from harness.runs.run_guest import Judging, expected_of
@@ -155,7 +156,7 @@ def test_an_error_ends_every_guest(answering: Any) -> None:
     answering(answer)
     with pytest.raises(UsageError, match="no room"), session(live=live) as running:
         list(running.run_all(load_cases(["no_region", "exact_cover"]), "debian:7.2"))
-    with pytest.raises(MachineLostError), live.tracked(cast(Any, Machine())):
+    with pytest.raises(StoppedError), live.tracked(cast(Any, Machine())):
         pytest.fail("a machine was started after the end")
 
 
@@ -199,6 +200,16 @@ class Eight(SimplePrepared):
     def __init__(self, case: Case) -> None:
         super().__init__(case)
         self.bootable.initramfs.depends = {name: () for name in "abcdefgh"}
+
+
+def test_what_the_harness_ends_itself_is_no_lost_machine() -> None:
+    live = LiveMachines()
+    machine = cast(Any, Mock())
+    with pytest.raises(MachineLostError), live.tracked(machine):
+        raise MachineLostError("QEMU ended", hint="look")
+    with pytest.raises(StoppedError), live.tracked(machine):
+        live.stop()
+        raise MachineLostError("QEMU ended", hint="look")
 
 
 @pytest.mark.parametrize(
