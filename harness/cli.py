@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from harness.cli_compare import compare
 from harness.cli_kernels import register_kernel_commands
 from harness.cli_options import USAGE, accel_options, explains_errors, kernel_options
 from harness.cli_run import run
@@ -95,4 +96,5 @@ def doctor() -> None:
 
 
 main.add_command(run)
+main.add_command(compare)
 register_kernel_commands(main, explains_errors)

@@ -93,6 +93,7 @@ class GuestOptions:
         evidence: folder in which each guest's run makes its own.
         timeout: seconds that a guest may take to become ready.
         jobs: guests that run at once, None for as many as there are cores.
+        build: whether scenarios may build a kernel when a prebuilt one is asked for.
     """
 
     policy: Policy
@@ -101,6 +102,7 @@ class GuestOptions:
     evidence: Path
     timeout: int
     jobs: int | None
+    build: bool
 
     def host(self) -> Host:
         """This machine.
@@ -120,7 +122,8 @@ class GuestOptions:
         from harness.runs.run_scenario import Session, default_jobs
 
         judging = Judging(self.policy, self.evidence, load_known_issues(), self.timeout)
-        return Session(host, judging, jobs=self.jobs or default_jobs(), repeat=repeat)
+        jobs = self.jobs or default_jobs()
+        return Session(host, judging, jobs=jobs, repeat=repeat, build=self.build)
 
 
 def accel_options(command: Command) -> Command:
@@ -146,7 +149,8 @@ def guest_options(command: Command) -> Command:
 
     @wraps(command)
     def packed(*args: Any, **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name) for name in ("policy", "accel", "qemu", "timeout", "jobs")}
+        names = ("policy", "accel", "qemu", "timeout", "jobs", "build")
+        given = {name: kwargs.pop(name) for name in names}
         folder = kwargs.pop("evidence") or evidence_root()
         return command(*args, guests=GuestOptions(evidence=folder, **given), **kwargs)
 
@@ -164,6 +168,11 @@ def guest_options(command: Command) -> Command:
             "--jobs",
             type=click.IntRange(1, 256),
             help="Guests that run at once; as many as there are cores when it is left out.",
+        ),
+        click.option(
+            "--build/--no-build",
+            default=True,
+            help="Without building, scenarios that no prebuilt kernel serves are skipped.",
         ),
         click.option(
             "--evidence",

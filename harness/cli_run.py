@@ -70,7 +70,7 @@ def run(
     if load is not None:
         cases = tuple(asked_load(case, load) for case in cases)
     if json_file is not None:
-        _check_writable(json_file)
+        check_writable(json_file)
     host = guests.host()
     results: list[RunResult] = []
     try:
@@ -96,7 +96,7 @@ def run(
     sys.exit(_worst(results))
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Refuse a file that results cannot go to, without touching it."""
     why = ""
     if path.is_dir():
@@ -114,7 +114,15 @@ def _check_writable(path: Path) -> None:
 
 
 def _write_results(path: Path, results: Sequence[RunResult]) -> None:
-    text = json.dumps([result.as_json() for result in results], indent=2) + "\n"
+    write_file(path, json.dumps([result.as_json() for result in results], indent=2) + "\n")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write results to a file that the user has named.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     try:
         path.write_text(text)
     except OSError as error:

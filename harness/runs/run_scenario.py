@@ -59,13 +59,23 @@ class Session:
         judging: by what guests are judged.
         jobs: how many guests run at once, at least 1.
         repeat: how many guests each load of a scenario gets, at least 1.
+        build: whether scenarios may build a kernel when a prebuilt one is asked for.
     """
 
-    def __init__(self, host: Host, judging: Judging, *, jobs: int = 1, repeat: int = 1) -> None:
+    def __init__(
+        self,
+        host: Host,
+        judging: Judging,
+        *,
+        jobs: int = 1,
+        repeat: int = 1,
+        build: bool = True,
+    ) -> None:
         self._host = host
         self._judging = judging
         self._jobs = jobs
         self._repeat = repeat
+        self._build = build
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="guest")
 
     def __enter__(self) -> Session:
@@ -116,6 +126,8 @@ class Session:
         result = RunResult(
             scenario=case.name, kernel_spec=str(request), policy=self._judging.policy
         )
+        if request.spec != asked.spec and not self._build:
+            return _Ended(Skipped(case, _needs_build(case)))
         try:
             with timings.phase("prepare"):
                 prepared = prepare_case(self._host, case, request)
@@ -202,6 +214,14 @@ class _Guests:
             f"harness run {name} --kernel {self._before.kernel_spec} "
             f"--policy {self._before.policy} --load {load.option()}"
         )
+
+
+def _needs_build(case: Case) -> NotApplicableError:
+    fragments = ", ".join(case.scenario.kernel.configs)
+    return NotApplicableError(
+        f"{case.name} needs a kernel that is built with {fragments}",
+        hint="leave --no-build out, or name a kernel with build:",
+    )
 
 
 def run_scenario(

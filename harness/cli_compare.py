@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command `harness compare`: two kernels side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.cli_options import GuestOptions, explains_errors, guest_options
+from harness.cli_run import check_writable, write_file
+from harness.errors import UsageError
+from harness.model.verdict import Verdict
+
+if TYPE_CHECKING:
+    from harness.model.verdict import RunResult
+
+
+@click.command()
+@click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
+@click.option(
+    "--kernel",
+    "specs",
+    multiple=True,
+    required=True,
+    metavar="SPEC",
+    help="Given twice: the kernel to compare with, and the other one.",
+)
+@guest_options
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table here.")
+@explains_errors
+def compare(
+    scenarios: tuple[str, ...],
+    specs: tuple[str, ...],
+    guests: GuestOptions,
+    json_file: Path | None,
+) -> None:
+    """Run scenarios on two kernels and say where they differ; without names, all scenarios.
+
+    In the table, - is a regression, + a fix, ~ another outcome of the same verdict, ? a scenario
+    that could not be judged on both.
+
+    Exit code: 0 without a regression, 1 with one, 2 wrong input, 3 when a run was not judged.
+    """
+    from harness.model.comparison import Change
+    from harness.model.comparison import compare as compare_results
+    from harness.reports.comparison import comparison_lines
+    from harness.runs.catalogue import load_cases
+    from harness.runs.run_scenario import Skipped
+
+    if len(specs) != 2:
+        raise UsageError(
+            f"--kernel is given {len(specs)} times",
+            hint="give it twice: harness compare --kernel debian:6.18 --kernel debian:7.2",
+        )
+    cases = load_cases(scenarios or ("*",))
+    if json_file is not None:
+        check_writable(json_file)
+    host = guests.host()
+    sides: list[dict[str, RunResult | str]] = []
+    with guests.session(host) as session:
+        for spec in specs:
+            results: dict[str, RunResult | str] = {}
+            for case, result in zip(cases, session.run_all(cases, spec), strict=True):
+                if isinstance(result, Skipped):
+                    results[case.name] = str(result.error)
+                    click.echo(f"SKIP {case.name} on {spec}", err=True)
+                else:
+                    results[case.name] = result
+                    click.echo(f"{result.verdict.name} {case.name} on {spec}", err=True)
+            sides.append(results)
+    rows = compare_results(*sides)
+    for line in comparison_lines(rows, (specs[0], specs[1])):
+        click.echo(line)
+    if json_file is not None:
+        table = {
+            "kernels": list(specs),
+            "policy": guests.policy,
+            "rows": [r.as_json() for r in rows],
+        }
+        write_file(json_file, json.dumps(table, indent=2) + "\n")
+    if any(row.change is Change.REGRESSION for row in rows):
+        sys.exit(Verdict.FAIL.value)
+    judged = (Verdict.PASS, Verdict.FAIL, None)
+    if any(side.verdict not in judged for row in rows for side in (row.first, row.second)):
+        sys.exit(Verdict.INCONCLUSIVE.value)
