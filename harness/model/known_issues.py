@@ -70,13 +70,10 @@ class KnownIssues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return tuple(
             issue
             for issue in self.issues
-            if scenario in issue.scenarios
-            or (
-                "*" in issue.scenarios
-                and (not issue.policies or policy in issue.policies)
-                and (not issue.since or version >= _version(issue.since))
-                and (not issue.until or version < _version(issue.until))
-            )
+            if {scenario, "*"} & set(issue.scenarios)
+            and (not issue.policies or policy in issue.policies)
+            and (not issue.since or version >= _version(issue.since))
+            and (not issue.until or version < _version(issue.until))
         )
 
     def explain(
