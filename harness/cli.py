@@ -65,7 +65,7 @@ def list_command() -> None:
         scenario_names,
     )
 
-    known = {issue.scenario for issue in load_known_issues().issues}
+    known = {name for issue in load_known_issues().issues for name in issue.scenarios}
     scenarios = scenario_names()
     profiles = profile_names()
     width = max(map(len, (*scenarios, *profiles)))

@@ -10,6 +10,17 @@ if [ ! -e /etc/harness ]; then
     poweroff -f
 fi
 . /etc/harness
+# As kmod's modprobe does: this parameter hides a module's aliases, not the module.
+read -r parameters < /proc/cmdline
+for parameter in $parameters; do
+    case $parameter in
+    modprobe.blacklist=*)
+        IFS=,
+        for module in ${parameter#*=}; do echo "blacklist $module"; done
+        unset IFS
+        ;;
+    esac
+done > /etc/modprobe.d/denied.conf
 # Through the kernel's log, because only there no other line can get in between.
 say() { echo "<1>$token $*" > /dev/kmsg; }
 [ -z "$boot_modules" ] || modprobe -a $boot_modules || say "cannot load $boot_modules"

@@ -37,6 +37,8 @@ _MEMORY_WINDOW = 0x20
 _CAPABILITIES = 0x34
 _PCI_EXPRESS = 0x10
 _LINK_CAPABILITIES = 0x0C
+# As many as fit into the configuration space: a longer list goes round in circles.
+_MOST_CAPABILITIES = 48
 
 _CACHE_MEM = 0x1000
 _HDM_CAPABILITY = 5
@@ -204,7 +206,9 @@ def _find_port(
         if read(bus, slot, 0, _HEADER_TYPE) >> 16 & 0x7F != 1:
             continue
         at = read(bus, slot, 0, _CAPABILITIES) & 0xFC
-        while at:
+        for _ in range(_MOST_CAPABILITIES):
+            if not at:
+                break
             head = read(bus, slot, 0, at)
             if head & 0xFF == _PCI_EXPRESS:
                 link = read(bus, slot, 0, at + _LINK_CAPABILITIES)

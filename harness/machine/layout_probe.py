@@ -99,7 +99,11 @@ def machine_layout(
     told = None
     if profile.differs_from_cedt():
         hidden = {bridge.bus for bridge in profile.host_bridges if bridge.hidden}
-        told = replace_cedt(cedt, [one for one in bridges if one.uid not in hidden], windows)
+        told = replace_cedt(
+            cedt,
+            [one for one in bridges if one.uid not in hidden],
+            [one for one, asked in zip(windows, profile.windows, strict=True) if not asked.hidden],
+        )
     return MachineLayout(bridges=bridges, windows=windows, memory=memory, srat=srat, cedt=told)
 
 
@@ -107,6 +111,12 @@ def _join_parts(profile: Profile, parts: tuple[FixedWindow, ...]) -> tuple[Fixed
     """The windows of the profile, from those that QEMU has for their parts."""
     uid = {bridge.name: bridge.bus for bridge in profile.host_bridges}
     left = list(parts)
+    asked = sum(len(window.hardware()) for window in profile.windows)
+    if len(parts) != asked:
+        raise MachineLostError(
+            f"asked QEMU for {asked} fixed windows, and its CEDT has {len(parts)}",
+            hint="is this QEMU newer than any the harness knows? see harness doctor",
+        )
     joined = []
     for window in profile.windows:
         mine, left = left[: len(window.hardware())], left[len(window.hardware()) :]

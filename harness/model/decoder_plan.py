@@ -7,13 +7,16 @@ Source: CXL 3.1, 8.2.4.20 (HDM decoder capability) and 9.13.1 (interleave over s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.errors import UsageError
 from harness.model.memory_range import MemoryRange
 from harness.model.placement import FirmwareState, PlacedDecoder
 from harness.model.topology import GRANULARITIES, Port, Profile
+
+# Ports in the target list of one decoder.
+_MOST_TARGETS = 8
 
 ComponentKind = Literal["host_bridge", "switch", "endpoint"]
 
@@ -64,45 +67,36 @@ def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSettin
     """
     settings: list[DecoderSetting] = []
     used: dict[Component, int] = {}
-
-    def add(
-        component: Component, decoder: PlacedDecoder, ways: int, grain: int, targets: Sequence[int]
-    ) -> None:
-        index = used.get(component, 0)
-        used[component] = index + 1
-        settings.append(
-            DecoderSetting(
-                component,
-                index,
-                decoder.range,
-                ways,
-                grain,
-                tuple(targets),
-            )
-        )
-
     for decoder in sorted(state.decoders, key=lambda one: one.range):
-        ways = len(decoder.devices)
-        paths = [profile.path_to(device) for device in decoder.devices]
-        for device, (bridge, ports) in zip(decoder.devices, paths, strict=True):
-            numbers = tuple(number for number, _ in ports)
-            add(
-                Component("endpoint", device, bridge.bus, numbers),
-                decoder,
-                ways,
-                decoder.granularity,
-                (),
-            )
-        for bridge in dict.fromkeys(bridge for bridge, _ in paths):
-            below = [ports for one, ports in paths if one is bridge]
-            _plan_level(
-                Component("host_bridge", bridge.name, bridge.bus),
-                decoder,
-                below,
-                0,
-                decoder.granularity * decoder.window_ways,
-                add,
-            )
+        for setting in plan_decoder(profile, decoder):
+            index = used.get(setting.component, 0)
+            used[setting.component] = index + 1
+            settings.append(replace(setting, index=index))
+    return tuple(settings)
+
+
+def plan_decoder(profile: Profile, decoder: PlacedDecoder) -> tuple[DecoderSetting, ...]:
+    """The settings of one decoder, as if it were the first of each of its components.
+
+    Raises:
+        UsageError: its devices cannot be interleaved by this tree of ports.
+    """
+    settings: list[DecoderSetting] = []
+
+    def add(component: Component, ways: int, grain: int, targets: Sequence[int]) -> None:
+        span = decoder.range if component.kind == "endpoint" else decoder.ports_range
+        settings.append(DecoderSetting(component, 0, span, ways, grain, tuple(targets)))
+
+    ways = len(decoder.devices)
+    paths = [profile.path_to(device) for device in decoder.devices]
+    for device, (bridge, ports) in zip(decoder.devices, paths, strict=True):
+        numbers = tuple(number for number, _ in ports)
+        endpoint = Component("endpoint", device, bridge.bus, numbers)
+        add(endpoint, ways, decoder.granularity, ())
+    for bridge in dict.fromkeys(bridge for bridge, _ in paths):
+        below = [ports for one, ports in paths if one is bridge]
+        above = Component("host_bridge", bridge.name, bridge.bus)
+        _plan_level(above, decoder, below, 0, decoder.granularity * decoder.window_ways, add)
     return tuple(settings)
 
 
@@ -112,7 +106,7 @@ def _plan_level(
     paths: Sequence[tuple[tuple[int, Port], ...]],
     depth: int,
     grain: int,
-    add: Callable[[Component, PlacedDecoder, int, int, Sequence[int]], None],
+    add: Callable[[Component, int, int, Sequence[int]], None],
 ) -> None:
     hops = [path[depth] for path in paths]
     ways = len({number for number, _ in hops})
@@ -123,6 +117,12 @@ def _plan_level(
             where=decoder.name,
             hint="list the devices so that each level of ports goes round in a fixed order",
         )
+    if ways > _MOST_TARGETS:
+        raise UsageError(
+            f"{component.name} would interleave over {ways} ports",
+            where=decoder.name,
+            hint=f"the target list of a decoder has {_MOST_TARGETS} places (CXL 3.1, 8.2.4.20.8)",
+        )
     if ways == 1:
         # Nothing is interleaved at this level, and the step may be larger than can be encoded.
         grain = min(grain, GRANULARITIES[-1])
@@ -132,7 +132,7 @@ def _plan_level(
             where=decoder.name,
             hint=f"decoders have steps of at most {GRANULARITIES[-1]}: reduce the granularity",
         )
-    add(component, decoder, ways, grain, targets)
+    add(component, ways, grain, targets)
     for number, port in dict(hops).items():
         if port.switch is not None:
             below = [path for path in paths if path[depth][0] == number]

@@ -21,6 +21,7 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     Attributes:
         scenario: the scenario's name, or `*` for every one.
+        also: further scenarios that fail in the same way.
         since: the first kernel version that fails, such as `7.1`; empty for all before `until`.
         until: the first kernel version that does not fail any more; empty when none is known.
         policies: the policies under which it fails; empty for all.
@@ -32,6 +33,7 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """
 
     scenario: str
+    also: tuple[str, ...] = ()
     since: str = ""
     until: str = ""
     policies: tuple[Policy, ...] = ()
@@ -43,6 +45,11 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     sometimes: bool = False
     seen: Annotated[str, msgspec.Meta(min_length=20)]
     why: Annotated[str, msgspec.Meta(min_length=20)]
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """The names of all scenarios that it is about, or `*`."""
+        return (self.scenario, *self.also)
 
     def covers(self, finding: Finding) -> bool:
         """Whether a finding is what this issue says is seen."""
@@ -63,7 +70,7 @@ class KnownIssues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return tuple(
             issue
             for issue in self.issues
-            if issue.scenario in (scenario, "*")
+            if {scenario, "*"} & set(issue.scenarios)
             and (not issue.policies or policy in issue.policies)
             and (not issue.since or version >= _version(issue.since))
             and (not issue.until or version < _version(issue.until))

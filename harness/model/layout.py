@@ -15,7 +15,7 @@ class MachineLayout:
 
     Attributes:
         bridges: component register blocks of the host bridges.
-        windows: CXL windows as Linux is told of them, in profile order.
+        windows: CXL windows, in profile order; those that Linux is told of, as it is told.
         memory: RAM and hotplug room by node.
         srat: the SRAT's bytes, to build an override from.
         cedt: the CEDT that Linux must be given in place of QEMU's, or None.

@@ -6,6 +6,7 @@ Source: the contract in docs/contract.md, which follows the linux-cxl discussion
 
 from __future__ import annotations
 
+from harness.model.denials import denied_initcalls, denied_modules
 from harness.model.kernel_modules import module_name
 from harness.model.placement import FirmwareState, NamedRange
 from harness.model.scenario import Ownership, Policy, Scenario, Use
@@ -19,6 +20,17 @@ _OPTIONS = {
     "dax_hmem": "DEV_DAX_HMEM",
     "kmem": "DEV_DAX_KMEM",
     "device_dax": "DEV_DAX",
+}
+
+# The initcall of each driver when it is built in.
+_INITCALLS = {
+    "cxl_acpi": "cxl_acpi_init",
+    "cxl_pci": "cxl_pci_driver_init",
+    "cxl_mem": "cxl_mem_driver_init",
+    "dax_cxl": "cxl_dax_region_init",
+    "dax_hmem": "dax_hmem_init",
+    "kmem": "dax_kmem_init",
+    "device_dax": "dax_init",
 }
 
 
@@ -82,8 +94,11 @@ def _use(scenario: Scenario) -> Use:
 
 
 def _available(scenario: Scenario, driver: str) -> bool:
-    """Whether a driver gets to run: built in, or loaded by a guest step."""
+    """Whether a driver gets to run: built in or loaded by a guest step, and not denied."""
     built = scenario.kernel.config.get(_OPTIONS[driver])
     if built in ("y", "n"):
-        return built == "y"
+        denied = denied_initcalls(scenario.kernel.cmdline)
+        return built == "y" and _INITCALLS[driver] not in denied
+    if driver in denied_modules(scenario.kernel.cmdline):
+        return False
     return driver in {module_name(name) for name in scenario.guest.modules}

@@ -12,6 +12,8 @@ from harness.model.memory_range import MemoryRange, format_size
 from harness.model.scenario import Decoder, Position, Scenario, SratEntry, decoder_name
 from harness.model.topology import Profile
 
+_PAGE = 4096
+
 
 @dataclass(frozen=True)
 class NamedRange:
@@ -32,7 +34,9 @@ class PlacedDecoder:
         devices: type-3 devices in interleave order.
         granularity: bytes of one interleave step.
         window_ways: host bridges that this part of the window interleaves over.
-        hidden: whether its host bridge is one that Linux does not know of.
+        hidden: whether its host bridge or its window is one that Linux does not know of.
+        ports_range: what the host bridge and the switches above the devices decode; Linux
+            assembles a region only where it is the same as `range`.
     """
 
     name: str
@@ -42,6 +46,7 @@ class PlacedDecoder:
     granularity: int
     window_ways: int
     hidden: bool
+    ports_range: MemoryRange
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class FirmwareState:
     Attributes:
         soft_reserved: Soft Reserved ranges, in the scenario's order.
         decoders: committed decoders, in the scenario's order.
-        windows: the CXL windows.
+        windows: the CXL windows that Linux is told of.
         ram: RAM there at boot.
         hotplug_room: ranges that the SRAT keeps for memory hotplug.
         srat: entries added to the SRAT.
@@ -70,8 +75,16 @@ class FirmwareState:
         return (*self.soft_reserved, *decoders)
 
     def regions(self) -> tuple[NamedRange, ...]:
-        """The regions that Linux can assemble from these decoders."""
-        return tuple(NamedRange(one.name, one.range) for one in self.decoders if not one.hidden)
+        """The regions that Linux can assemble from these decoders.
+
+        Source: Linux, drivers/cxl/core/region.c, match_auto_decoder: every decoder above the
+        endpoints must have the region's range.
+        """
+        return tuple(
+            NamedRange(one.name, one.range)
+            for one in self.decoders
+            if not one.hidden and one.ports_range == one.range
+        )
 
 
 def place_firmware(
@@ -84,6 +97,9 @@ def place_firmware(
     """
     firmware = document.value.firmware
     windows = tuple(window.range for window in layout.windows)
+    told = tuple(
+        window for window, asked in zip(windows, profile.windows, strict=True) if not asked.hidden
+    )
     decoders = tuple(
         _place_decoder(document.value, index, one, profile, layout)
         for index, one in enumerate(firmware.decoders)
@@ -99,12 +115,13 @@ def place_firmware(
     state = FirmwareState(
         soft_reserved=reserved,
         decoders=decoders,
-        windows=windows,
+        windows=told,
         ram=layout.ram(),
         hotplug_room=layout.hotplug_room(),
         srat=srat,
     )
-    _check_reserved(document, state)
+    _check_reserved(document, state, windows)
+    _check_told_apart(document, profile, layout, state)
     return state
 
 
@@ -114,14 +131,18 @@ def _place_decoder(
     window = layout.windows[decoder.window]
     part = profile.windows[decoder.window].part_at(decoder.offset, decoder.size)
     assert part is not None, "check_scenario saw to it"
+    start = window.range.start + decoder.offset
     return PlacedDecoder(
         name=decoder_name(scenario, index),
-        range=MemoryRange.of_size(window.range.start + decoder.offset, decoder.size),
+        range=MemoryRange.of_size(start, decoder.size),
         window=decoder.window,
         devices=decoder.devices,
         granularity=decoder.granularity or window.granularity,
         window_ways=len(part.targets),
-        hidden=profile.path_to(decoder.devices[0])[0].hidden,
+        hidden=(
+            profile.windows[decoder.window].hidden or profile.path_to(decoder.devices[0])[0].hidden
+        ),
+        ports_range=MemoryRange.of_size(start, decoder.ports_size or decoder.size),
     )
 
 
@@ -152,9 +173,17 @@ def _place(
     return MemoryRange(position.start, position.end)
 
 
-def _check_reserved(document: Document[Scenario], state: FirmwareState) -> None:
+def _check_reserved(
+    document: Document[Scenario], state: FirmwareState, windows: tuple[MemoryRange, ...]
+) -> None:
     boot_ram = min((one for one in state.ram if one.start > 0xFFFFF), default=None)
     for index, one in enumerate(state.soft_reserved):
+        if one.range.start % _PAGE or (one.range.end + 1) % _PAGE:
+            raise document.error(
+                f"firmware.soft_reserved.{one.name}",
+                f"{one.range} does not begin and end with a page of 4 KiB",
+                hint="UEFI 2.10, 7.2.3: memory descriptors count pages of 4 KiB",
+            )
         at = f"firmware.soft_reserved.{one.name}"
         for other in state.soft_reserved[:index]:
             if other.range.overlaps(one.range):
@@ -168,7 +197,7 @@ def _check_reserved(document: Document[Scenario], state: FirmwareState) -> None:
                 hint="use a node above 4 GiB",
             )
         unbacked = one.range.minus([*state.ram, *(d.range for d in state.decoders)])
-        holes = [hole for hole in unbacked if any(hole.overlaps(w) for w in state.windows)]
+        holes = [hole for hole in unbacked if any(hole.overlaps(w) for w in windows)]
         nowhere = [hole for hole in unbacked if hole not in holes]
         if holes:
             # A kernel that onlines this dies of it: every read of it returns poison.
@@ -183,5 +212,27 @@ def _check_reserved(document: Document[Scenario], state: FirmwareState) -> None:
                 at,
                 f"{nowhere[0]} lies outside the RAM and the windows of the profile",
                 hint="harness boot --print shows the machine; windows and RAM are at "
-                + ", ".join(str(r) for r in sorted((*state.windows, *state.ram))),
+                + ", ".join(str(r) for r in sorted((*windows, *state.ram))),
+            )
+
+
+def _check_told_apart(
+    document: Document[Scenario], profile: Profile, layout: MachineLayout, state: FirmwareState
+) -> None:
+    """Refuse Soft Reserved ranges that the kernel would take for one.
+
+    The kernel joins what is adjacent in the memory map (arch/x86/kernel/e820.c); entries of the
+    SRAT keep ranges apart, where a HMAT makes the kernel look at them (drivers/acpi/numa/hmat.c).
+    """
+    known = (*layout.memory, *state.srat) if profile.hmat else ()
+    ends = {one.range.end for one in known} | {one.range.start - 1 for one in known}
+    first = {one.range.start: one.name for one in state.soft_reserved}
+    for one in state.soft_reserved:
+        after = first.get(one.range.end + 1)
+        if after is not None and one.range.end not in ends:
+            raise document.error(
+                f"firmware.soft_reserved.{after}",
+                f"follows {one.name} at {one.range} without a gap, so that they are one range",
+                hint="leave a gap, make them one range, or tell them apart by SRAT entries on a "
+                "profile that has a HMAT",
             )

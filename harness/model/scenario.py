@@ -62,12 +62,15 @@ class Decoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         size: bytes of host physical addresses.
         devices: type-3 devices by name; several interleave, in this order.
         granularity: bytes of one interleave step; default the window's.
+        ports_size: bytes that the host bridge and the switches decode from the same offset, when
+            it is more than what the devices decode: memory works, but Linux finds no region in it.
     """
 
     name: Name | None = None
     window: int
     offset: Size = Size(0)
     size: Size
+    ports_size: Size | None = None
     devices: tuple[Name, ...]
     granularity: int | None = None
 

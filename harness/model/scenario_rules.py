@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from harness.errors import UsageError
+from harness.model.decoder_plan import plan_decoder
 from harness.model.document import Document
-from harness.model.kernel_modules import module_name
-from harness.model.load import LoadPlan
-from harness.model.memory_range import format_size
+from harness.model.load_rules import check_load
+from harness.model.memory_range import MemoryRange, format_size
+from harness.model.placement import PlacedDecoder
 from harness.model.scenario import POLICIES, Decoder, Position, Scenario, decoder_name
 from harness.model.topology import GRANULARITIES, WAYS, WINDOW_GRAIN, Profile
 
@@ -26,39 +28,9 @@ def check_scenario(document: Document[Scenario], profile: Profile) -> None:
     for index, decoder in enumerate(firmware.decoders):
         _check_decoder(document, index, decoder, profile)
     _check_decoders_together(document, profile)
-    for index, entry in enumerate(firmware.acpi.srat):
-        at = f"firmware.acpi.srat[{index}]"
-        _check_window(document, f"{at}.window", entry.window, profile)
-        _check_extent(document, at, entry.window, entry.offset, entry.size, profile)
-    _check_load(document)
+    _check_srat(document, profile)
+    check_load(document)
     _check_expectations(document)
-
-
-def _check_load(document: Document[Scenario]) -> None:
-    guest = document.value.guest
-    at = "guest.load"
-    if isinstance(guest.load, LoadPlan):
-        given = [
-            name for name in ("all_orders", "parallel", "modalias") if getattr(guest.load, name)
-        ]
-        if len(given) != 1:
-            raise document.error(
-                at,
-                f"asks for {' and '.join(given) or 'no module'}",
-                hint="a list of modules, or one of all_orders, parallel and modalias with one",
-            )
-        at = f"{at}.{given[0]}"
-    seen: set[str] = set()
-    for index, name in enumerate(guest.modules):
-        if module_name(name) in {module_name(one) for one in guest.missing}:
-            raise document.error(
-                f"{at}[{index}]",
-                f"loads {name}, which guest.missing takes away",
-                hint="remove it from one of the two",
-            )
-        if isinstance(guest.load, LoadPlan) and module_name(name) in seen:
-            raise document.error(f"{at}[{index}]", f"names {name} twice", hint="remove one")
-        seen.add(module_name(name))
 
 
 def _check_window(document: Document[Scenario], at: str, window: int, profile: Profile) -> None:
@@ -159,6 +131,8 @@ def _check_decoder(
                 f"{format_size(value)} is not a multiple of 256M for each device",
                 hint="CXL 3.1, 8.2.4.20: decoders have a granularity of 256 MiB",
             )
+    if decoder.ports_size is not None:
+        _check_ports(document, f"{at}.ports_size", decoder, profile)
     granularity = decoder.granularity or window.granularity
     if len(window.targets) > 1 and granularity != window.granularity:
         raise document.error(
@@ -189,6 +163,7 @@ def _check_decoder(
             f"lie below {', '.join(bridges)}",
             hint="devices take turns over the window's targets, in the window's order",
         )
+    _check_turns(document, f"{at}.devices", decoder, profile)
     for one in profile.devices():
         if one.name in decoder.devices and decoder.size // ways > one.size:
             raise document.error(
@@ -196,6 +171,23 @@ def _check_decoder(
                 f"{one.name} has only {format_size(one.size)}",
                 hint="reduce size, or enlarge the device in the profile",
             )
+
+
+def _check_ports(document: Document[Scenario], at: str, decoder: Decoder, profile: Profile) -> None:
+    size = decoder.ports_size or 0
+    if size <= decoder.size or size % (WINDOW_GRAIN * len(decoder.devices)):
+        raise document.error(
+            at,
+            f"{format_size(size)} is not more than size, in steps of 256M for each device",
+            hint="leave it out where host bridge and devices agree",
+        )
+    _check_extent(document, at, decoder.window, decoder.offset, size, profile)
+    if profile.windows[decoder.window].part_at(decoder.offset, size) is None:
+        raise document.error(
+            at,
+            f"reaches into another part of window {decoder.window}",
+            hint="the profile's parts are decoded by different hardware",
+        )
 
 
 def _check_decoders_together(document: Document[Scenario], profile: Profile) -> None:
@@ -209,11 +201,15 @@ def _check_decoders_together(document: Document[Scenario], profile: Profile) -> 
         for other in decoders[:index]:
             if (
                 other.window == decoder.window
-                and other.offset < decoder.offset + decoder.size
-                and decoder.offset < other.offset + other.size
+                and other.offset < decoder.offset + (decoder.ports_size or decoder.size)
+                and decoder.offset < other.offset + (other.ports_size or other.size)
             ):
-                raise document.error(at, "overlaps an earlier decoder", hint="keep them apart")
-        components = {profile.path_to(device)[0].name for device in decoder.devices}
+                raise document.error(
+                    at,
+                    "overlaps an earlier decoder",
+                    hint="keep them apart; ports_size counts as well",
+                )
+        components = {name for device in decoder.devices for name in _above(profile, device)}
         for name in (*components, *decoder.devices):
             count[name] = count.get(name, 0) + 1
             if count[name] > _DECODERS_PER_COMPONENT:
@@ -238,6 +234,52 @@ def _check_decoders_together(document: Document[Scenario], profile: Profile) -> 
                     f"the decoders of {device} need {format_size(used[device])}, it has "
                     f"{format_size(sizes[device])}",
                     hint="reduce sizes, or enlarge the device in the profile",
+                )
+
+
+def _above(profile: Profile, device: str) -> tuple[str, ...]:
+    """The names of what decodes above a device: its host bridge, and ports with a switch."""
+    bridge, ports = profile.path_to(device)
+    return (bridge.name, *(port.name for _, port in ports if port.switch is not None))
+
+
+def _check_turns(document: Document[Scenario], at: str, decoder: Decoder, profile: Profile) -> None:
+    """Plan one decoder, at its place in a window from address 0 on: does every level take it?"""
+    part = profile.windows[decoder.window].part_at(decoder.offset, decoder.size)
+    assert part is not None, "the caller saw to it"
+    span = MemoryRange.of_size(decoder.offset, decoder.size)
+    placed = PlacedDecoder(
+        name=at,
+        range=span,
+        window=decoder.window,
+        devices=decoder.devices,
+        granularity=decoder.granularity or profile.windows[decoder.window].granularity,
+        window_ways=len(part.targets),
+        hidden=False,
+        ports_range=span,
+    )
+    try:
+        plan_decoder(profile, placed)
+    except UsageError as error:
+        raise document.error(at, error.message, hint=error.hint) from None
+
+
+def _check_srat(document: Document[Scenario], profile: Profile) -> None:
+    entries = document.value.firmware.acpi.srat
+    for index, entry in enumerate(entries):
+        at = f"firmware.acpi.srat[{index}]"
+        _check_window(document, f"{at}.window", entry.window, profile)
+        _check_extent(document, at, entry.window, entry.offset, entry.size, profile)
+        end = entry.offset + (entry.size or profile.windows[entry.window].size - entry.offset)
+        for other in entries[:index]:
+            other_end = other.offset + (
+                other.size or profile.windows[other.window].size - other.offset
+            )
+            if other.window == entry.window and other.offset < end and entry.offset < other_end:
+                raise document.error(
+                    at,
+                    "overlaps an earlier entry",
+                    hint="ACPI 6.5, 5.2.16.2: a memory range belongs to one proximity domain",
                 )
 
 

@@ -87,12 +87,15 @@ class Window(_Value, frozen=True, kw_only=True):
         size: bytes.
         granularity: bytes of one interleave step, 256 to 16384, a power of two.
         parts: what the hardware really decodes, in address order; empty for what the CEDT says.
+        hidden: the CEDT that Linux gets does not mention it: memory there works, but to Linux it
+            lies in no window.
     """
 
     targets: tuple[Name, ...]
     size: Size
     granularity: int = 256
     parts: tuple[WindowPart, ...] = ()
+    hidden: bool = False
 
     def hardware(self) -> tuple[WindowPart, ...]:
         """The window's parts as the hardware decodes them, at least one, in address order."""
@@ -142,6 +145,7 @@ class Profile(_Value, frozen=True, kw_only=True):
         hmat: entries of the ACPI HMAT; empty for no HMAT.
         host_bridges: CXL host bridges.
         windows: CXL Fixed Memory Windows, in CEDT order.
+        phys_bits: width of physical addresses, for windows above 1 TiB; None for the CPU's own.
     """
 
     summary: str
@@ -153,6 +157,7 @@ class Profile(_Value, frozen=True, kw_only=True):
     hmat: tuple[HmatEntry, ...] = ()
     host_bridges: tuple[HostBridge, ...] = ()
     windows: tuple[Window, ...] = ()
+    phys_bits: Annotated[int, msgspec.Meta(ge=40, le=52)] | None = None
 
     @property
     def memory(self) -> int:
@@ -167,7 +172,7 @@ class Profile(_Value, frozen=True, kw_only=True):
     def differs_from_cedt(self) -> bool:
         """Whether Linux must be given another CEDT than the hardware's own."""
         return any(bridge.hidden for bridge in self.host_bridges) or any(
-            window.parts for window in self.windows
+            window.parts or window.hidden for window in self.windows
         )
 
     def devices(self) -> tuple[Device, ...]:
@@ -312,7 +317,6 @@ def _check_bridges(document: Document[Profile]) -> None:
 
 def _check_windows(document: Document[Profile]) -> None:
     profile = document.value
-    bridges = [bridge.name for bridge in profile.host_bridges]
     for index, window in enumerate(profile.windows):
         at = f"windows[{index}]"
         if len(window.targets) not in WAYS:
@@ -321,16 +325,15 @@ def _check_windows(document: Document[Profile]) -> None:
                 f"{len(window.targets)} targets",
                 hint=f"CXL interleaves over {', '.join(map(str, sorted(WAYS)))} ways",
             )
-        for target in (*window.targets, *(t for part in window.parts for t in part.targets)):
-            if target not in bridges:
-                raise document.error(
-                    f"{at}.targets",
-                    f"no host bridge is called {target!r}",
-                    hint=f"host bridges: {', '.join(bridges) or 'none'}",
-                )
-        if any(bridge.hidden and bridge.name in window.targets for bridge in profile.host_bridges):
+        _check_targets(document, f"{at}.targets", window.targets)
+        for number, part in enumerate(window.parts):
+            _check_targets(document, f"{at}.parts[{number}].targets", part.targets)
+        hidden = [bridge.name for bridge in profile.host_bridges if bridge.hidden]
+        if not window.hidden and any(name in window.targets for name in hidden):
             raise document.error(
-                f"{at}.targets", "names a hidden host bridge", hint="only parts may name it"
+                f"{at}.targets",
+                "names a hidden host bridge",
+                hint="only parts, or a hidden window, may name it",
             )
         if sum(part.size for part in window.hardware()) != window.size:
             raise document.error(
@@ -350,6 +353,23 @@ def _check_windows(document: Document[Profile]) -> None:
                 f"{window.granularity} is not an interleave granularity",
                 hint=f"one of {', '.join(map(str, GRANULARITIES))}",
             )
+
+
+def _check_targets(document: Document[Profile], at: str, targets: tuple[str, ...]) -> None:
+    bridges = [bridge.name for bridge in document.value.host_bridges]
+    for target in targets:
+        if target not in bridges:
+            raise document.error(
+                at,
+                f"no host bridge is called {target!r}",
+                hint=f"host bridges: {', '.join(bridges) or 'none'}",
+            )
+    if len(set(targets)) != len(targets):
+        raise document.error(
+            at,
+            "names a host bridge twice",
+            hint="for several root ports of one host bridge, name several devices in the decoder",
+        )
 
 
 def is_name(text: str) -> bool:

@@ -19,12 +19,23 @@ _LOW_LIMIT = 2816 * MIB
 _LOW_WHEN_SPLIT = 2 * GIB
 _VGA_HOLE = MemoryRange(0xA0000, 0xFFFFF)
 _REGISTER_BLOCK = 0x10000
+# The HyperTransport hole below 1 TiB: for an AMD CPU, a q35 has nothing from 4 GiB to its end
+# once anything would reach it. QEMU, hw/i386/pc.c, pc_max_used_gpa.
+_AMD_HOLE = 0xFD_0000_0000
+_ABOVE_AMD_HOLE = 1024 * GIB
 
 
 def layout_of(profile: Profile) -> MachineLayout:
     """RAM from the profile's nodes, then hotplug room, register blocks and windows."""
-    memory = [*_ram(profile)]
-    top = max(4 * GIB, memory[-1].range.end + 1)
+    layout = _laid_out(profile, 4 * GIB)
+    if any(window.range.end >= _AMD_HOLE for window in layout.windows):
+        return _laid_out(profile, _ABOVE_AMD_HOLE)
+    return layout
+
+
+def _laid_out(profile: Profile, high: int) -> MachineLayout:
+    memory = [*_ram(profile, high)]
+    top = max(high, memory[-1].range.end + 1)
     if profile.maxmem is not None:
         # QEMU adds 1 GiB a slot, so that every DIMM can be aligned.
         room = MemoryRange.of_size(top, profile.maxmem - profile.memory + profile.slots * GIB)
@@ -37,19 +48,22 @@ def layout_of(profile: Profile) -> MachineLayout:
         for number, bridge in enumerate(profile.host_bridges)
     )
     windows = []
+    told = []
     bus = {bridge.name: bridge.bus for bridge in profile.host_bridges}
     start = -(-top // GRAIN) * GRAIN + GRAIN
     for window in profile.windows:
         span = MemoryRange.of_size(start, window.size)
         targets = tuple(bus[name] for name in window.targets)
         windows.append(FixedWindow(span, targets, window.granularity))
+        if not window.hidden:
+            told.append(windows[-1])
         start = span.end + 1
     return MachineLayout(
         bridges=bridges,
         windows=tuple(windows),
         memory=tuple(memory),
         srat=srat_table(memory),
-        cedt=cedt_table(bridges, windows) if profile.differs_from_cedt() else None,
+        cedt=cedt_table(bridges, told) if profile.differs_from_cedt() else None,
     )
 
 
@@ -109,16 +123,16 @@ def table(signature: str, body: bytes, revision: int = 1) -> bytes:
     return bytes(whole)
 
 
-def _ram(profile: Profile) -> Iterable[MemoryAffinity]:
+def _ram(profile: Profile, high: int) -> Iterable[MemoryAffinity]:
     """The nodes one after another from address 0, around the VGA hole and the 4 GiB hole."""
     low = profile.memory if profile.memory < _LOW_LIMIT else _LOW_WHEN_SPLIT
-    holes = (_VGA_HOLE, MemoryRange(low, 4 * GIB - 1))
+    holes = (_VGA_HOLE, MemoryRange(low, high - 1))
     at = 0
     for number, node in enumerate(profile.nodes):
         left = int(node.memory)
         while left:
             if at == low:
-                at = 4 * GIB
+                at = high
             # The VGA hole lies in the RAM that QEMU counts; the 4 GiB hole does not.
             span = MemoryRange.of_size(at, min(left, low - at if at < low else left))
             left -= span.size

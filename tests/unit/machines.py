@@ -100,6 +100,7 @@ def committed(
         granularity=grain,
         window_ways=ways,
         hidden=False,
+        ports_range=span(text),
     )
 
 

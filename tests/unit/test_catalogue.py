@@ -53,7 +53,9 @@ def test_every_scenario_fits_its_machine(case: Case) -> None:
     state = state_of(case)
     settings = plan_decoders(case.profile, state)
     assert len({(one.component, one.index) for one in settings}) == len(settings)
-    assert {one.range for one in settings} == {one.range for one in state.decoders}
+    assert {one.range for one in settings} == {
+        span for one in state.decoders for span in (one.range, one.ports_range)
+    }
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -175,7 +175,7 @@ def test_devices_that_take_no_even_turns_are_refused() -> None:
     profile = machine([bridge("hb0", 0x35, *ports)], [window("hb0", size=6 * GIB)])
     with pytest.raises(UsageError, match="do not take turns below hb0") as caught:
         plan(profile, decoder("mem0", "mem2", "mem1", size="1536M", name="odd"))
-    assert caught.value.where == "odd"
+    assert str(caught.value.where).endswith(": firmware.decoders[0].devices")
 
 
 def test_several_decoders_are_numbered_in_each_component_by_ascending_address() -> None:
@@ -238,3 +238,24 @@ def test_a_bridge_with_one_way_keeps_to_granularities_that_can_be_encoded() -> N
     )
     planned = rows(profile, decoder("mem0", "mem1"))
     assert {one.granularity for one in planned} <= set(GRANULARITIES)
+
+
+def test_what_is_above_the_devices_may_decode_more_than_they_do() -> None:
+    profile = machine([bridge("hb0", 0x35, port("rp0", "mem0"))], [window("hb0", size=4 * GIB)])
+    settings = plan(profile, decoder("mem0", ports_size="4G"))
+    assert [(one.component.kind, one.range) for one in settings] == [
+        ("endpoint", span("110000000-18fffffff")),
+        ("host_bridge", span("110000000-20fffffff")),
+    ]
+
+
+def test_a_decoder_has_eight_targets_at_most() -> None:
+    names = [f"m{number}" for number in range(12)]
+    profile = machine(
+        [bridge("hb0", 0x35, *(port(f"p{name}", name) for name in names))],
+        [window("hb0", size=6 * GIB)],
+    )
+    assert plan(profile, decoder(*names[:8], size="2G"))[-1].targets == tuple(range(8))
+    with pytest.raises(UsageError, match="hb0 would interleave over 12 ports") as caught:
+        plan(profile, decoder(*names, size="3G"))
+    assert str(caught.value.where).endswith(": firmware.decoders[0].devices")

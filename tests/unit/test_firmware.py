@@ -200,6 +200,10 @@ def _no_port(one: Board) -> None:
     one.fake.function("rp0").config[0x54] = 0x0700_0000
 
 
+def _capabilities_in_a_circle(one: Board) -> None:
+    one.fake.function("rp0").config |= {0x40: 0x0000_4805, 0x48: 0x0000_4001}
+
+
 def _no_capabilities(one: Board) -> None:
     one.fake.registers("mem0").header = 0
 
@@ -215,6 +219,7 @@ def _no_hdm(one: Board) -> None:
         (_refuse_bridge, "decoder 0 of hb0 did not commit 110000000-18fffffff"),
         (_no_device, "endpoint mem0 elsewhere than expected: no PCI device on its bus 0x36"),
         (_no_port, "endpoint mem0 elsewhere than expected: no port number 0 on bus 0x35"),
+        (_capabilities_in_a_circle, "endpoint mem0 elsewhere than expected: no port number 0"),
         (_no_capabilities, "no CXL capability header at 0xe0001000"),
         (_no_hdm, "endpoint mem0 elsewhere than expected: no HDM decoder capability"),
     ],

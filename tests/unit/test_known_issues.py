@@ -72,6 +72,13 @@ def test_an_issue_is_about_one_scenario_or_about_all() -> None:
     assert len(read(ISSUE | {"scenario": "*"}).about("exact_cover", "7.2", "per_range")) == 1
 
 
+def test_an_issue_may_be_about_further_scenarios() -> None:
+    several = read(ISSUE | {"also": ["exact_cover", "builtin"]})
+    for name in ("partial_region", "exact_cover", "builtin"):
+        assert len(several.about(name, "7.2", "per_range")) == 1
+    assert several.about("mixed", "7.2", "per_range") == ()
+
+
 CONFLICT = Finding("6", "an error: kmem: x", dmesg=("[  1.0] kmem dax2.0: could not reserve",))
 STRANDED = Finding("1", "sr0: stranded")
 OTHER = Finding("6", "a WARN: WARNING: CPU: 0", dmesg=("[  1.0] WARNING: CPU: 0",))
@@ -149,5 +156,5 @@ def test_a_rule_of_an_issue_is_a_rule_of_the_contract() -> None:
 
 def test_the_projects_issues_name_scenarios_and_rules_that_exist() -> None:
     for issue in load_known_issues().issues:
-        assert issue.scenario in (*scenario_names(), "*")
+        assert set(issue.scenarios) <= {*scenario_names(), "*"}
         assert set(issue.rules) <= set(RULES)

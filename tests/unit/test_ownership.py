@@ -85,6 +85,30 @@ def test_without_a_driver_of_cxl_no_region_forms(missing: str) -> None:
     assert owners(CONTAINED, "per_range", load) == {"a": HMEM}
 
 
+@pytest.mark.parametrize(
+    ("argument", "built_in", "owner"),
+    [
+        ("module_blacklist=cxl_acpi", False, HMEM),
+        ("module_blacklist=kmem_other,cxl-mem", False, HMEM),
+        ("module_blacklist=cxl_pmem", False, CXL),
+        # Built in, a driver is no module, and a module has no initcall at boot.
+        ("module_blacklist=cxl_acpi", True, CXL),
+        ("initcall_blacklist=cxl_acpi_init", True, HMEM),
+        ("initcall_blacklist=other,cxl_mem_driver_init", True, HMEM),
+        ("initcall_blacklist=cxl_acpi_init", False, CXL),
+        # It hides aliases; who asks for the module by name gets it.
+        ("modprobe.blacklist=cxl_acpi", False, CXL),
+    ],
+)
+def test_a_driver_that_the_command_line_denies_makes_no_region(
+    argument: str, built_in: bool, owner: Ownership
+) -> None:
+    options = ("CXL_ACPI", "CXL_PCI", "CXL_MEM", "DEV_DAX_CXL", "DEV_DAX_HMEM", "DEV_DAX_KMEM")
+    kernel = {"cmdline": [argument], "config": dict.fromkeys(options, "y" if built_in else "m")}
+    scenario = scenario_of({}, load=() if built_in else ALL, kernel=kernel).value
+    assert expected_owners(scenario, CONTAINED, "per_range") == {"a": owner}
+
+
 @pytest.mark.parametrize("option", ["CXL_REGION", "CXL_MEM", "DEV_DAX_CXL"])
 def test_a_kernel_built_without_cxl_regions_leaves_all_to_dax_hmem(option: str) -> None:
     assert owners(CONTAINED, "per_range", config={option: "n"}) == {"a": HMEM}

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 from layouts import layout_of
 from machines import bridge, machine, port, scenario_of, span, window
+from msgspec import structs
 
 from harness.errors import UsageError
 from harness.model.acpi_tables import MemoryAffinity
 from harness.model.document import Size
 from harness.model.memory_range import GIB
 from harness.model.placement import FirmwareState, NamedRange, place_firmware
-from harness.model.topology import NumaNode, Profile, Window, WindowPart
+from harness.model.topology import HmatEntry, NumaNode, Profile, Window, WindowPart
 
 Values = dict[str, Any]
 
@@ -198,3 +199,92 @@ def test_a_range_may_lie_in_two_windows_that_touch() -> None:
     assert state.soft_reserved[0].range == span("240000000-25fffffff")
     error = refused({**straddling, "decoders": [FIRST]})
     assert "250000000-25fffffff (256M) has no memory behind it" in error.message
+
+
+HIDDEN_WINDOW = machine(
+    [
+        bridge("hb0", 0x20, port("rp0", "mem0", size=GIB)),
+        bridge("hb1", 0x40, port("rp1", "mem1", size=GIB), hidden=True),
+    ],
+    [
+        Window(targets=("hb0",), size=Size(GIB)),
+        Window(targets=("hb1",), size=Size(GIB), hidden=True),
+    ],
+)
+BOTH = [
+    {"window": 0, "size": "1G", "devices": ["mem0"], "name": "known"},
+    {"window": 1, "size": "1G", "devices": ["mem1"], "name": "unknown"},
+]
+
+
+def test_linux_knows_of_no_hidden_window_though_memory_is_there() -> None:
+    reserved = {"soft_reserved": {"sr0": {"window": 0, "last_window": 1}}}
+    state = place({**reserved, "decoders": BOTH}, HIDDEN_WINDOW)
+    assert state.windows == (span("110000000-14fffffff"),)
+    assert [one.name for one in state.regions()] == ["known"]
+    assert state.soft_reserved[0].range == span("110000000-18fffffff")
+    error = refused({**reserved, "decoders": BOTH[:1]}, HIDDEN_WINDOW)
+    assert "150000000-18fffffff (1G) has no memory behind it" in error.message
+
+
+def test_a_hidden_window_hides_what_a_known_host_bridge_decodes_there() -> None:
+    known = {"window": 1, "size": "1G", "devices": ["mem0"]}
+    bridges = (bridge("hb0", 0x20, port("rp0", "mem0", size=GIB)),)
+    windows = [Window(targets=("hb0",), size=Size(GIB), hidden=hidden) for hidden in (False, True)]
+    assert place({"decoders": [known]}, machine(bridges, windows)).regions() == ()
+
+
+def test_linux_makes_no_region_of_decoders_that_disagree() -> None:
+    alike = place({"decoders": [{**FIRST, "size": "1G"}]})
+    larger = place({"decoders": [{**FIRST, "size": "1G", "ports_size": "2G"}]})
+    assert len(alike.regions()) == 1
+    assert larger.regions() == ()
+    assert larger.decoders[0].range == span("1d0000000-20fffffff")
+    assert larger.decoders[0].ports_range == span("1d0000000-24fffffff")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "fine"),
+    [
+        (0x180000000, 0x1BFFFFFFF, True),
+        (0x180001000, 0x1BFFFEFFF, True),
+        (0x180000800, 0x1BFFFFFFF, False),
+        (0x180000000, 0x1BFFFFFFE, False),
+    ],
+)
+def test_a_soft_reserved_range_is_made_of_pages(start: int, end: int, fine: bool) -> None:
+    firmware = {"soft_reserved": {"sr0": {"start": start, "end": end}}}
+    if fine:
+        place(firmware)
+        return
+    assert "does not begin and end with a page of 4 KiB" in refused(firmware).message
+
+
+NEIGHBOURS = {"a": {"window": 0}, "b": {"window": 1}}
+APART = {"srat": [{"window": 0, "node": 3}]}
+
+
+@pytest.mark.parametrize(
+    ("hmat", "reserved", "acpi", "fine"),
+    [
+        (False, NEIGHBOURS, {}, False),
+        (False, NEIGHBOURS, APART, False),
+        (True, NEIGHBOURS, {}, False),
+        (True, NEIGHBOURS, APART, True),
+        (True, NEIGHBOURS, {"srat": [{"window": 1, "node": 3}]}, True),
+        (True, NEIGHBOURS, {"srat": [{"window": 0, "size": "1G", "node": 3}]}, False),
+        (False, {**NEIGHBOURS, "a": {"window": 0, "size": "1G"}}, {}, True),
+    ],
+)
+def test_ranges_that_the_kernel_would_join_are_refused(
+    hmat: bool, reserved: Values, acpi: Values, fine: bool
+) -> None:
+    entries = (HmatEntry(initiator=0, target=0, latency=1, bandwidth=Size(GIB)),) if hmat else ()
+    profile = structs.replace(PROFILE, hmat=entries)
+    firmware = {"soft_reserved": reserved, "decoders": [FIRST, SECOND], "acpi": acpi}
+    if fine:
+        place(firmware, profile)
+        return
+    error = refused(firmware, profile)
+    assert "follows a at 1d0000000-24fffffff without a gap" in error.message
+    assert str(error.where).endswith(": firmware.soft_reserved.b")

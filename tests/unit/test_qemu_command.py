@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 import pytest
 from machines import bridge, machine, one_window, port, switch_port, window
+from msgspec import structs
 
 from harness.errors import UsageError
 from harness.machine import qemu_command
@@ -107,6 +108,12 @@ def test_without_a_console_of_the_harness_there_is_no_network() -> None:
     argv = qemu_argv(QEMU, one_window(), "tcg", boot=replace(BOOT, console=None))
     assert values(argv, "-netdev") == []
     assert values(argv, "-nic") == ["none"]
+
+
+def test_the_width_of_addresses_is_the_cpus_own_unless_the_profile_says_one() -> None:
+    assert values(qemu_argv(QEMU, one_window(), "tcg"), "-cpu") == ["max"]
+    wide = structs.replace(one_window(), phys_bits=46)
+    assert values(qemu_argv(QEMU, wide, "tcg"), "-cpu") == ["max,phys-bits=46"]
 
 
 def test_no_memory_backend_reserves_host_memory(profile: Profile) -> None:

@@ -271,3 +271,67 @@ def test_what_is_taken_away_cannot_be_loaded(load: list[str], refused_at: str | 
 @pytest.mark.parametrize(("load", "missing"), [("dax-cxl", "dax_cxl"), ("dax_cxl", "dax-cxl")])
 def test_hyphens_and_underscores_name_the_same_module(load: str, missing: str) -> None:
     refused({}, guest={"load": [load], "missing": [missing]})
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        (decoder(0, "mem0", ports_size="1G"), "1G is not more than size"),
+        (decoder(0, "mem0", ports_size="1152M"), "1152M is not more than size, in steps of 256M"),
+        (decoder(0, "mem0", "mem1", ports_size="1280M"), "in steps of 256M for each device"),
+        (decoder(0, "mem0", offset="6G", ports_size="3G"), "reaches past the end of window 0"),
+        (decoder(2, "mem0", ports_size="2G"), "reaches into another part of window 2"),
+    ],
+)
+def test_what_the_ports_decode_can_be(one: Values, message: str) -> None:
+    error = refused({"decoders": [one]})
+    assert message in error.message
+    assert str(error.where).endswith(": firmware.decoders[0].ports_size")
+
+
+def test_what_the_ports_decode_may_not_overlap_either() -> None:
+    first = decoder(0, "mem0", ports_size="2G")
+    check({"decoders": [first, decoder(0, "mem1", offset="2G")]})
+    error = refused({"decoders": [first, decoder(0, "mem1", offset="1G")]})
+    assert error.message == "overlaps an earlier decoder"
+
+
+def test_a_switch_has_four_decoders_too() -> None:
+    profile = machine(
+        [bridge("hb0", 1, switch_port("rp0", port("dp0", "a"), port("dp1", "b")))],
+        [window("hb0", size=4 * GIB)],
+    )
+    decoders = [decoder(0, "a", offset=n * 256 * MIB, size="256M") for n in range(2)]
+    decoders += [decoder(0, "b", offset=n * 256 * MIB, size="256M") for n in range(2, 5)]
+    check({"decoders": decoders[:4]}, profile)
+    with pytest.raises(UsageError, match=r"(hb0|rp0) has only 4 HDM decoders"):
+        check({"decoders": decoders}, profile)
+
+
+@pytest.mark.parametrize(
+    ("second", "fine"),
+    [
+        ({"window": 0, "offset": "1G"}, True),
+        ({"window": 1}, True),
+        ({"window": 0}, False),
+        ({"window": 0, "offset": "512M", "size": "256M"}, False),
+        ({"window": 0, "offset": "768M"}, False),
+    ],
+)
+def test_srat_entries_do_not_overlap(second: Values, fine: bool) -> None:
+    entries = [{"window": 0, "size": "1G", "node": 1}, {**second, "node": 2}]
+    if fine:
+        check({"acpi": {"srat": entries}})
+        return
+    error = refused({"acpi": {"srat": entries}})
+    assert error.message == "overlaps an earlier entry"
+    assert str(error.where).endswith(": firmware.acpi.srat[1]")
+
+
+@pytest.mark.parametrize("name", ["cxl_acpi", "cxl-acpi"])
+def test_what_the_kernel_denies_cannot_be_loaded(name: str) -> None:
+    kernel = {"cmdline": ["module_blacklist=kmem,cxl_acpi"]}
+    check({}, guest={"load": ["cxl_pci"]}, kernel=kernel)
+    error = refused({}, guest={"load": ["cxl_pci", name]}, kernel=kernel)
+    assert "which module_blacklist in kernel.cmdline denies" in error.message
+    assert str(error.where).endswith(": guest.load[1]")

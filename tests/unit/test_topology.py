@@ -121,7 +121,16 @@ BIG = {"targets": ["hb0"], "size": "1G"}
         ("windows.0.targets", [], "windows[0].targets", "0 targets"),
         ("windows.0.targets", ["hb0"] * 5, "windows[0].targets", "5 targets"),
         ("windows.0.targets", ["hb7"], "windows[0].targets", "no host bridge is called 'hb7'"),
-        ("windows.0.parts.1.targets", ["x"], "windows[0].targets", "no host bridge is called 'x'"),
+        (
+            "windows.0.parts.1.targets",
+            ["x"],
+            "windows[0].parts[1].targets",
+            "no host bridge is called 'x'",
+        ),
+        ("windows.0.parts.1.targets", ["hb0", "hb0"], "windows[0].parts[1].targets", "twice"),
+        ("windows.0.targets", ["hb0", "hb0"], "windows[0].targets", "names a host bridge twice"),
+        ("phys_bits", 39, "phys_bits", "expected `int` >= 40"),
+        ("phys_bits", 53, "phys_bits", "expected `int` <= 52"),
         ("windows.0.targets", ["hb1"], "windows[0].targets", "names a hidden host bridge"),
         ("windows.0.size", "3G", "windows[0].parts", "do not add up to the window's size"),
         ("windows.0.granularity", 300, "windows[0].granularity", "300 is not an interleave"),
@@ -155,6 +164,15 @@ def test_each_part_of_a_window_is_a_multiple_of_256m(parts: list[str], where: st
     with pytest.raises(UsageError, match="not a multiple of 256M") as caught:
         read(values)
     assert str(caught.value.where).endswith(where)
+
+
+def test_a_hidden_window_may_have_a_hidden_host_bridge_and_changes_the_cedt() -> None:
+    values = whole()
+    values["windows"] = [{"targets": ["hb1"], "size": "1G", "hidden": True}]
+    values["host_bridges"][1]["hidden"] = False
+    assert read(values).differs_from_cedt()
+    values["host_bridges"][1]["hidden"] = True
+    assert read(values).windows[0].hidden
 
 
 def test_a_window_is_a_multiple_of_256m_for_each_target() -> None:
