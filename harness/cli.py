@@ -149,9 +149,8 @@ def main(verbose: bool) -> None:
 @click.option(
     "--policy",
     type=click.Choice(POLICIES),
-    default="per_range",
-    show_default=True,
-    help="Whose rules are judged: per_range (mainline since 7.1) or all_or_nothing.",
+    help="Whose rules are judged: per_range (mainline since 7.1) or all_or_nothing; without it, "
+    "the policy that the series names, else per_range.",
 )
 @_accel_option
 @_qemu_option
@@ -175,7 +174,7 @@ def run(
     configs: str,
     series: Path | None,
     llvm: bool,
-    policy: Policy,
+    policy: Policy | None,
     accel: Any,
     qemu: str | None,
     json_file: Path | None,
@@ -190,7 +189,7 @@ def run(
     from harness.progress import TerminalProgress
     from harness.reports.terminal import summary_line
     from harness.runs.catalogue import load_case, load_known_issues
-    from harness.runs.prepare import NotApplicableError, this_host
+    from harness.runs.prepare import NotApplicableError, policy_for, this_host
     from harness.runs.run_scenario import run_scenario
 
     cases = [load_case(name) for name in scenarios]
@@ -198,6 +197,7 @@ def run(
     if json_file is not None:
         _check_writable(json_file)
     request = _request(spec, configs, series, llvm)
+    judged = policy_for(policy, request)
     host = this_host(TerminalProgress(), accel, qemu)
     results: list[RunResult] = []
     skipped = None
@@ -207,7 +207,7 @@ def run(
                 host,
                 case,
                 request,
-                policy,
+                judged,
                 evidence or evidence_root(),
                 known,
                 boot_seconds=timeout,

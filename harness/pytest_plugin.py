@@ -43,7 +43,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--llvm", action="store_true", help="for build: clang instead of gcc")
     group.addoption(
-        "--policy", default="per_range", choices=["per_range", "all_or_nothing"], help="the rules"
+        "--policy",
+        default=None,
+        choices=["per_range", "all_or_nothing"],
+        help="the rules; without it those that the series names, else per_range",
     )
     group.addoption("--accel", default="auto", choices=["auto", "kvm", "tcg"], help="what runs it")
     group.addoption("--qemu", default=None, metavar="PATH", help="the QEMU to use")
@@ -116,15 +119,16 @@ def scenario_result(
     A run without a judgement is an error of the test's set-up, not a failed assertion.
     """
     from harness.model.verdict import Verdict
-    from harness.runs.prepare import NotApplicableError
+    from harness.runs.prepare import NotApplicableError, policy_for
     from harness.runs.run_scenario import run_scenario
 
-    policy = request.config.getoption("policy")
+    kernel = asked_kernel(request.config)
+    policy = policy_for(request.config.getoption("policy"), kernel)
     try:
         result = run_scenario(
             harness_host,
             scenario_case,
-            asked_kernel(request.config),
+            kernel,
             policy,
             evidence_folder,
             known_issues,
@@ -191,4 +195,6 @@ def _expect_known_issue(
 
 def pytest_report_header(config: Any) -> str:
     """Say which kernel and policy the guests are judged with."""
-    return f"ownership: kernel {config.getoption('kernel')}, policy {config.getoption('policy')}"
+    series = config.getoption("series")
+    policy = config.getoption("policy") or ("of the series" if series else "per_range")
+    return f"ownership: kernel {config.getoption('kernel')}, policy {policy}"
