@@ -104,7 +104,7 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
         _configure(job, log)
         with progress.compiling(job.what, estimate) as report:
             words = (f"-j{jobs()}", "bzImage", "modules")
-            compiled = run_make(_argv(job, words), log, report, hide=_hidden(job))
+            compiled = run_make(make_argv(job, words), log, report, hide=_hidden(job))
     except NotConfigurableError:
         if new:
             shutil.rmtree(job.output)  # of no use, and as large as the neighbour's
@@ -222,7 +222,7 @@ def _configure(job: BuildJob, log: Path) -> None:
 
     def make(words: Sequence[str]) -> None:
         run_make(
-            _argv(job, words), log, lambda count: None, hide=_hidden(job),
+            make_argv(job, words), log, lambda count: None, hide=_hidden(job),
             what="the kernel to be configured",
         )  # fmt: skip
 
@@ -243,7 +243,8 @@ def _kconfig_changed(job: BuildJob, before: str) -> bool:
     )
 
 
-def _argv(job: BuildJob, words: Sequence[str]) -> tuple[str, ...]:
+def make_argv(job: BuildJob, words: Sequence[str]) -> tuple[str, ...]:
+    """The whole command line that runs make in the sandbox for a build, with these words added."""
     source, output, ccache = job.source.files, job.output, job.ccache
     places = job.sandbox.places(source, output, ccache)
     make = ("make", "-C", str(places.source), f"O={places.output}", "ARCH=x86_64", "LOCALVERSION=")
