@@ -104,9 +104,16 @@ class Bootable:
     @cached_property
     def config_sha256(self) -> str | None:
         """Digest of the kernel's configuration, None where its packager ships none."""
-        if self.kernel.config is None:
-            return None
-        return hashlib.sha256(self.kernel.config.read_bytes()).hexdigest()
+        return None if self._config is None else hashlib.sha256(self._config).hexdigest()
+
+    @property
+    def finds_leaks(self) -> bool:
+        """Whether the kernel has kmemleak."""
+        return self._config is not None and b"\nCONFIG_DEBUG_KMEMLEAK=y\n" in self._config
+
+    @cached_property
+    def _config(self) -> bytes | None:
+        return None if self.kernel.config is None else self.kernel.config.read_bytes()
 
 
 def request_for(case: Case, asked: KernelRequest) -> KernelRequest:

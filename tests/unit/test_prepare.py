@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whose rules are judged, and kernels that a scenario is not about."""
+"""Whose rules are judged, and what a kernel is good for."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from fake_sources import Builder, builder, copy_fake
 from layouts import layout_of
 
 from harness.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.guest.initramfs import SharedInitramfs
+from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import RunResult, Verdict
 from harness.progress import SilentProgress
 from harness.runs.catalogue import load_case
-from harness.runs.prepare import Host, NotApplicableError, policy_for, prepare_case
+from harness.runs.prepare import Bootable, Host, NotApplicableError, policy_for, prepare_case
 from harness.store import Store
 
 __all__ = ["builder"]
@@ -109,3 +111,22 @@ def test_a_refused_configuration_takes_no_room(builder: Builder, tmp_path: Path)
             builder(f"build:{tree}", "hmem_builtin")
         assert caught.value.fragments == {"hmem_builtin.config"}
     assert len(list((builder.store.root / "outputs").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "finds"),
+    [
+        ("CONFIG_A=y\nCONFIG_DEBUG_KMEMLEAK=y\n", True),
+        ("CONFIG_A=y\n# CONFIG_DEBUG_KMEMLEAK is not set\n", False),
+        (None, False),
+    ],
+)
+def test_a_kernel_that_finds_leaks(config: str | None, finds: bool, tmp_path: Path) -> None:
+    path = None
+    if config is not None:
+        path = tmp_path / "config"
+        path.write_text(config)
+    kernel = Kernel("x", "7.2", tmp_path / "vmlinuz", None, path, "id")
+    bootable = Bootable(kernel, SharedInitramfs(tmp_path, (), {}), "tcg")
+    assert bootable.finds_leaks is finds
+    assert (bootable.config_sha256 is None) == (config is None)
