@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""gcc and clang, with the fake kernel. The real kernel with clang is built by hand: it takes long."""
+"""gcc and clang, with the fake kernel; a real kernel with clang takes minutes, see docs."""
 
 from __future__ import annotations
 
