@@ -13,6 +13,8 @@ import click
 from harness.cli_options import GuestOptions, explains_errors, guest_options
 from harness.cli_run import check_writable, write_file
 from harness.errors import UsageError
+from harness.model.kernel_request import KernelRequest
+from harness.model.scenario import POLICIES
 from harness.model.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def compare(
         check_writable(json_file)
     host = guests.host()
     sides: list[dict[str, RunResult | str]] = []
-    with guests.session(host) as session:
+    with guests.session(host, KernelRequest(specs[0])) as session:
         for spec in specs:
             results: dict[str, RunResult | str] = {}
             for case, result in zip(cases, session.run_all(cases, spec), strict=True):
@@ -78,7 +80,7 @@ def compare(
     if json_file is not None:
         table = {
             "kernels": list(specs),
-            "policy": guests.policy,
+            "policy": guests.policy or POLICIES[0],
             "rows": [r.as_json() for r in rows],
         }
         write_file(json_file, json.dumps(table, indent=2) + "\n")

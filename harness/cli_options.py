@@ -21,6 +21,7 @@ from harness.model.verdict import Verdict
 from harness.paths import evidence_root
 
 if TYPE_CHECKING:
+    from harness.model.kernel_request import KernelRequest
     from harness.runs.prepare import Host
     from harness.runs.run_scenario import Session
 
@@ -87,7 +88,7 @@ class GuestOptions:
     """How guests are run and judged.
 
     Attributes:
-        policy: whose rules.
+        policy: whose rules, None for those that the kernel's series names.
         accel: `auto`, `kvm` or `tcg`.
         qemu: the QEMU to use, None for the usual one.
         evidence: folder in which each guest's run makes its own.
@@ -96,7 +97,7 @@ class GuestOptions:
         build: whether scenarios may build a kernel when a prebuilt one is asked for.
     """
 
-    policy: Policy
+    policy: Policy | None
     accel: Any
     qemu: str | None
     evidence: Path
@@ -115,13 +116,19 @@ class GuestOptions:
 
         return this_host(TerminalProgress(), self.accel, self.qemu)
 
-    def session(self, host: Host, *, repeat: int = 1) -> Session:
-        """A session of guests with these options."""
+    def session(self, host: Host, request: KernelRequest, *, repeat: int = 1) -> Session:
+        """A session of guests with these options, judged as this kernel is meant to be.
+
+        Raises:
+            UsageError: the kernel's series is none.
+        """
         from harness.runs.catalogue import load_known_issues
+        from harness.runs.prepare import policy_for
         from harness.runs.run_guest import Judging
         from harness.runs.run_scenario import Session, default_jobs
 
-        judging = Judging(self.policy, self.evidence, load_known_issues(), self.timeout)
+        policy = policy_for(self.policy, request)
+        judging = Judging(policy, self.evidence, load_known_issues(), self.timeout)
         jobs = self.jobs or default_jobs()
         return Session(host, judging, jobs=jobs, repeat=repeat, build=self.build)
 
@@ -158,9 +165,8 @@ def guest_options(command: Command) -> Command:
         click.option(
             "--policy",
             type=click.Choice(POLICIES),
-            default="per_range",
-            show_default=True,
-            help="Whose rules are judged: per_range (mainline since 7.1) or all_or_nothing.",
+            help="Whose rules are judged: per_range (mainline since 7.1) or all_or_nothing; "
+            "without it, the policy that the series names, else per_range.",
         ),
         accel_options,
         click.option(

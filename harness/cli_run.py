@@ -74,7 +74,7 @@ def run(
     host = guests.host()
     results: list[RunResult] = []
     try:
-        with guests.session(host, repeat=repeat) as session:
+        with guests.session(host, request, repeat=repeat) as session:
             for result in session.run_all(cases, request):
                 if isinstance(result, Skipped):
                     if len(cases) == 1:

@@ -65,3 +65,13 @@ class PreflightError(InconclusiveError):
 
 class UnbuildableError(HarnessError):
     """The kernel did not build, or a patch did not apply. Verdict UNBUILDABLE."""
+
+
+class NotConfigurableError(UnbuildableError):
+    """A source whose Kconfig does not give what was asked for.
+
+    Attributes:
+        fragments: the files that ask for the options that it does not give.
+    """
+
+    fragments: frozenset[str] = frozenset()

@@ -43,7 +43,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--llvm", action="store_true", help="for build: clang instead of gcc")
     group.addoption(
-        "--policy", default="per_range", choices=["per_range", "all_or_nothing"], help="the rules"
+        "--policy",
+        default=None,
+        choices=["per_range", "all_or_nothing"],
+        help="the rules; without it those that the series names, else per_range",
     )
     group.addoption("--load", default=None, metavar="HOW", help="as harness run has it")
     group.addoption("--repeat", default=1, type=int, metavar="N", help="guests for each load")
@@ -121,16 +124,18 @@ def scenario_result(
     A run without a judgement is an error of the test's set-up, not a failed assertion.
     """
     from harness.model.verdict import Verdict
-    from harness.runs.prepare import NotApplicableError
+    from harness.runs.prepare import NotApplicableError, policy_for
     from harness.runs.run_guest import Judging
     from harness.runs.run_scenario import run_scenario
 
-    judging = Judging(request.config.getoption("policy"), evidence_folder, known_issues)
+    kernel = asked_kernel(request.config)
+    policy = policy_for(request.config.getoption("policy"), kernel)
+    judging = Judging(policy, evidence_folder, known_issues)
     try:
         result = run_scenario(
             harness_host,
             scenario_case,
-            asked_kernel(request.config),
+            kernel,
             judging,
             repeat=request.config.getoption("repeat"),
         )
@@ -196,4 +201,6 @@ def _expect_known_issue(
 
 def pytest_report_header(config: Any) -> str:
     """Say which kernel and policy the guests are judged with."""
-    return f"ownership: kernel {config.getoption('kernel')}, policy {config.getoption('policy')}"
+    series = config.getoption("series")
+    policy = config.getoption("policy") or ("of the series" if series else "per_range")
+    return f"ownership: kernel {config.getoption('kernel')}, policy {policy}"

@@ -18,6 +18,12 @@ from harness.model.memory_range import MemoryRange
 
 _LOAD_SECONDS = 60.0
 _POLL_SECONDS = 0.02
+_LEAK_SECONDS = 300.0
+# kmemleak leaves out what is younger than 5 s, and what has changed since the scan before.
+_LEAKS = (
+    "mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null; cd /sys/kernel/debug && sleep 6 && "
+    "echo scan > kmemleak && echo scan > kmemleak && cat kmemleak"
+)
 
 # Whatever a judgement rests on shows here when it changes: devices by the names of their mappings
 # and drivers, memory blocks that go online by the total of RAM.
@@ -78,6 +84,22 @@ def load_module(shell: GuestShell, name: str) -> str | None:
     if done.status == 0:
         return None
     return f"modprobe {name} ended with status {done.status}: {done.output.strip()}"
+
+
+def scan_for_leaks(shell: GuestShell) -> str:
+    """Let the guest's kmemleak look for leaks, which it says in the log, and return its list.
+
+    Raises:
+        GuestLostError: the guest is gone, or its kernel has no kmemleak after all.
+        DeadlineExpiredError: the scan does not end.
+    """
+    done = shell.run(_LEAKS, Deadline(_LEAK_SECONDS, "kmemleak to scan the guest's memory"))
+    if done.status != 0:
+        raise GuestLostError(
+            f"the guest's memory cannot be searched for leaks: {done.output.strip()}",
+            hint="did kmemleak turn itself off? see dmesg in the evidence",
+        )
+    return done.output
 
 
 def observe_settled(

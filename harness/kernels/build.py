@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.deadline import Deadline
-from harness.errors import UnbuildableError, UsageError
+from harness.errors import NotConfigurableError, UnbuildableError, UsageError
 from harness.kernels.image import read_release
 from harness.kernels.kconfig import ConfigPlan, configure
 from harness.kernels.make_run import run_make
@@ -87,7 +87,8 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
         OSError: the disk is full.
     """
     begin = time.monotonic()
-    if not job.output.exists():
+    new = not job.output.exists()
+    if new:
         _start_from_a_neighbour(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
     job.ccache.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,13 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
         _configure(job, log)
         with progress.compiling(job.what, estimate) as report:
             words = (f"-j{jobs()}", "bzImage", "modules")
-            compiled = run_make(_argv(job, words), log, report, hide=_hidden(job))
+            compiled = run_make(make_argv(job, words), log, report, hide=_hidden(job))
+    except NotConfigurableError:
+        if new:
+            shutil.rmtree(job.output)  # of no use, and as large as the neighbour's
+        else:
+            unfinished.unlink()
+        raise
     except (UnbuildableError, UsageError):
         # make has ended by itself, and removed the target that it was at.
         unfinished.unlink()
@@ -111,9 +118,8 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
     unfinished.unlink()
     if first:
         (job.output / _FILES).write_text(str(compiled))
-    said = statistics.read_text().split() if statistics.exists() else []
-    hits = sum(word in ("direct_cache_hit", "preprocessed_cache_hit") for word in said)
-    return BuildReport(time.monotonic() - begin, compiled, hits, said.count("cache_miss"))
+    hits, misses = _cache_use(statistics)
+    return BuildReport(time.monotonic() - begin, compiled, hits, misses)
 
 
 def collect(job: BuildJob, into: Path) -> str:
@@ -147,6 +153,23 @@ def collect(job: BuildJob, into: Path) -> str:
         if (output / name).is_file():
             shutil.copyfile(output / name, modules / name)
     return read_release(into / "vmlinuz")
+
+
+def _cache_use(statistics: Path) -> tuple[int, int]:
+    """Hits and misses of ccache's log, for files; not for what Kconfig and make only try out."""
+    hits = misses = 0
+    counts = False
+    try:
+        lines = statistics.read_text().splitlines()
+    except FileNotFoundError:
+        return 0, 0
+    for line in lines:
+        if line.startswith("#"):
+            counts = line[1:].strip() not in ("", "-", "/dev/null")
+        elif counts:
+            hits += line in ("direct_cache_hit", "preprocessed_cache_hit")
+            misses += line == "cache_miss"
+    return hits, misses
 
 
 def output_name(source: str, toolchain: FoundToolchain, sandbox: Sandbox, plan: ConfigPlan) -> str:
@@ -199,7 +222,7 @@ def _configure(job: BuildJob, log: Path) -> None:
 
     def make(words: Sequence[str]) -> None:
         run_make(
-            _argv(job, words), log, lambda count: None, hide=_hidden(job),
+            make_argv(job, words), log, lambda count: None, hide=_hidden(job),
             what="the kernel to be configured",
         )  # fmt: skip
 
@@ -220,7 +243,8 @@ def _kconfig_changed(job: BuildJob, before: str) -> bool:
     )
 
 
-def _argv(job: BuildJob, words: Sequence[str]) -> tuple[str, ...]:
+def make_argv(job: BuildJob, words: Sequence[str]) -> tuple[str, ...]:
+    """The whole command line that runs make in the sandbox for a build, with these words added."""
     source, output, ccache = job.source.files, job.output, job.ccache
     places = job.sandbox.places(source, output, ccache)
     make = ("make", "-C", str(places.source), f"O={places.output}", "ARCH=x86_64", "LOCALVERSION=")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import UnbuildableError, UsageError
+from harness.errors import NotConfigurableError, UsageError
 from harness.model.kconfig import Option, Unmet, merge, parse_fragment, render, unmet
 from harness.model.kconfig_expression import Dependency, dependencies, holding_back
 from harness.model.kernel_config import KernelConfig, parse_config
@@ -78,7 +78,7 @@ def configure(
         make: runs make with these targets and variables, for this output folder.
 
     Raises:
-        UnbuildableError: this source cannot be configured so.
+        NotConfigurableError: this source cannot be configured so.
     """
     if plan.start is None:
         # As tinyconfig does it: what becomes visible later stays off too.
@@ -94,7 +94,7 @@ def check_config(plan: ConfigPlan, have: KernelConfig, source: Path) -> None:
     """Compare a finished configuration with what was asked for.
 
     Raises:
-        UnbuildableError: options did not stick; it names them and what keeps them off.
+        NotConfigurableError: options did not stick; it names them and what keeps them off.
     """
     missed = unmet(plan.options, have)
     if not missed:
@@ -102,11 +102,13 @@ def check_config(plan: ConfigPlan, have: KernelConfig, source: Path) -> None:
     lines = [line for one in missed[:_SHOWN] for line in _explain(one, have, source)]
     if len(missed) > _SHOWN:
         lines.append(f"and {len(missed) - _SHOWN} more")
-    raise UnbuildableError(
+    error = NotConfigurableError(
         "this source cannot be configured as asked:\n" + "\n".join(f"  {line}" for line in lines),
         where=f"--config {','.join(plan.names) or _BASE}",
         hint="turn on what the option depends on, drop the fragment, or take another source",
     )
+    error.fragments = frozenset(one.option.where.rpartition(":")[0] for one in missed)
+    raise error
 
 
 def _explain(one: Unmet, have: KernelConfig, source: Path) -> list[str]:

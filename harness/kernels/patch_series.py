@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 
 from harness.errors import UsageError
+from harness.model.scenario import POLICIES, Policy
 
 _DESCRIPTION = "series.yaml"
 _QUILT = "series"
 _FIELDS = ("summary", "why", "posted", "base", "policy", "order", "mutant")
-_POLICIES = ("per_range", "all_or_nothing")
 _HINT = (
     "a series is a folder with series.yaml, a quilt series file or numbered .patch files, or an "
     "mbox such as b4 am writes"
@@ -57,7 +57,7 @@ class Series:
     path: Path
     patches: tuple[Patch, ...]
     base: str | None = None
-    policy: str | None = None
+    policy: Policy | None = None
 
     def upto(self, count: int | None) -> Series:
         """The first patches of it.
@@ -139,8 +139,8 @@ def _read_description(path: Path) -> Mapping[str, Any]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         hint = "list the names of the .patch files, in order"
         raise UsageError("no list of patches", where=f"{path}: order", hint=hint)
-    if fields.get("policy") not in (None, *_POLICIES):
-        hint = f"write one of {', '.join(_POLICIES)}"
+    if fields.get("policy") not in (None, *POLICIES):
+        hint = f"write one of {', '.join(POLICIES)}"
         raise UsageError(f"no policy: {fields['policy']}", where=f"{path}: policy", hint=hint)
     return fields
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.errors import HarnessError, NotConfigurableError, UsageError
 from harness.guest.initramfs import (
     BOOT_MODULES,
     SCENARIO_MODULES,
@@ -33,7 +33,7 @@ from harness.model.kernel_request import KernelRequest
 from harness.model.layout import MachineLayout
 from harness.model.ownership import expected_owners
 from harness.model.placement import FirmwareState, place_firmware
-from harness.model.scenario import POLICIES
+from harness.model.scenario import POLICIES, Policy
 from harness.paths import store_root
 from harness.progress import Progress
 from harness.runs.catalogue import Case
@@ -107,9 +107,16 @@ class Bootable:
     @cached_property
     def config_sha256(self) -> str | None:
         """Digest of the kernel's configuration, None where its packager ships none."""
-        if self.kernel.config is None:
-            return None
-        return hashlib.sha256(self.kernel.config.read_bytes()).hexdigest()
+        return None if self._config is None else hashlib.sha256(self._config).hexdigest()
+
+    @property
+    def finds_leaks(self) -> bool:
+        """Whether the kernel has kmemleak."""
+        return self._config is not None and b"\nCONFIG_DEBUG_KMEMLEAK=y\n" in self._config
+
+    @cached_property
+    def _config(self) -> bytes | None:
+        return None if self.kernel.config is None else self.kernel.config.read_bytes()
 
 
 def request_for(case: Case, asked: KernelRequest) -> KernelRequest:
@@ -123,6 +130,19 @@ def request_for(case: Case, asked: KernelRequest) -> KernelRequest:
         return asked
     spec = f"build:{asked.spec}" if asked.spec.startswith("debian:") else asked.spec
     return replace(asked, spec=spec, configs=(*asked.configs, *configs))
+
+
+def policy_for(asked: Policy | None, request: KernelRequest) -> Policy:
+    """Whose rules are judged: what the user says, else what the series implements, else the first.
+
+    Raises:
+        UsageError: the series is none.
+    """
+    if asked is None and request.series is not None:
+        from harness.kernels.patch_series import read_series
+
+        asked = read_series(request.series).policy
+    return asked or POLICIES[0]
 
 
 def prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...] = ()) -> Bootable:
@@ -184,7 +204,8 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
 
     Raises:
         UsageError: the scenario does not fit its machine, or the kernel cannot be had.
-        NotApplicableError: the kernel was built otherwise than the scenario needs.
+        NotApplicableError: the kernel was built otherwise than the scenario needs, or its source
+            forbids what the scenario needs.
         MachineLostError: QEMU could not be asked for its layout.
     """
     scenario = case.scenario
@@ -193,7 +214,10 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     _check_all_stated(case, state)
     settings = plan_decoders(case.profile, state)
     modules = (*scenario.guest.modules, *scenario.guest.missing)
-    bootable = prepare_kernel(host, request, modules)
+    try:
+        bootable = prepare_kernel(host, request, modules)
+    except NotConfigurableError as error:
+        raise _not_about(case, error) from error
     _check_config(case, bootable.kernel)
     tables = {"CEDT": layout.cedt} if layout.cedt else {}
     if state.srat:
@@ -208,6 +232,19 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
             state, scenario.kernel.cmdline, scenario.guest.async_probe
         ),
         acpi_tables=tables,
+    )
+
+
+def _not_about(case: Case, error: NotConfigurableError) -> HarnessError:
+    """What it means for a scenario that a source cannot be configured as asked.
+
+    A source that forbids what the scenario itself asks for is none that the scenario is about.
+    """
+    if not error.fragments <= {f"{name}.config" for name in case.scenario.kernel.configs}:
+        return error
+    return NotApplicableError(
+        f"{case.name} is about a kernel that this source forbids:\n{error.message}",
+        hint="take the source of another version",
     )
 
 

@@ -12,7 +12,7 @@ from harness.errors import GuestCrashedError, HarnessError, PreflightError, Usag
 from harness.guest.loading import load_modules
 from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
-from harness.guest.steps import Settling, observe_settled, take_away_modules
+from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
 from harness.kernels.stored import kernel_in_use
 from harness.model.judge import judge
 from harness.model.known_issues import KnownIssues
@@ -135,11 +135,17 @@ def _run_steps(
         if one.name in expected and expected[one.name].use == "system_ram"
     )
     with timings.phase("observe"):
-        observation = read_sections(
-            observe_settled(
+
+        def settle() -> dict[str, str]:
+            return observe_settled(
                 guest.shell, wanted, judging.settling, lambda: _observe(guest.shell, evidence)
             )
-        )
+
+        sections = settle()
+        if prepared.bootable.finds_leaks:
+            evidence.text("observation/kmemleak", scan_for_leaks(guest.shell))
+            sections = settle()
+        observation = read_sections(sections)
     guest.check()
     problems = window_problems(observation, prepared.state)
     if problems:

@@ -13,7 +13,7 @@ import pytest
 from harness.kernels.kconfig import plan_config
 from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel import Kernel
-from harness.model.kernel_request import KernelRequest
+from harness.model.kernel_request import KernelRequest, Toolchain
 from harness.progress import SilentProgress
 from harness.store import Store
 
@@ -79,10 +79,11 @@ def format_patch(tree: Path, edits: dict[str, tuple[str, str]], subject: str) ->
     return (git(tree, "format-patch", "--stdout", "-1") + "\n").encode()
 
 
-def stub_tools(folder: Path) -> Path:
+def stub_tools(folder: Path, *, clang: bool = False) -> Path:
     """A folder with programs that only say their version."""
     folder.mkdir(parents=True)
-    for name in ("gcc", "ld", "flex", "bison", "bc", "lz4"):
+    of_clang = ("clang", "ld.lld", "llvm-ar", "llvm-nm")
+    for name in ("gcc", "ld", "flex", "bison", "bc", "lz4", *(of_clang if clang else ())):
         path = folder / name
         path.write_text(f"#!/bin/sh\necho '{name} (stub) 1.0'\n")
         path.chmod(0o755)
@@ -107,7 +108,7 @@ class Builder:
     """
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        tools = stub_tools(root / "tools" / "bin")
+        tools = stub_tools(root / "tools" / "bin", clang=True)
         monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
         configs = small_configs(
             root / "configs",
@@ -121,9 +122,14 @@ class Builder:
         self.progress = Listener()
 
     def __call__(
-        self, spec: str, *configs: str, series: Path | None = None, upto: int | None = None
+        self,
+        spec: str,
+        *configs: str,
+        series: Path | None = None,
+        upto: int | None = None,
+        toolchain: Toolchain = "gcc",
     ) -> Kernel:
-        request = KernelRequest(spec, configs, series, upto)
+        request = KernelRequest(spec, configs, series, upto, toolchain)
         return resolve_kernel(request, self.store, self.progress)
 
     def log(self) -> str:

@@ -13,7 +13,13 @@ from machines import span
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpiredError, GuestLostError
 from harness.guest.ssh import GuestCommand, GuestShell
-from harness.guest.steps import Settling, load_module, observe_settled, take_away_modules
+from harness.guest.steps import (
+    Settling,
+    load_module,
+    observe_settled,
+    scan_for_leaks,
+    take_away_modules,
+)
 from harness.model.memory_range import MemoryRange
 
 SR = span("110000000-18fffffff")
@@ -246,3 +252,17 @@ def test_a_module_file_that_is_not_there_cannot_be_taken_away() -> None:
     guest = FakeGuest(lambda _: "rm: can't remove 'kmem.ko'\n", status=1)
     with pytest.raises(GuestLostError, match=r"cannot be taken away: rm: can't remove 'kmem\.ko'"):
         guest.take_away("kmem")
+
+
+def test_a_search_for_leaks() -> None:
+    guest = FakeGuest(lambda _now: "unreferenced object 0xffff888003a1b2c0 (size 64):\n")
+    assert scan_for_leaks(cast(GuestShell, guest)).startswith("unreferenced object")
+    (command,) = guest.commands
+    # The first scan reports nothing: it only remembers what each object contains.
+    assert command.count("echo scan > kmemleak") == 2
+
+
+def test_a_search_for_leaks_that_fails() -> None:
+    guest = FakeGuest(lambda _now: "sh: can't create kmemleak: nonexistent\n", status=1)
+    with pytest.raises(GuestLostError, match="cannot be searched for leaks: sh: can't create"):
+        scan_for_leaks(cast(GuestShell, guest))

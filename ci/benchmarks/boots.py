@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What benchmarks measure around boots: whole runs of the harness, the floor, memory."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from harness.guest.initramfs import write_run_initramfs
+from harness.guest.keys import RunKeys
+from harness.machine.qemu_command import Boot, ConsoleSocket, qemu_argv
+from harness.runs.prepare import Host, Prepared
+
+_SECONDS = 3600
+
+
+def floor(host: Host, prepared: Prepared, folder: Path) -> float:
+    """Seconds from starting QEMU to its end, with a guest that powers off at once.
+
+    The same QEMU with the same command line, kernel and initramfs as a run of the scenario has.
+    """
+    initramfs = folder / "initramfs"
+    with initramfs.open("wb") as archive:
+        write_run_initramfs(
+            archive, prepared.bootable.initramfs, RunKeys(), "floor", prepared.acpi_tables
+        )
+    near, far = socket.socketpair()
+    with near, far:
+        boot = Boot(
+            prepared.bootable.kernel.image,
+            initramfs,
+            f"{prepared.command_line} rdinit=/bin/poweroff -- -f",
+            ConsoleSocket(far.fileno(), folder / "serial.log"),
+        )
+        argv = qemu_argv(host.qemu, prepared.case.profile, prepared.bootable.accel, boot=boot)
+        reader = threading.Thread(target=_drain, args=(near,), daemon=True)
+        reader.start()
+        begin = time.monotonic()
+        subprocess.run(argv, pass_fds=(far.fileno(),), check=True, timeout=300)
+        return time.monotonic() - begin
+
+
+def _drain(console: socket.socket) -> None:
+    """Read a console until it closes: a guest with a full console stands still."""
+    try:
+        while console.recv(1 << 16):
+            pass
+    except OSError:
+        pass
+
+
+def harness(*words: str, **environment: str) -> float:
+    """Seconds from starting the harness to its end, which must be a verdict about a kernel."""
+    begin = time.monotonic()
+    done = subprocess.run(
+        ["harness", *words],
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        env=os.environ | environment,
+    )
+    seconds = time.monotonic() - begin
+    if done.returncode not in (0, 1):
+        sys.exit(f"bench: harness {' '.join(words)}:\n{done.stdout}{done.stderr}")
+    return seconds
+
+
+def peak_memory(words: Sequence[str]) -> float:
+    """MiB that the harness and its QEMU have together at most (PSS, looked at all the time)."""
+    most = 0
+    with subprocess.Popen(["harness", *words], stdout=subprocess.DEVNULL) as run:
+        while run.poll() is None:
+            most = max(most, sum(_memory_of(pid) for pid in (run.pid, *_children_of(run.pid))))
+            time.sleep(0.02)
+    return most / 1024
+
+
+def _children_of(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _memory_of(pid: int) -> int:
+    """KiB of a process, shared pages by their share."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def alternate(pairs: int, what: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Measure several things in turns, so that all of them meet the same machine."""
+    taken: dict[str, list[float]] = {name: [] for name in what}
+    for _ in range(pairs):
+        for name, measure in what.items():
+            taken[name].append(measure())
+    return taken
+
+
+def show(taken: Mapping[str, Sequence[float]]) -> None:
+    """Print each thing's median and all that was measured."""
+    width = max(map(len, taken))
+    for name, seconds in taken.items():
+        spread = " ".join(f"{one:.2f}" for one in sorted(seconds))
+        print(f"{name.ljust(width)}  median {statistics.median(seconds):.2f} s   ({spread})")
+
+
+def show_ratio(name: str, upper: Sequence[float], lower: Sequence[float]) -> None:
+    """Print how many times as long one thing takes as another, by pairs and by medians."""
+    pairs = statistics.median(a / b for a, b in zip(upper, lower, strict=True))
+    medians = statistics.median(upper) / statistics.median(lower)
+    print(f"{name}: median of pairs {pairs:.2f}, of medians {medians:.2f}")

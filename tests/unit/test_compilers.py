@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""gcc and clang, with the fake kernel; a real kernel with clang takes minutes, see docs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fake_sources import Builder, builder, edit, git_fake
+
+__all__ = ["builder"]
+
+
+def test_a_kernel_with_each_compiler(builder: Builder, tmp_path: Path) -> None:
+    tree = git_fake(tmp_path / "linux")
+    edit(tree, "/* Two. */", "/* fake: say LLVM */\n/* fake: say CC */\n/* fake: say HOSTCC */\n")
+    gcc = builder(f"build:{tree}")
+    said = builder.log()
+    assert "fake: LLVM=None" in said
+    clang = builder(f"build:{tree}", toolchain="clang")
+    assert clang.identity != gcc.identity
+    said = builder.log()
+    assert "fake: LLVM=1" in said
+    for name in ("CC", "HOSTCC"):
+        (line,) = [one for one in said.splitlines() if one.startswith(f"fake: {name}=")]
+        assert line.endswith("clang")
+    # Objects of one compiler are of no use to the other.
+    assert "  CC      drivers/dax/kmem.o" in said
+    assert len(list((builder.store.root / "outputs").iterdir())) == 2
+    manifest = json.loads((clang.image.parent / "manifest.json").read_text())
+    assert manifest["toolchain"] == {
+        "kind": "clang",
+        "version": ["clang (stub) 1.0", "ld.lld (stub) 1.0"],
+    }
+    assert manifest["spec"].endswith(" --llvm")
+    assert builder(f"build:{tree}", toolchain="clang") == clang
