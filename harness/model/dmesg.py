@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 WARNING = 4
+ANY_MESSAGE = "driver thing0: probe with driver thing failed with error -5"
+"""What no pattern for an expected line may match."""
 
 _CUT = "[ cut here ]"
 _END = "---[ end trace"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import (
+    DeadlineExpiredError,
     GuestCrashedError,
     HarnessError,
     InconclusiveError,
@@ -18,6 +19,7 @@ from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, load_module, observe_settled, take_away_modules
 from harness.kernels.stored import kernel_in_use
+from harness.model.boot_phases import in_phases
 from harness.model.judge import judge
 from harness.model.kernel_request import KernelRequest, as_request
 from harness.model.known_issues import KnownIssues
@@ -25,8 +27,9 @@ from harness.model.preflight import window_problems
 from harness.model.scenario import Policy
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.booted_guest import BootedGuest, booted_guest
-from harness.runs.catalogue import Case
+from harness.runs.catalogue import Case, load_quirks
 from harness.runs.evidence import Evidence, new_evidence
+from harness.runs.hang import explain_silence
 from harness.runs.prepare import Host, Prepared, prepare_case, request_for
 from harness.runs.timings import Timings
 
@@ -86,7 +89,10 @@ def run_scenario(
             kernel_in_use(found),
             booted_guest(host, prepared, evidence, timings, boot_seconds) as guest,
         ):
-            result = _run_steps(guest, prepared, result, evidence, timings, settling)
+            try:
+                result = _run_steps(guest, prepared, result, evidence, timings, settling)
+            except DeadlineExpiredError as error:
+                raise explain_silence(guest, error, evidence) from error
     except GuestCrashedError as error:
         result = _crashed(result, error, evidence)
     except UsageError:
@@ -131,13 +137,21 @@ def _run_steps(
         raise PreflightError(
             "; ".join(problems), hint="the kernel or its ACPI tables are not what was asked for"
         )
-    judgement = judge(observation, prepared.state, expected, scenario.expect.dmesg)
+    judgement = judge(
+        replace(observation, dmesg=in_phases(observation.dmesg, guest.shell.marks)),
+        prepared.state,
+        expected,
+        scenario.expect.dmesg,
+        quirks=load_quirks().patterns(result.accel),
+        boot_counts=prepared.boot_counts,
+    )
     findings = (*failed_steps, *judgement.findings)
     return replace(
         result,
         verdict=Verdict.FAIL if findings else judgement.verdict,
         owners=judgement.owners,
         findings=findings,
+        notes=tuple(f"does not count, before the first step: {one}" for one in judgement.earlier),
     )
 
 
@@ -154,7 +168,9 @@ def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) ->
         lines = evidence.path("serial.log").read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    finding = Finding("6", error.message, None, (), tuple(lines[-_TAIL_LINES:]))
+    rule = "step" if error.hung else "6"
+    trace = error.trace or tuple(lines[-_TAIL_LINES:])
+    finding = Finding(rule, error.message, dmesg=trace, phase=error.step or None)
     return replace(
         result, verdict=Verdict.FAIL, findings=(finding,), reason=error.message, hint=error.hint
     )
