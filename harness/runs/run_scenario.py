@@ -32,6 +32,7 @@ from harness.runs.evidence import Evidence, new_evidence
 from harness.runs.hang import explain_silence
 from harness.runs.prepare import Host, Prepared, prepare_case, request_for
 from harness.runs.timings import Timings
+from harness.runs.traces import with_decoded_traces
 
 _TAIL_LINES = 60
 _SETTLING = Settling()
@@ -100,6 +101,8 @@ def run_scenario(
     except HarnessError as error:
         result = _ended(result, Verdict.INCONCLUSIVE, error)
     result = replace(result, timings=timings.seconds())
+    if result.findings:
+        result = with_decoded_traces(result, found, evidence)
     result = replace(result, known_issue=_known(known_issues, result))
     evidence.json("verdict.json", result.as_json())
     return result
