@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -30,8 +31,9 @@ def monitor_of(*last_words: dict[str, object], linger: bool = False) -> Iterator
             # A command has no line end.
             while text := far.recv(1 << 16).decode():
                 asked = json.loads(text)
-                say({"return": {}, "id": asked["id"]})
+                say({"return": {}} | {name: asked[name] for name in ("id",) if name in asked})
                 if asked["execute"] == "cont":
+                    time.sleep(0.05)  # nobody reads when this comes
                     for message in last_words:
                         say(message)
                     if linger:
