@@ -67,6 +67,9 @@ def _ask_the_guest(
         for task, stack in tasks
         for line in (f"task {task.name}:{task.pid} state:{task.state}", *stack)
     )
+    if not any("+0x" in line for line in trace):
+        # Without CONFIG_STACKTRACE only a panic shows the stacks of tasks that wait.
+        trace = (*trace, *_panic_of_nmi(guest))
     evidence.text("stuck_tasks.txt", "\n".join(trace) + "\n")
     names = ", ".join(f"{task.name}:{task.pid}" for task, _ in tasks)
     return GuestCrashedError(
@@ -79,10 +82,7 @@ def _ask_the_guest(
 
 
 def _ask_the_kernel(guest: BootedGuest, error: DeadlineExpiredError, during: str) -> HarnessError:
-    """Send an NMI (the kernel has unknown_nmi_panic), and see what the kernel was at."""
-    guest.machine.command("inject-nmi")
-    guest.watch.await_panic(_NMI_SECONDS)
-    trace = guest.watch.trace
+    trace = _panic_of_nmi(guest)
     if not trace:
         return DeadlineExpiredError(
             f"{error.message}; the guest answers nothing, not even an NMI",
@@ -100,3 +100,12 @@ def _ask_the_kernel(guest: BootedGuest, error: DeadlineExpiredError, during: str
         step=guest.shell.step,
         hung=True,
     )
+
+
+def _panic_of_nmi(guest: BootedGuest) -> tuple[str, ...]:
+    """Send an NMI, of which the kernel panics (it has unknown_nmi_panic), and what it then says."""
+    guest.machine.command("inject-nmi")
+    guest.watch.await_panic(_NMI_SECONDS)
+    if guest.watch.panicked:
+        guest.machine.console.await_closed(_NMI_SECONDS)  # the stacks come last
+    return guest.watch.trace

@@ -34,8 +34,9 @@ class FakeShell:
 
     step = "modprobe dax_hmem"
 
-    def __init__(self, tasks: str | None) -> None:
+    def __init__(self, tasks: str | None, stack: str) -> None:
         self.tasks = tasks
+        self.stack = stack
 
     @contextmanager
     def beside(self, deadline: Deadline) -> Iterator[FakeShell]:
@@ -45,7 +46,7 @@ class FakeShell:
 
     def run(self, command: str, deadline: Deadline) -> GuestCommand:
         assert self.tasks is not None
-        return GuestCommand(command, 0, STACK if "/76/stack" in command else self.tasks)
+        return GuestCommand(command, 0, self.stack if "/76/stack" in command else self.tasks)
 
 
 class FakeGuest:
@@ -56,6 +57,7 @@ class FakeGuest:
         nmi: what its kernel says of an NMI.
         status: QEMU's.
         crash: what a check finds.
+        stack: of the task that waits.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class FakeGuest:
         nmi: tuple[str, ...] = (),
         status: str = "running",
         crash: HarnessError | None = None,
+        stack: str = STACK,
     ) -> None:
-        self.shell = FakeShell(tasks)
+        self.shell = FakeShell(tasks, stack)
         self.machine = self
-        self.watch = SimpleNamespace(trace=(), await_panic=lambda seconds: None)
+        self.watch = SimpleNamespace(trace=(), panicked=False, await_panic=lambda seconds: None)
+        self.console = SimpleNamespace(await_closed=lambda seconds: None)
         self.commands: list[str] = []
         self._nmi, self._status, self._crash = nmi, status, crash
 
@@ -78,7 +82,7 @@ class FakeGuest:
     def command(self, name: str, **_arguments: object) -> Any:
         self.commands.append(name)
         if name == "inject-nmi":
-            self.watch.trace = self._nmi
+            self.watch.trace, self.watch.panicked = self._nmi, bool(self._nmi)
         return {"status": self._status} if name == "query-status" else "CPU#0 RIP=1\n"
 
 
@@ -105,6 +109,14 @@ def test_a_guest_that_answers_otherwise_says_what_hangs(tmp_path: Path) -> None:
     assert found.trace == ("task modprobe:76 state:D", *STACK.splitlines())
     assert (tmp_path / "stuck_tasks.txt").read_text().startswith("task modprobe:76")
     assert "inject-nmi" not in guest.commands, "it lives"
+
+
+def test_a_kernel_that_shows_no_stacks_shows_them_in_a_panic(tmp_path: Path) -> None:
+    guest = FakeGuest(tasks=MODPROBE, nmi=OURS, stack="dax_hmem_platform_probe\n")
+    found = explain(guest, tmp_path)
+    assert isinstance(found, GuestCrashedError)
+    assert found.trace == ("task modprobe:76 state:D", "dax_hmem_platform_probe", *OURS)
+    assert "modprobe:76 did not go on" in found.message
 
 
 def test_a_guest_that_is_only_slow_is_inconclusive(tmp_path: Path) -> None:
