@@ -14,6 +14,8 @@ _STAT = re.compile(r"(?P<pid>\d+) \((?P<name>.*)\) (?P<state>[A-Za-z]) (?P<rest>
 # proc(5): stime is the 15th field, the twelfth after the state.
 _STIME = 11
 
+_BLOCKED = re.compile(r"\btask:\S+ +state:D ")
+
 # The code under test, as it stands in a stack: its functions, or its modules.
 _OURS = re.compile(
     r"\b_*(?:cxl|dax|hmem|dev_dax|kmem)_\w+\+0x|\[(?:cxl_\w+|dax\w*|dax_hmem|device_dax|kmem)[\s\]]"
@@ -73,3 +75,9 @@ def stuck(before: Iterable[Task], after: Iterable[Task], seconds: float) -> tupl
 def names_the_drivers(trace: Sequence[str]) -> bool:
     """Whether cxl, dax, hmem or kmem is in a trace, other than among the modules linked in."""
     return any(_OURS.search(line) for line in trace if "Modules linked in" not in line)
+
+
+def blocked_tasks(trace: Sequence[str]) -> tuple[str, ...]:
+    """The part of a panic's trace that panic_print=0x80 adds; the whole trace without it."""
+    begins = (at for at, line in enumerate(trace) if _BLOCKED.search(line))
+    return tuple(trace[next(begins, 0) :])

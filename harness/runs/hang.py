@@ -11,7 +11,7 @@ from harness.errors import (
     MachineLostError,
 )
 from harness.guest.hang import stuck_tasks
-from harness.model.guest_tasks import names_the_drivers
+from harness.model.guest_tasks import blocked_tasks, names_the_drivers
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence
 
@@ -69,7 +69,7 @@ def _ask_the_guest(
     )
     if not any("+0x" in line for line in trace):
         # Without CONFIG_STACKTRACE only a panic shows the stacks of tasks that wait.
-        trace = (*trace, *_panic_of_nmi(guest))
+        trace = (*trace, *blocked_tasks(_panic_of_nmi(guest)))
     evidence.text("stuck_tasks.txt", "\n".join(trace) + "\n")
     names = ", ".join(f"{task.name}:{task.pid}" for task, _ in tasks)
     return GuestCrashedError(

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.model.guest_tasks import Task, names_the_drivers, parse_tasks, stuck
+from harness.model.guest_tasks import Task, blocked_tasks, names_the_drivers, parse_tasks, stuck
 
 # From a 7.2 guest; the name may have spaces and brackets in it.
 STAT = """\
@@ -69,3 +69,12 @@ def test_the_drivers_are_known_in_a_trace(line: str) -> None:
 )
 def test_other_lines_of_a_trace_are_nobodys(line: str) -> None:
     assert not names_the_drivers([line])
+
+
+def test_of_a_panic_that_lists_blocked_tasks_only_these_are_kept() -> None:
+    blocked = (
+        "[   66.014765] task:modprobe        state:D stack:0     pid:52    tgid:52    ppid:44",
+        "[   66.015711]  ? dax_hmem_platform_probe+0x10/0x40 [dax_hmem]",
+    )
+    assert blocked_tasks(("[   66.010104] Kernel panic", "[   66.1] idle", *blocked)) == blocked
+    assert blocked_tasks(("[   66.010104] Kernel panic",)) == ("[   66.010104] Kernel panic",)
