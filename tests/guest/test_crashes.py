@@ -107,7 +107,7 @@ def test_an_oops_is_not_waited_for_until_the_deadline_of_the_step(
     (finding,) = result.findings
     assert (finding.rule, finding.phase) == ("6", "modprobe dax_hmem")
     assert any("oops_work+0x" in line for line in finding.dmesg)
-    assert "---[ end trace" in finding.dmesg[-1]
+    assert any("---[ end trace" in line for line in finding.dmesg)
     assert result.timings["load"] < steps._LOAD_SECONDS
     (note,) = result.notes
     assert "not decoded: it was built without debug information" in note
