@@ -38,9 +38,11 @@ class Deadline:
 
     def error(self) -> DeadlineExpiredError:
         """The error to raise when this deadline has passed."""
-        return DeadlineExpiredError(
+        error = DeadlineExpiredError(
             f"timed out after {self.seconds:g} s waiting for {self.what}", hint=self.hint
         )
+        error.seconds = self.seconds
+        return error
 
     def check(self) -> float:
         """Return the seconds left, > 0.

@@ -25,11 +25,13 @@ class HarnessError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders under pytest-xdist; keyword-only arguments need help.
-        return (_rebuild, (type(self), self.message, self.hint, self.where))
+        return (_rebuild, (type(self), self.message, vars(self)))
 
 
-def _rebuild(kind: type[HarnessError], message: str, hint: str, where: str | None) -> HarnessError:
-    return kind(message, hint=hint, where=where)
+def _rebuild(kind: type[HarnessError], message: str, attributes: dict[str, object]) -> HarnessError:
+    error = kind(message, hint="")
+    vars(error).update(attributes)
+    return error
 
 
 class UsageError(HarnessError):
@@ -41,7 +43,13 @@ class InconclusiveError(HarnessError):
 
 
 class DeadlineExpiredError(InconclusiveError):
-    """A wait ran out of time."""
+    """A wait ran out of time.
+
+    Attributes:
+        seconds: for how long was waited, 0 where nobody says.
+    """
+
+    seconds = 0.0
 
 
 class MachineLostError(InconclusiveError):
@@ -52,11 +60,36 @@ class GuestLostError(InconclusiveError):
     """The guest never became ready, or stopped answering."""
 
 
-class GuestCrashedError(HarnessError):
-    """The guest's kernel panicked or oopsed after it was ready: the scenario's own steps did it.
+class GuestEndedError(GuestLostError):
+    """The guest ended its machine: it reset or powered off."""
 
-    Verdict FAIL, once the console tail has been read.
+
+class GuestCrashedError(HarnessError):
+    """The guest's kernel broke in the scenario's own steps: a panic, an oops, a hang. Verdict FAIL.
+
+    Args:
+        message: what is wrong.
+        hint: what the reader can do about it.
+        where: what it is about.
+        trace: the kernel's own lines about it, as they came.
+        step: in which step, or phase of the boot.
+        hung: whether the step does not return, and no line of the kernel says why.
     """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str,
+        where: str | None = None,
+        trace: tuple[str, ...] = (),
+        step: str = "",
+        hung: bool = False,
+    ) -> None:
+        super().__init__(message, hint=hint, where=where)
+        self.trace = trace
+        self.step = step
+        self.hung = hung
 
 
 class PreflightError(InconclusiveError):

@@ -10,6 +10,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 PROFILES = PROJECT / "qemu_profiles"
 SCENARIOS = PROJECT / "tests" / "scenarios"
 KNOWN_ISSUES = PROJECT / "tests" / "known_issues.yaml"
+QEMU_QUIRKS = PROJECT / "tests" / "qemu_quirks.yaml"
 
 _NAME = "cxl-ownership-harness"
 

@@ -17,7 +17,7 @@ _STATUS = re.compile(r"^(?P<name>\S+) (?P<status>\d+) ?(?P<said>.*)$", re.MULTIL
 
 # Each modprobe says how it ended on a line of its own; the shell's `wait` does not.
 _AT_ONCE = """\
-echo {mark} > /dev/kmsg
+{mark}
 for name in {names}; do
     (said=$(modprobe "$name" 2>&1); echo "$name $? $said" > "/tmp/load-$name") &
 done
@@ -28,7 +28,7 @@ cd /tmp && cat {files} && rm {files}
 # What udev does at boot and on every uevent: devices appear while modules load, so it is done until
 # nothing new has appeared for a while.
 _BY_MODALIAS = """\
-echo {mark} > /dev/kmsg
+{mark}
 quiet=0; before=
 while [ "$quiet" -lt 5 ]; do
     find /sys/devices -name modalias -exec cat {{}} + | sort -u > /tmp/aliases
@@ -61,7 +61,7 @@ def _load_at_once(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...
     if not modules:
         return ()
     script = _AT_ONCE.format(
-        mark=shlex.quote(f"<6>harness: modprobe {' & '.join(modules)}"),
+        mark=shell.begin(f"modprobe {' & '.join(modules)}"),
         names=" ".join(map(shlex.quote, modules)),
         files=" ".join(shlex.quote(f"load-{name}") for name in modules),
     )
@@ -78,7 +78,7 @@ def _load_at_once(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...
 
 
 def _load_by_modalias(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...]:
-    script = _BY_MODALIAS.format(mark=shlex.quote("<6>harness: modprobe by modalias"))
+    script = _BY_MODALIAS.format(mark=shell.begin("modprobe by modalias"))
     done = shell.run(script, Deadline(_SECONDS, "modules to be loaded by modalias in the guest"))
     loaded = set(done.output.split())
     return tuple(

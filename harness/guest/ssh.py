@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from harness.deadline import Deadline
 from harness.errors import GuestLostError
 from harness.guest.keys import RunKeys
+from harness.model.boot_phases import StepMarks
 
 if TYPE_CHECKING:
     import paramiko
@@ -43,6 +45,10 @@ class GuestCommand:
 class GuestShell:
     """A shell in the guest. Made by `guest_shell`.
 
+    Attributes:
+        marks: how the steps that `begin` began stand in the kernel's log.
+        step: the one that was begun last, empty before the first.
+
     Args:
         channel: a channel that runs `sh`.
         check_machine: raises when the machine or the guest's kernel is known to be gone; called
@@ -55,6 +61,48 @@ class GuestShell:
         # Nothing in the guest can print the end of a command before it is there.
         self._token = secrets.token_hex(16)
         self._count = 0
+        self.marks = StepMarks(secrets.token_hex(16))
+        self.step = ""
+
+    def begin(self, step: str) -> str:
+        """Begin a step of the scenario.
+
+        Args:
+            step: what is done, as a person would say it: `modprobe kmem`.
+
+        Returns:
+            The command that marks the step in the kernel's log: put it, with a semicolon, in front
+            of the step's own command, so that both take one way to the guest.
+        """
+        self.step = " ".join(step.split())
+        mark = shlex.quote(f"<6>{self.marks.line(self.step)}")
+        return f"echo {mark} > /dev/kmsg"
+
+    @contextmanager
+    def beside(self, deadline: Deadline) -> Iterator[GuestShell]:
+        """Another shell over the same connection, for when a command of this one does not end.
+
+        Raises:
+            GuestLostError: the guest does not give one.
+            DeadlineExpiredError: it does not answer.
+        """
+        import paramiko
+
+        transport = self._channel.get_transport()
+        try:
+            channel = transport.open_session(timeout=deadline.check())
+            channel.settimeout(deadline.check())
+            channel.exec_command("exec sh")
+        except TimeoutError:
+            raise deadline.error() from None
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise GuestLostError(
+                f"the guest gives no other shell: {error}", hint=deadline.hint
+            ) from None
+        try:
+            yield GuestShell(channel, self._check_machine)
+        finally:
+            channel.close()
 
     def run(self, command: str, deadline: Deadline) -> GuestCommand:
         """Run a command line in the guest's shell.

@@ -79,8 +79,8 @@ def load_module(shell: GuestShell, name: str) -> str | None:
         DeadlineExpiredError: the module's initialisation does not return.
     """
     deadline = Deadline(_LOAD_SECONDS, f"modprobe {name} to end in the guest")
-    mark = shlex.quote(f"<6>harness: modprobe {name}")
-    done = shell.run(f"echo {mark} > /dev/kmsg; modprobe {shlex.quote(name)}", deadline)
+    mark = shell.begin(f"modprobe {name}")
+    done = shell.run(f"{mark}; modprobe {shlex.quote(name)}", deadline)
     if done.status == 0:
         return None
     return f"modprobe {name} ended with status {done.status}: {done.output.strip()}"

@@ -20,6 +20,7 @@ from harness.kernels.make_run import run_make
 from harness.kernels.modules import module_files
 from harness.kernels.sandbox import Sandbox, build_environment
 from harness.kernels.source_tree import SourceTree
+from harness.kernels.stored import DECODERS
 from harness.kernels.toolchain import FoundToolchain, jobs
 from harness.process import run
 from harness.progress import Progress
@@ -143,6 +144,10 @@ def collect(job: BuildJob, into: Path) -> str:
     symbols = output / "vmlinux"
     if symbols.is_file() and symbols.stat().st_size <= _SYMBOLS_LIMIT:
         shutil.copyfile(symbols, into / "vmlinux")
+    (into / "scripts").mkdir()
+    for name in DECODERS:
+        if (script := job.source.files / "scripts" / name).is_file():
+            shutil.copyfile(script, into / "scripts" / name)
     modules = into / "modules"
     modules.mkdir()
     for path in module_files(output):

@@ -10,6 +10,7 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.kernels.kernel_spec import KernelSpec
 from harness.kernels.modules import is_build_tree, module_files, read_vermagic
+from harness.kernels.stored import found_scripts, found_symbols
 from harness.model.kernel import Kernel
 
 _TREE_IMAGE = Path("arch", "x86", "boot", "bzImage")
@@ -58,7 +59,15 @@ def find_image(spec: KernelSpec) -> Kernel:
         modules=parts.modules,
         config=parts.config,
         identity=identity,
+        symbols=found_symbols(parts.modules or image.parent) or found_symbols(image.parent),
+        # A tree that was built elsewhere than in its source has a link to that.
+        scripts=found_scripts(*(place for place in _source_folders(parts) if place.is_dir())),
     )
+
+
+def _source_folders(parts: _Parts) -> tuple[Path, ...]:
+    folder = parts.modules or parts.image.parent
+    return folder, folder / "source", parts.image.parent
 
 
 def read_release(image: Path) -> str:

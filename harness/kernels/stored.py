@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # To be changed when the content of an entry changes: old entries are then not found any more.
 KIND = "kernels"
 _MANIFEST = "manifest.json"
+DECODERS = ("decode_stacktrace.sh", "decodecode")
+"""What of a kernel's scripts decodes its traces; the first calls the second."""
 
 
 def write_manifest(folder: Path, *, spec: str, release: str, packages: Iterable[Package]) -> None:
@@ -57,7 +59,21 @@ def read_stored(spec: str, entry: Path) -> Kernel:
         modules=entry / "modules",
         config=entry / "config",
         identity=entry.name,
+        symbols=found_symbols(entry),
+        scripts=found_scripts(entry),
     )
+
+
+def found_symbols(folder: Path) -> Path | None:
+    """The vmlinux in a folder, if there is one."""
+    path = folder / "vmlinux"
+    return path if path.is_file() else None
+
+
+def found_scripts(*folders: Path) -> Path | None:
+    """The `scripts` of the first of these folders in which it has what decodes traces."""
+    places = (folder / "scripts" for folder in folders)
+    return next((one for one in places if (one / DECODERS[0]).is_file()), None)
 
 
 @contextmanager

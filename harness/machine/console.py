@@ -49,6 +49,11 @@ class Console:
         with self._changed:
             return self._closed
 
+    def await_closed(self, seconds: float) -> None:
+        """Wait until everything that QEMU wrote has been seen, after its end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed, seconds)
+
     def await_line(self, wanted: Callable[[str], bool], deadline: Deadline) -> str:
         """Wait for a line that `wanted` accepts, among those not waited through yet.
 

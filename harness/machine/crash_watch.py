@@ -1,53 +1,162 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Notices on the console that the guest's kernel has died."""
+"""Notices on the console that the guest's kernel has died, or that a part of it has."""
 
 from __future__ import annotations
 
 import re
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Sequence
 
-from harness.errors import GuestCrashedError
+from harness.errors import GuestCrashedError, GuestEndedError, GuestLostError
+from harness.model.boot_phases import KERNEL
+from harness.model.dmesg import ends_the_guest, splat
+from harness.model.guest_tasks import names_the_drivers
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
-_END = re.compile(r"---\[ end Kernel panic|Rebooting in|reboot: |Kernel Offset:")
-_TRACE_SECONDS = 2.0
+_END_OF_PANIC = re.compile(r"---\[ end Kernel panic|Rebooting in|reboot: |Kernel Offset:")
+_END_OF_TRACE = re.compile(r"---\[ end trace")
+_CUT = "[ cut here ]"
+_TIME = re.compile(r"^\[ *\d+\.\d+\](?:\[[^\]]*\])? ?")
+# With what a check does once it has seen a line, less than the two seconds that a reader may wait.
+_TRACE_SECONDS = 1.2
+# From the end of an oops to the panic that some kernels make of it.
+_AFTERMATH_SECONDS = 0.2
+_BEFORE_LINES = 120
+_MOST_LINES = 400
+_HINT = "the trace is in serial.log in the evidence"
 
 
 class CrashWatch:
-    """Sees every console line; `check` raises once the kernel has panicked."""
+    """Sees every console line; `check` raises once the kernel cannot go on.
 
-    def __init__(self) -> None:
+    A panic always ends the guest. An oops, a stall or a hung task counts from the first step of the
+    scenario on, as it does in the kernel's log.
+
+    Args:
+        expected: messages that do not count; a panic does.
+        from_the_start: whether the boot is a step of the scenario.
+    """
+
+    def __init__(
+        self, expected: Sequence[re.Pattern[str]] = (), *, from_the_start: bool = False
+    ) -> None:
+        self._expected = tuple(expected)
+        self._step: Callable[[], str] | None = (lambda: KERNEL) if from_the_start else None
         self._seen = threading.Event()
         self._complete = threading.Event()
+        self._panicked = threading.Event()
+        self._before: deque[str] = deque(maxlen=_BEFORE_LINES)
+        self._trace: list[str] = []
         self._why = ""
         self._when = 0.0
 
+    def steps_begin(self, step: Callable[[], str]) -> None:
+        """From now on everything counts.
+
+        Args:
+            step: says which step the scenario is at.
+        """
+        self._step = step
+
     def line(self, text: str) -> None:
         """Look at one line; called in the console's thread."""
-        match = _PANIC.search(text)
-        if match is not None and not self._seen.is_set():
-            self._why = match["why"].strip()
+        panic = _PANIC.search(text)
+        if self._seen.is_set():
+            if len(self._trace) < _MOST_LINES:
+                self._trace.append(text)
+        elif panic is not None or self._counts(text):
+            self._trace = [*self._headed(), text]
+            self._why = _TIME.sub("", text).strip()
             self._when = time.monotonic()
             self._seen.set()
-        if self._seen.is_set() and _END.search(text):
+        else:
+            self._before.append(text)
+            return
+        if panic is not None and not self._panicked.is_set():
+            self._why = f"the guest's kernel panicked: {panic['why'].strip()}"
+            self._complete.clear()
+            self._panicked.set()
+        elif (_END_OF_PANIC if self._panicked.is_set() else _END_OF_TRACE).search(text):
             self._complete.set()
 
     @property
     def panicked(self) -> bool:
         """Whether a panic was seen."""
-        return self._seen.is_set()
+        return self._panicked.is_set()
+
+    @property
+    def trace(self) -> tuple[str, ...]:
+        """What the kernel said about its end, as far as it has come; empty while it lives."""
+        return tuple(self._trace)
+
+    def await_panic(self, seconds: float) -> None:
+        """Wait for a panic with its trace, or until the time is up."""
+        if self._panicked.wait(seconds):
+            self._complete.wait(_TRACE_SECONDS)
 
     def check(self) -> None:
-        """Raise when the kernel has panicked and its trace is on the console.
+        """Raise when the kernel cannot go on; its trace is on the console by then, if it ever is.
 
         Raises:
-            GuestCrashedError: it has.
+            GuestCrashedError: it broke in a step of the scenario.
+            GuestLostError: it panicked before the first.
         """
         if not self._seen.is_set():
             return
         self._complete.wait(max(0.0, self._when + _TRACE_SECONDS - time.monotonic()))
-        raise GuestCrashedError(
-            f"the guest's kernel panicked: {self._why}",
+        if not self._panicked.wait(_AFTERMATH_SECONDS):
+            kind = splat(self._why) or "a BUG"
+            raise self._crashed(f"{kind}: {self._why}")
+        self._complete.wait(max(0.0, self._when + _TRACE_SECONDS - time.monotonic()))
+        if self._step is None:
+            raise GuestLostError(f"{self._why}, before the scenario's first step", hint=_HINT)
+        raise self._crashed(self._why)
+
+    def check_boot(self) -> None:
+        """Raise when the kernel panicked; to be called while it boots.
+
+        Raises:
+            GuestCrashedError: the boot is a step of the scenario, and the trace is of its drivers.
+            GuestLostError: it panicked of something else.
+        """
+        if not self._panicked.is_set():
+            return
+        self._complete.wait(_TRACE_SECONDS)
+        if self._step is not None and names_the_drivers(self._trace):
+            raise self._crashed(self._why)
+        raise GuestLostError(
+            f"{self._why}, before it reached userspace",
             hint="the trace is at the end of serial.log in the evidence",
         )
+
+    def ended(self, error: GuestEndedError) -> None:
+        """Raise what the guest's end means, once `check` has found nothing on the console.
+
+        Raises:
+            GuestCrashedError: the guest ended in a step of the scenario.
+            GuestEndedError: it ended before the first.
+        """
+        if self._step is None:
+            raise error
+        self._trace = list(self._before)
+        raise self._crashed(error.message)
+
+    def _crashed(self, what: str) -> GuestCrashedError:
+        step = self._step() if self._step is not None else ""
+        during = f" (during {step})" if step else ""
+        return GuestCrashedError(f"{what}{during}", hint=_HINT, trace=self.trace, step=step)
+
+    def _counts(self, text: str) -> bool:
+        if self._step is None or not ends_the_guest(text):
+            return False
+        return not any(pattern.search(_TIME.sub("", text)) for pattern in self._expected)
+
+    def _headed(self) -> list[str]:
+        """The lines of the trace that has begun already: a warning that becomes a panic, say."""
+        lines = list(self._before)
+        begins = [at for at, text in enumerate(lines) if _CUT in text]
+        if not begins or any(_END_OF_TRACE.search(text) for text in lines[begins[-1] :]):
+            return []
+        return lines[begins[-1] :]

@@ -49,6 +49,26 @@ class Monitor:
             f"the QMP command {name}", self._client.execute(name, dict(arguments))
         )
 
+    def shutdown_reason(self) -> str:
+        """Why QEMU has ended, in its own word (`guest-reset`, `host-signal`); empty: it is silent.
+
+        Source: QEMU, qapi/run-state.json, the event SHUTDOWN.
+        """
+        with suppress(Exception):
+            self._loop.run_until_complete(asyncio.wait_for(self._last_events(), _CLOSE_SECONDS))
+        for event in self._client.events.history:
+            data = event.get("data")
+            if event["event"] == "SHUTDOWN" and isinstance(data, dict):
+                return str(data.get("reason", ""))
+        return ""
+
+    async def _last_events(self) -> None:
+        """Read until QEMU's end of the connection closes."""
+        from qemu.qmp import Runstate
+
+        while self._client.runstate == Runstate.RUNNING:
+            await self._client.runstate_changed()
+
     def close(self) -> None:
         """End the session, whatever state it is in."""
         with suppress(Exception):

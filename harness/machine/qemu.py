@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any
 
 from harness.deadline import Deadline
-from harness.errors import MachineLostError
+from harness.errors import GuestEndedError, HarnessError, MachineLostError
 from harness.machine.console import Console
 from harness.machine.monitor import Monitor
 from harness.machine.qemu_command import Control
@@ -24,6 +24,11 @@ PATIENCE = 1.0
 """Seconds from the end of a connection to the end of its process, at most."""
 
 _LAST_WORDS = 2000
+_GUEST_ENDS = {
+    "guest-reset": "reset its machine without a word: a triple fault?",
+    "guest-shutdown": "powered off",
+    "guest-panic": "told QEMU that it panicked",
+}
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s", re.ASCII)
 
 
@@ -98,7 +103,11 @@ class Qemu:
         return data.decode(errors="replace").strip()
 
     def check_alive(self, patience: float = 0.0) -> None:
-        """Raise MachineLostError when the process has ended.
+        """Raise when the process has ended.
+
+        Raises:
+            GuestEndedError: the guest ended it.
+            MachineLostError: it ended otherwise.
 
         Args:
             patience: seconds to wait for that. A process closes its connections a moment before it
@@ -147,7 +156,12 @@ class Qemu:
         if not ready:
             raise deadline.error()
 
-    def _ended(self) -> MachineLostError:
+    def _ended(self) -> HarnessError:
+        reason = self._monitor.shutdown_reason() if self._monitor is not None else ""
+        if reason in _GUEST_ENDS:
+            return GuestEndedError(
+                f"the guest {_GUEST_ENDS[reason]}", hint="see the end of serial.log in the evidence"
+            )
         status = self._process.returncode
         how = f"killed by signal {-status}" if status < 0 else f"with status {status}"
         words = self.last_words()

@@ -17,6 +17,8 @@ _ALWAYS = (
     "printk.time=1",  # observation reads the times
     "log_buf_len=2M",  # nothing of the log may be lost before it is read
     "panic=-1",  # a panic ends QEMU at once, instead of a guest that stands still
+    "unknown_nmi_panic",  # a guest that answers nothing is sent an NMI, and says what it was at
+    "panic_print=0xc0",  # at a panic, what all CPUs were at, and what tasks wait for
     "nokaslr",  # traces of two runs can be compared; saves relocating
     "mitigations=off",  # boot time under TCG
     "cryptomgr.notests",  # boot time under TCG

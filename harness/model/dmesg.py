@@ -5,19 +5,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WARNING = 4
+ANY_MESSAGE = "driver thing0: probe with driver thing failed with error -5"
+"""What no pattern for an expected line may match."""
 
 _CUT = "[ cut here ]"
 _END = "---[ end trace"
 _LONGEST_TRACE = 200
+_END_OF_STACK = "</TASK>"
+_RULE = re.compile("={20,}")
+_ENDS = ("a panic", "an oops", "a stall", "a hung task")
 
 _RAW = re.compile(r"<(?P<prefix>\d{1,3})>\[ *(?P<time>\d+\.\d+)\](?:\[[^\]]*\])? ?(?P<text>.*)")
 
 # Subsystems whose warnings and errors count.
 _OURS = re.compile(
     r"(?:^|[\s(\[])(?:cxl|dax|hmem|kmem|device_dax)(?:[\s_:.\d]|$)|"
+    r"\bACPI001[67]:\d|"  # cxl_acpi, about host bridges and the root of CXL
     r"^(?:resource: )?.*(?:conflicts with|Extended linear cache calculation failed)",
     re.IGNORECASE,
 )
@@ -28,7 +34,8 @@ _SPLATS = (
     (r"\bKASAN: ", "KASAN"),
     (r"\bsleeping function called from invalid context|\bscheduling while atomic", "atomic sleep"),
     (
-        r"\b(?:soft|hard) (?:lockup|LOCKUP)|\brcu.*(?:self-detected stall|detected .*stalls)",
+        r"\b(?:soft|hard) (?:lockup|LOCKUP)|\bworkqueue lockup|"
+        r"\brcu.*(?:self-detected stall|detected .*stalls)",
         "a stall",
     ),
     (r"\bINFO: task .* blocked for more than", "a hung task"),
@@ -66,11 +73,13 @@ class Record:
         level: 0 (emergency) to 7 (debug).
         time: seconds since boot.
         text: the message, without level and time.
+        phase: in which phase of the run it was said, empty where nobody has looked.
     """
 
     level: int
     time: float
     text: str
+    phase: str = ""
 
     def __str__(self) -> str:
         return f"[{self.time:12.6f}] {self.text}"
@@ -82,6 +91,16 @@ class Complaint:
 
     record: Record
     what: str
+
+    @property
+    def line(self) -> str:
+        """The message with its time and the phase that it fell in."""
+        phase = f"({self.record.phase}) " if self.record.phase else ""
+        return f"[{self.record.time:12.6f}] {phase}{self.record.text}"
+
+    def __str__(self) -> str:
+        text = f"{self.what}: {self.record.text.splitlines()[0]}"
+        return f"{text} (during {self.record.phase})" if self.record.phase else text
 
 
 def parse_dmesg(text: str) -> tuple[Record, ...]:
@@ -96,7 +115,7 @@ def parse_dmesg(text: str) -> tuple[Record, ...]:
         if match is None:
             if records and line.strip():
                 last = records[-1]
-                records[-1] = Record(last.level, last.time, f"{last.text}\n{line}")
+                records[-1] = replace(last, text=f"{last.text}\n{line}")
             continue
         records.append(
             Record(int(match["prefix"]) & 7, float(match["time"]), match["text"].rstrip())
@@ -138,17 +157,33 @@ def _with_whole_traces(records: Sequence[Record]) -> Iterable[Record]:
         end = _end_of_trace(records, at)
         whole = records[at : end + 1]
         text = "\n".join(one.text for one in whole if _CUT not in one.text)
-        yield Record(min(one.level for one in whole), whole[0].time, text or whole[0].text)
+        level = min(one.level for one in whole)
+        yield replace(whole[0], level=level, text=text or whole[0].text)
         at = end + 1
 
 
 def _end_of_trace(records: Sequence[Record], first: int) -> int:
     """The index of the last record of the trace that begins at `first`; `first` for no trace."""
-    if _CUT not in records[first].text and splat(records[first].text) is None:
+    kind = splat(records[first].text)
+    if _CUT not in records[first].text and kind is None:
         return first
+    begun, stack = False, first
     for at in range(first + 1, min(first + _LONGEST_TRACE, len(records))):
-        if _CUT in records[at].text:
+        text = records[at].text
+        if _CUT in text or (stack > first and splat(text) is not None):
             break
-        if _END in records[at].text:
+        if _END in text or (kind == "KASAN" and _RULE.fullmatch(text)):
             return at
-    return first
+        begun = begun or text.endswith("Call Trace:")
+        if begun and stack == first and text.strip() == _END_OF_STACK:
+            stack = at
+    # Lockdep, stalls and hung tasks have no end mark: the first stack is theirs.
+    return stack
+
+
+def ends_the_guest(text: str) -> bool:
+    """Whether a line says that something of the guest will not go on: nothing after it counts.
+
+    A task that oopsed holds its locks for ever; a CPU that stalls does nothing else.
+    """
+    return splat(text) in _ENDS or "kernel BUG at" in text

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.model.attribution import disagreements, double_claims, pieces_of
+from harness.model.boot_phases import BEFORE_STEPS
 from harness.model.dmesg import Complaint, complaints
 from harness.model.memory_range import MemoryRange
 from harness.model.observation import Observation
@@ -21,11 +22,19 @@ _MOST_LINES = 12
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on an observation: PASS or FAIL, and why."""
+    """The verdict on an observation: PASS or FAIL, and why.
+
+    Attributes:
+        verdict: PASS without findings.
+        owners: every range that somebody should own.
+        findings: what broke the contract.
+        earlier: complaints from before the first step, which do not count.
+    """
 
     verdict: Verdict
     owners: tuple[OwnedRange, ...]
     findings: tuple[Finding, ...]
+    earlier: tuple[Complaint, ...] = ()
 
 
 def judge(
@@ -33,6 +42,9 @@ def judge(
     state: FirmwareState,
     expected: Mapping[str, Ownership],
     expected_lines: Sequence[ExpectedLine] = (),
+    *,
+    quirks: Sequence[re.Pattern[str]] = (),
+    boot_counts: bool = False,
 ) -> Judgement:
     """Hold an observation against the contract.
 
@@ -41,9 +53,13 @@ def judge(
         state: what the firmware left, at real addresses.
         expected: owner by name of Soft Reserved range or decoder.
         expected_lines: kernel messages that do not count.
+        quirks: more of them, which are QEMU's doing.
+        boot_counts: whether the boot is a step of the scenario: with drivers built in, it is.
     """
-    allowed = [re.compile(line.pattern) for line in expected_lines]
-    complained = complaints(observation.dmesg, allowed)
+    allowed = [*(re.compile(line.pattern) for line in expected_lines), *quirks]
+    everything = complaints(observation.dmesg, allowed)
+    earlier = () if boot_counts else tuple(one for one in everything if _is_early(one))
+    complained = tuple(one for one in everything if one not in earlier)
     findings: list[Finding] = []
     owners: list[OwnedRange] = []
     reserved = {one.name for one in state.soft_reserved}
@@ -60,12 +76,19 @@ def judge(
     findings.extend(_strangers(state, observation, complained))
     findings.extend(_offline(owners, observation))
     findings.extend(disagreements(observation))
-    findings.extend(
-        Finding("6", f"{one.what}: {one.record.text.splitlines()[0]}", None, (), (str(one.record),))
-        for one in complained
-    )
+    findings.extend(map(_complained_of, complained))
     verdict = Verdict.FAIL if findings else Verdict.PASS
-    return Judgement(verdict, tuple(owners), tuple(findings))
+    return Judgement(verdict, tuple(owners), tuple(findings), earlier)
+
+
+def _is_early(complaint: Complaint) -> bool:
+    return complaint.record.phase in BEFORE_STEPS
+
+
+def _complained_of(complaint: Complaint) -> Finding:
+    return Finding(
+        "6", str(complaint), dmesg=(complaint.line,), phase=complaint.record.phase or None
+    )
 
 
 def _misowned(
@@ -158,5 +181,5 @@ def _belonging(
         spans = [(int(a, 16), int(b, 16)) for a, b in _ADDRESSES.findall(text)]
         near = any(a <= span.end and span.start <= b for a, b in spans if a <= b)
         if near or any(re.search(rf"(\b|_){re.escape(name)}\b", text) for name in names):
-            found.append(str(one.record))
+            found.append(one.line)
     return tuple(found[:_MOST_LINES])

@@ -20,6 +20,8 @@ class Kernel:
         config: the `.config` that it was built with, or None where the packager ships none.
         identity: hexadecimal digest of everything that makes this kernel what it is; two
             kernels with the same identity boot the same bytes.
+        symbols: its vmlinux, or None where the packager ships none.
+        scripts: the folder with its own decode_stacktrace.sh, or None.
     """
 
     spec: str
@@ -28,3 +30,5 @@ class Kernel:
     modules: Path | None
     config: Path | None
     identity: str
+    symbols: Path | None = None
+    scripts: Path | None = None

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from harness.model.dmesg import ANY_MESSAGE
 from harness.model.document import Address, Document, Size, read_document
 from harness.model.load import LoadPlan, ModuleName
 from harness.model.topology import Name
@@ -15,8 +16,6 @@ from harness.model.topology import Name
 OwnerName = Literal["dax_cxl", "dax_hmem", "nobody"]
 Use = Literal["system_ram", "devdax", "none"]
 Policy = Literal["per_range", "all_or_nothing"]
-# What no pattern for an expected line may match.
-_ANY_MESSAGE = "driver thing0: probe with driver thing failed with error -5"
 POLICIES: tuple[Policy, ...] = ("per_range", "all_or_nothing")
 
 
@@ -181,7 +180,7 @@ def read_scenario(text: str, name: str) -> Document[Scenario]:
     document = read_document(text, name, Scenario)
     for index, line in enumerate(document.value.expect.dmesg):
         try:
-            if re.search(line.pattern, _ANY_MESSAGE):
+            if re.search(line.pattern, ANY_MESSAGE):
                 raise document.error(
                     f"expect.dmesg[{index}].pattern",
                     "matches messages that have nothing to do with the case",

@@ -45,6 +45,10 @@ class Finding:
         range: where, or None.
         iomem: the lines of /proc/iomem that show it.
         dmesg: the kernel messages that belong to it.
+        phase: during which step, or phase of the boot, the kernel said them; None where nobody can
+            say.
+        decoded: those of them with addresses in the kernel's code, as the kernel's own
+            decode_stacktrace.sh prints them; empty where that is not possible.
     """
 
     rule: str
@@ -52,6 +56,8 @@ class Finding:
     range: MemoryRange | None = None
     iomem: tuple[str, ...] = ()
     dmesg: tuple[str, ...] = ()
+    phase: str | None = None
+    decoded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class RunResult:
         hint: what to do about the reason.
         owners: every range that somebody should own.
         findings: what broke the contract.
+        notes: what did not count, and is worth knowing.
         known_issue: why this failure is known, or None.
         timings: seconds by phase.
         evidence: the folder with everything that was written down.
@@ -152,6 +159,7 @@ class RunResult:
     hint: str = ""
     owners: tuple[OwnedRange, ...] = ()
     findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
     known_issue: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
     evidence: str = ""
@@ -199,10 +207,13 @@ class RunResult:
                     "range": str(one.range) if one.range else None,
                     "text": one.text,
                     "iomem": list(one.iomem),
+                    "phase": one.phase,
                     "dmesg": list(one.dmesg),
+                    "decoded": list(one.decoded),
                 }
                 for one in self.findings
             ],
+            "notes": list(self.notes),
             "known_issue": self.known_issue,
             "timings": {name: round(value, 3) for name, value in self.timings.items()},
             "evidence": self.evidence,

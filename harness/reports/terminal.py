@@ -41,6 +41,8 @@ def result_lines(result: RunResult) -> tuple[str, ...]:
         lines += ["  reproduce:", f"    {result.reproduce}"]
     for finding in _shortened(result.findings):
         lines += _finding_lines(finding)
+    for note in result.notes:
+        lines += _wrapped("  ", f"note: {note}")
     if result.known_issue:
         lines += ["  known issue:", *_wrapped("    ", result.known_issue.strip())]
     if result.verdict is not Verdict.PASS and result.evidence:
@@ -88,9 +90,10 @@ def _finding_lines(finding: Finding) -> list[str]:
     if finding.iomem:
         lines.append("    /proc/iomem:")
         lines += [f"      {line}" for line in finding.iomem[:_MOST_IOMEM_LINES]]
-    if finding.dmesg:
-        lines.append("    dmesg:")
-        lines += [f"      {line}" for text in finding.dmesg for line in text.splitlines()]
+    said = finding.decoded or finding.dmesg
+    if said:
+        lines.append("    dmesg, decoded:" if finding.decoded else "    dmesg:")
+        lines += [f"      {line}" for text in said for line in text.splitlines()]
     return lines
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 
 from harness.deadline import Deadline
-from harness.errors import GuestLostError, PreflightError
+from harness.errors import GuestEndedError, GuestLostError, PreflightError
 from harness.guest.initramfs import write_run_initramfs
 from harness.guest.keys import RunKeys
 from harness.guest.observe import early_messages
@@ -36,7 +36,7 @@ class BootedGuest:
     watch: CrashWatch
 
     def check(self) -> None:
-        """Raise when the kernel has panicked or QEMU has ended."""
+        """Raise when the kernel cannot go on or QEMU has ended."""
         _check(self.machine, self.watch)
 
 
@@ -52,7 +52,7 @@ def booted_guest(
         PreflightError: the guest did not get the machine that was asked for.
     """
     token = secrets.token_hex(16)
-    watch = CrashWatch()
+    watch = CrashWatch(prepared.expected_lines(), from_the_start=prepared.boot_counts)
     with ExitStack() as stack:
         with timings.phase("start"):
             keys = RunKeys()
@@ -84,12 +84,19 @@ def booted_guest(
                     "; ".join(problems),
                     hint="the firmware program and the kernel's command line are in the evidence",
                 )
+        watch.steps_begin(lambda: shell.step)
         yield BootedGuest(machine, shell, watch)
 
 
 def _check(machine: Qemu, watch: CrashWatch) -> None:
     watch.check()
-    machine.check_alive()
+    try:
+        machine.check_alive()
+    except GuestEndedError as error:
+        # After a panic the guest resets: then the panic is what happened.
+        machine.console.await_closed(PATIENCE)
+        watch.check()
+        watch.ended(error)
 
 
 @contextmanager
@@ -142,11 +149,7 @@ def _await_ready(machine: Qemu, watch: CrashWatch, token: str, seconds: float) -
     deadline = Deadline(seconds, "the guest to say that it is ready")
 
     def is_ready(line: str) -> bool:
-        if watch.panicked:
-            raise GuestLostError(
-                "the guest's kernel panicked before it reached userspace",
-                hint="the trace is at the end of serial.log in the evidence",
-            )
+        watch.check_boot()
         said = line.partition(f"{token} ")[2].strip()
         if said and said != "ready":
             raise GuestLostError(
@@ -159,6 +162,7 @@ def _await_ready(machine: Qemu, watch: CrashWatch, token: str, seconds: float) -
         machine.console.await_line(is_ready, deadline)
     except GuestLostError:
         # After an early panic QEMU ends by itself: the panic is what happened.
-        if machine.console.closed and not watch.panicked:
+        if machine.console.closed:
+            watch.check_boot()
             machine.check_alive(PATIENCE)
         raise

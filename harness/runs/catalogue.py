@@ -8,15 +8,17 @@ import fnmatch
 import glob
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from harness.errors import UsageError
 from harness.model.document import Document
 from harness.model.known_issues import KnownIssues, read_known_issues
+from harness.model.quirks import Quirks, read_quirks
 from harness.model.scenario import Scenario, read_scenario
 from harness.model.scenario_rules import check_scenario
 from harness.model.topology import Profile, read_profile
-from harness.paths import KNOWN_ISSUES, PROFILES, SCENARIOS
+from harness.paths import KNOWN_ISSUES, PROFILES, QEMU_QUIRKS, SCENARIOS
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,16 @@ def load_known_issues(path: Path = KNOWN_ISSUES) -> KnownIssues:
     if not path.exists():
         return KnownIssues(issues=())
     return read_known_issues(_text(path), _shown(path)).value
+
+
+@cache
+def load_quirks(path: Path = QEMU_QUIRKS) -> Quirks:
+    """Read the messages that are QEMU's doing.
+
+    Raises:
+        UsageError: the file is missing or wrong.
+    """
+    return read_quirks(_text(path), _shown(path)).value
 
 
 def _find(name: str, folder: Path, kind: str, hint: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -36,9 +37,12 @@ from harness.model.placement import FirmwareState, place_firmware
 from harness.model.scenario import POLICIES, Policy
 from harness.paths import store_root
 from harness.progress import Progress
-from harness.runs.catalogue import Case
+from harness.runs.catalogue import Case, load_quirks
 from harness.runs.live_machines import LiveMachines
 from harness.store import Store
+
+# They answer to an ACPI device, a PCI function and the platform device of Soft Reserved memory.
+_FIRST_DRIVERS = ("cxl_acpi", "cxl_pci", "dax_hmem")
 
 
 class NotApplicableError(UsageError):
@@ -197,6 +201,24 @@ class Prepared:
     settings: tuple[DecoderSetting, ...]
     command_line: str
     acpi_tables: dict[str, bytes]
+
+    @property
+    def boot_counts(self) -> bool:
+        """Whether the boot is a step of the scenario: a driver is built in that begins by itself.
+
+        The others wait for what these find.
+        """
+        shared = self.bootable.initramfs
+        return any(name not in {*shared.modules, *shared.missing} for name in _FIRST_DRIVERS)
+
+    def expected_lines(self) -> tuple[re.Pattern[str], ...]:
+        """The kernel messages that do not count: the scenario's, and those that are QEMU's doing.
+
+        Raises:
+            UsageError: the file of QEMU's quirks is wrong.
+        """
+        stated = (re.compile(one.pattern) for one in self.case.scenario.expect.dmesg)
+        return (*stated, *load_quirks().patterns(self.bootable.accel))
 
 
 def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:

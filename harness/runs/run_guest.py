@@ -8,12 +8,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.errors import GuestCrashedError, HarnessError, PreflightError, UsageError
+from harness.errors import (
+    DeadlineExpiredError,
+    GuestCrashedError,
+    HarnessError,
+    PreflightError,
+    UsageError,
+)
 from harness.guest.loading import load_modules
 from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
 from harness.kernels.stored import kernel_in_use
+from harness.model.boot_phases import in_phases
 from harness.model.judge import judge
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
@@ -22,9 +29,12 @@ from harness.model.preflight import window_problems
 from harness.model.scenario import Ownership, Policy
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.booted_guest import BootedGuest
+from harness.runs.catalogue import load_quirks
 from harness.runs.evidence import Evidence, new_evidence
+from harness.runs.hang import explain_silence
 from harness.runs.prepare import Prepared
 from harness.runs.timings import Timings
+from harness.runs.traces import with_decoded_traces
 
 _TAIL_LINES = 60
 _SETTLING = Settling()
@@ -88,7 +98,10 @@ def run_guest(
     )
     try:
         with kernel_in_use(found), start(evidence, timings) as guest:
-            result = _run_steps(guest, prepared, load, result, evidence, timings, judging)
+            try:
+                result = _run_steps(guest, prepared, load, result, evidence, timings, judging)
+            except DeadlineExpiredError as error:
+                raise explain_silence(guest, error, evidence) from error
     except GuestCrashedError as error:
         result = _crashed(result, error, evidence)
     except UsageError:
@@ -96,6 +109,8 @@ def run_guest(
     except HarnessError as error:
         result = ended(result, Verdict.INCONCLUSIVE, error)
     result = replace(result, timings=timings.seconds())
+    if result.findings:
+        result = with_decoded_traces(result, found, evidence)
     result = replace(result, known_issue=_known(judging.known_issues, result))
     evidence.json("verdict.json", result.as_json())
     return result
@@ -152,13 +167,21 @@ def _run_steps(
         raise PreflightError(
             "; ".join(problems), hint="the kernel or its ACPI tables are not what was asked for"
         )
-    judgement = judge(observation, prepared.state, expected, scenario.expect.dmesg)
+    judgement = judge(
+        replace(observation, dmesg=in_phases(observation.dmesg, guest.shell.marks)),
+        prepared.state,
+        expected,
+        scenario.expect.dmesg,
+        quirks=load_quirks().patterns(prepared.bootable.accel),
+        boot_counts=prepared.boot_counts,
+    )
     findings = (*failed_steps, *judgement.findings)
     return replace(
         result,
         verdict=Verdict.FAIL if findings else judgement.verdict,
         owners=judgement.owners,
         findings=findings,
+        notes=tuple(f"does not count, before the first step: {one}" for one in judgement.earlier),
     )
 
 
@@ -175,7 +198,9 @@ def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) ->
         lines = evidence.path("serial.log").read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    finding = Finding("6", error.message, None, (), tuple(lines[-_TAIL_LINES:]))
+    rule = "step" if error.hung else "6"
+    trace = error.trace or tuple(lines[-_TAIL_LINES:])
+    finding = Finding(rule, error.message, dmesg=trace, phase=error.step or None)
     return replace(
         result, verdict=Verdict.FAIL, findings=(finding,), reason=error.message, hint=error.hint
     )

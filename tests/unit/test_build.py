@@ -13,7 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_sources import HMEM, Builder, builder, copy_fake, edit, git, git_fake, stub_tools
+from fake_sources import (
+    FAKE_KERNEL,
+    HMEM,
+    Builder,
+    builder,
+    copy_fake,
+    edit,
+    git,
+    git_fake,
+    stub_tools,
+)
 
 from harness.errors import UnbuildableError, UsageError
 from harness.kernels.image import read_release
@@ -45,7 +55,12 @@ def test_a_kernel_of_a_git_tree(builder: Builder, tmp_path: Path) -> None:
     assert "CONFIG_CXL_REGION=y" in kernel.config.read_text()
     assert {path.name for path in kernel.image.parent.iterdir()} == {
         *("vmlinuz", "config", "System.map", "build.log", "vmlinux", "modules", "manifest.json"),
+        "scripts",
     }
+    assert kernel.symbols == kernel.image.parent / "vmlinux"
+    assert kernel.scripts == kernel.image.parent / "scripts"
+    script = FAKE_KERNEL / "scripts" / "decode_stacktrace.sh"
+    assert (kernel.scripts / script.name).read_bytes() == script.read_bytes()
     said = manifest(kernel)
     assert said["source"] == {
         "origin": str(tree),

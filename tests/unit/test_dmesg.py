@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import record
 
-from harness.model.dmesg import DmesgError, Record, complaints, parse_dmesg, splat
+from harness.model.dmesg import DmesgError, Record, complaints, ends_the_guest, parse_dmesg, splat
 
 
 def test_records_have_level_time_and_text() -> None:
@@ -244,3 +244,55 @@ def test_a_trace_without_an_end_loses_no_complaint() -> None:
 
 def test_two_traces_are_two_complaints() -> None:
     assert len(complaints([*TRACE, *TRACE])) == 2
+
+
+HUNG = (
+    record(3, "INFO: task modprobe:76 blocked for more than 120 seconds."),
+    record(6, "task:modprobe        state:D stack:0     pid:76"),
+    record(6, "Call Trace:"),
+    record(6, " <TASK>"),
+    record(6, " dax_hmem_platform_probe+0x1/0x2 [dax_hmem]"),
+    record(6, " </TASK>"),
+)
+KASAN = (
+    record(3, "BUG: KASAN: slab-use-after-free in cxl_region_probe+0x1/0x2"),
+    record(3, "Call Trace:"),
+    record(3, " <TASK>"),
+    record(3, " </TASK>"),
+    record(3, "Allocated by task 76:"),
+    record(3, "=" * 66),
+)
+
+
+@pytest.mark.parametrize(("trace", "what"), [(HUNG, "a hung task"), (KASAN, "KASAN")])
+def test_a_trace_without_an_end_mark_is_one_complaint(trace: tuple[Record, ...], what: str) -> None:
+    warning = record(4, "kmem dax0.0: x")
+    found = complaints([*trace, warning, *trace])
+    assert [one.what for one in found] == [what, "a warning", what]
+    assert found[0].record.text.splitlines() == [one.text for one in trace]
+    assert found[1].record == warning
+
+
+def test_an_oops_with_a_stack_ends_at_its_end_mark() -> None:
+    oops = (
+        record(1, "BUG: kernel NULL pointer dereference, address: 0000000000000010"),
+        record(1, "Oops: Oops: 0000 [#1] SMP"),
+        *HUNG[2:],
+        record(4, "Modules linked in: dax_hmem"),
+        record(4, "---[ end trace 0000000000000000 ]---"),
+    )
+    (found,) = complaints(oops)
+    assert found.what == "an oops"
+    assert len(found.record.text.splitlines()) == len(oops)
+
+
+def test_a_headline_without_a_stack_takes_nothing_of_what_follows() -> None:
+    hogged = record(4, "workqueue: dax_hmem_work hogged CPU for >10000us 4 times")
+    warning = record(4, "kmem dax0.0: x")
+    assert [one.record for one in complaints([hogged, warning])] == [hogged, warning]
+
+
+@pytest.mark.parametrize(("text", "what"), SPLATS)
+def test_what_ends_a_guest(text: str, what: str) -> None:
+    ends = what in ("a panic", "an oops", "a stall", "a hung task") or "kernel BUG at" in text
+    assert ends_the_guest(text) is ends

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import re
+
 import pytest
 from machines import (
     CXL,
@@ -15,6 +17,7 @@ from machines import (
     span,
 )
 
+from harness.model.boot_phases import StepMarks, in_phases
 from harness.model.dmesg import Record
 from harness.model.judge import Judgement, judge
 from harness.model.observation import DaxDevice, Observation
@@ -251,3 +254,43 @@ def test_everything_that_is_wrong_is_found_at_once() -> None:
     )
     rules = [rule for rule, _ in found(judged(seen, HMEM))]
     assert rules == ["3", "4", "6"]
+
+
+def in_steps(*records: Record) -> Observation:
+    marks = StepMarks("secret")
+    log = (
+        *(record(6, "Linux version 7.2"), record(4, "cxl_acpi ACPI0017:00: early")),
+        record(3, "kernel BUG at mm/other.c:1!"),
+        *(record(6, marks.line("modprobe kmem")), *records),
+    )
+    return good(*in_phases(log, marks))
+
+
+def test_what_was_said_before_the_first_step_does_not_count_and_is_kept() -> None:
+    judgement = judge(in_steps(), STATE, {"sr0": CXL})
+    assert judgement.verdict is Verdict.PASS
+    assert [str(one) for one in judgement.earlier] == [
+        "a warning: cxl_acpi ACPI0017:00: early (during boot)",
+        "a BUG: kernel BUG at mm/other.c:1! (during boot)",
+    ]
+
+
+def test_with_drivers_built_in_the_boot_counts() -> None:
+    judgement = judge(in_steps(), STATE, {"sr0": CXL}, boot_counts=True)
+    assert [one.phase for one in judgement.findings] == ["boot", "boot"]
+    assert judgement.earlier == ()
+
+
+def test_a_finding_about_the_log_says_in_which_step() -> None:
+    finding = only(judge(in_steps(record(4, "kmem dax0.0: x")), STATE, {"sr0": CXL}))
+    assert finding.phase == "modprobe kmem"
+    assert finding.text == "a warning: kmem dax0.0: x (during modprobe kmem)"
+    (line,) = finding.dmesg
+    assert line.endswith("] (modprobe kmem) kmem dax0.0: x")
+
+
+def test_a_quirk_of_qemu_does_not_count_and_other_lines_do() -> None:
+    quirk = [re.compile("kmem dax0.0: x$")]
+    for text, verdict in (("kmem dax0.0: x", Verdict.PASS), ("kmem dax0.0: y", Verdict.FAIL)):
+        seen = in_steps(record(4, text))
+        assert judge(seen, STATE, {"sr0": CXL}, quirks=quirk).verdict is verdict

@@ -168,7 +168,7 @@ def test_the_projects_fragments() -> None:
     names = fragment_names()
     assert set(names) == {
         *("base", "no_cxl_region", "no_dax_cxl", "no_soft_reserve", "no_kmem", "no_cxl"),
-        *("builtin", "mixed", "hmem_builtin_cxl_module", "debug", "distro"),
+        *("builtin", "mixed", "hmem_builtin_cxl_module", "debug", "debug_info", "distro"),
     }
     for name in names:
         text = (FRAGMENTS / f"{name}.config").read_text()

@@ -10,6 +10,7 @@ import pytest
 from harness.deadline import Deadline
 from harness.guest.loading import load_modules
 from harness.guest.ssh import GuestCommand, GuestShell
+from harness.model.boot_phases import StepMarks
 from harness.model.load import Load
 
 
@@ -18,11 +19,15 @@ class Guest:
 
     def __init__(self, output: str = "", status: int = 0) -> None:
         self.commands: list[str] = []
+        self.marks = StepMarks("secret")
+        self.step = ""
         self._output, self._status = output, status
 
     def run(self, command: str, _deadline: Deadline) -> GuestCommand:
         self.commands.append(command)
         return GuestCommand(command, self._status, self._output)
+
+    begin = GuestShell.begin
 
     def load(self, load: Load) -> tuple[str, ...]:
         return load_modules(cast(GuestShell, self), load)

@@ -20,6 +20,7 @@ from harness.guest.steps import (
     scan_for_leaks,
     take_away_modules,
 )
+from harness.model.boot_phases import StepMarks
 from harness.model.memory_range import MemoryRange
 
 SR = span("110000000-18fffffff")
@@ -52,6 +53,8 @@ class FakeGuest:
         self.commands: list[str] = []
         self.asked: list[float] = []
         self.observed: list[float] = []
+        self.marks = StepMarks("secret")
+        self.step = ""
         self._answer = answer
         self._status = status
         self._cost = cost
@@ -64,6 +67,8 @@ class FakeGuest:
         output = self._answer(self.now)
         self.now += self._cost
         return GuestCommand(command, self._status, output)
+
+    begin = GuestShell.begin
 
     def observe(self) -> dict[str, str]:
         self.observed.append(self.now)
@@ -215,7 +220,9 @@ def test_a_guest_that_never_stops_changing_is_given_up_at_the_deadline(
 def test_a_module_is_loaded_with_a_mark_in_the_log() -> None:
     guest = FakeGuest(lambda _: "")
     assert guest.load("dax_hmem") is None
-    assert guest.commands == ["echo '<6>harness: modprobe dax_hmem' > /dev/kmsg; modprobe dax_hmem"]
+    mark = "echo '<6>harness: modprobe dax_hmem [secret]' > /dev/kmsg"
+    assert guest.commands == [f"{mark}; modprobe dax_hmem"]
+    assert guest.step == "modprobe dax_hmem"
 
 
 def test_a_module_that_does_not_load_is_told_with_what_modprobe_said() -> None:
@@ -231,8 +238,10 @@ def test_no_name_of_a_module_reaches_the_shell_as_more_than_a_word(name: str) ->
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words = list(lexer)
+    one_line = name.replace("\n", " ")  # of two, the second would be no mark
     assert words == [
-        *("echo", f"<6>harness: modprobe {name}", ">", "/dev/kmsg", ";", "modprobe", name),
+        *("echo", f"<6>harness: modprobe {one_line} [secret]", ">", "/dev/kmsg"),
+        *(";", "modprobe", name),
     ]
 
 

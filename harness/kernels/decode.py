@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Traces with files and lines, by the kernel's own scripts/decode_stacktrace.sh."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import DeadlineExpiredError, HarnessError
+from harness.kernels.sandbox import Sandbox, build_environment, find_sandbox
+from harness.kernels.stored import DECODERS
+from harness.model.kernel import Kernel
+from harness.process import CommandError, run
+
+_SECONDS = 120.0
+_PROGRAMS = ("bash", "addr2line", "nm", "readelf")
+_CODE = re.compile(r"\S\+0x[0-9a-f]+/0x[0-9a-f]+")
+
+
+class NotDecodableError(HarnessError):
+    """There is no decoding of this kernel's traces."""
+
+
+def has_code(lines: Sequence[str]) -> bool:
+    """Whether these lines name places in the kernel's code."""
+    return any(_CODE.search(line) for line in lines)
+
+
+def decode_trace(
+    kernel: Kernel, lines: Sequence[str], sandbox: Sandbox | None = None
+) -> tuple[str, ...]:
+    """The lines of a trace with files and line numbers in them.
+
+    The script comes from the kernel's own source, like what a build runs: it runs in the sandbox.
+
+    Args:
+        kernel: which printed them.
+        lines: as it printed them.
+        sandbox: what confines the script; None for this machine's.
+
+    Raises:
+        NotDecodableError: says what is missing.
+    """
+    vmlinux, scripts = kernel.symbols, kernel.scripts
+    if vmlinux is None:
+        raise _impossible("there is no vmlinux with it", "use a kernel that was built here")
+    if not _has_lines(vmlinux):
+        raise _impossible(
+            "it was built without debug information", "build it with --config debug_info"
+        )
+    if scripts is None:
+        raise _impossible(f"{DECODERS[0]} is not kept with it", "build it again")
+    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+    if missing:
+        raise _impossible(
+            f"{', '.join(missing)} is not installed", "on Debian: apt-get install bash binutils"
+        )
+    sandbox = sandbox or find_sandbox()
+    vmlinux, scripts = vmlinux.resolve(), scripts.resolve()
+    modules = (kernel.modules or vmlinux.parent).resolve()
+    argv = sandbox.argv(
+        ["bash", str(scripts / DECODERS[0]), str(vmlinux), "auto", str(modules)],
+        env=build_environment(sandbox.places(vmlinux.parent, vmlinux.parent, Path("/tmp"))),
+        read_only={folder: folder for folder in (vmlinux.parent, scripts, modules)},
+        writable={},
+        cwd=vmlinux.parent,
+    )
+    deadline = Deadline(_SECONDS, f"{DECODERS[0]} to decode a trace")
+    try:
+        done = run(argv, deadline=deadline, stdin="".join(f"{line}\n" for line in lines))
+    except (CommandError, DeadlineExpiredError) as error:
+        raise _impossible(error.message, error.hint) from error
+    return tuple(line for line in done.stdout.splitlines() if line.strip())
+
+
+def _has_lines(vmlinux: Path) -> bool:
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        with vmlinux.open("rb") as stream:
+            return ELFFile(stream).get_section_by_name(".debug_line") is not None
+    except (ELFError, OSError):
+        return False
+
+
+def _impossible(why: str, hint: str) -> NotDecodableError:
+    return NotDecodableError(why, hint=hint)

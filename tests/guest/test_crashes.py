@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests that break in a step of the scenario, and guests that only look as if they did."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import Deadline
+from harness.guest import steps
+from harness.model.kernel_request import KernelRequest
+from harness.model.known_issues import KnownIssues
+from harness.model.verdict import RunResult, Verdict
+from harness.paths import PROJECT, SCENARIOS
+from harness.pytest_plugin import asked_kernel, report_text
+from harness.runs.booted_guest import BootedGuest
+from harness.runs.catalogue import load_case
+from harness.runs.prepare import Host
+from harness.runs.run_guest import Judging
+from harness.runs.run_scenario import run_scenario
+
+pytestmark = pytest.mark.guest
+
+Runner = Callable[[Callable[[BootedGuest], None]], RunResult]
+
+
+@pytest.fixture
+def run_with(
+    harness_host: Host,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Runner:
+    """Runs exact_cover with a step of the test's own instead of the scenario's."""
+
+    def run(step: Callable[[BootedGuest], None]) -> RunResult:
+        monkeypatch.setattr(
+            "harness.runs.run_guest._run_steps", lambda guest, *_arguments: step(guest)
+        )
+        return run_case(harness_host, "exact_cover", asked_kernel(request.config), tmp_path)
+
+    return run
+
+
+def run_case(host: Host, scenario: str, kernel: KernelRequest, folder: Path) -> RunResult:
+    judging = Judging("per_range", folder, KnownIssues(issues=()))
+    return run_scenario(host, load_case(scenario), kernel, judging)
+
+
+def test_a_guest_that_resets_itself_without_a_word(run_with: Runner) -> None:
+    def reset(guest: BootedGuest) -> None:
+        mark = guest.shell.begin("sudden end")
+        guest.shell.run(f"{mark}; echo b > /proc/sysrq-trigger", Deadline(60, "the end"))
+
+    result = run_with(reset)
+    assert result.verdict is Verdict.FAIL, report_text(result)
+    (finding,) = result.findings
+    assert "the guest reset its machine" in finding.text
+    assert finding.phase == "sudden end"
+    assert any("harness: sudden end" in line for line in finding.dmesg)
+
+
+def test_a_command_that_only_takes_long_is_no_hang_of_the_kernel(run_with: Runner) -> None:
+    def linger(guest: BootedGuest) -> None:
+        guest.shell.run(f"{guest.shell.begin('nap')}; sleep 300", Deadline(2, "a nap to end"))
+
+    result = run_with(linger)
+    assert result.verdict is Verdict.INCONCLUSIVE, report_text(result)
+    assert result.reason == "timed out after 2 s waiting for a nap to end"
+    assert "RIP" in Path(result.evidence, "cpus.txt").read_text()
+    assert not Path(result.evidence, "stuck_tasks.txt").exists()
+
+
+def test_a_qemu_that_is_stopped_is_no_hang_of_the_kernel(run_with: Runner) -> None:
+    def stop(guest: BootedGuest) -> None:
+        os.kill(guest.machine.pid, signal.SIGSTOP)
+        guest.shell.run("true", Deadline(1, "an answer"))
+
+    result = run_with(stop)
+    assert result.verdict is Verdict.INCONCLUSIVE, report_text(result)
+    assert "QEMU did not answer the QMP command query-status" in result.reason
+
+
+def test_a_guest_that_qemu_has_paused_is_no_hang_of_the_kernel(run_with: Runner) -> None:
+    def pause(guest: BootedGuest) -> None:
+        guest.machine.command("stop")
+        guest.shell.run("true", Deadline(1, "an answer"))
+
+    result = run_with(pause)
+    assert result.verdict is Verdict.INCONCLUSIVE, report_text(result)
+    assert "QEMU has stopped the guest (paused)" in result.reason
+
+
+def mutant(name: str) -> KernelRequest:
+    return KernelRequest("build:debian:7.2", series=PROJECT / "patches" / f"mutant-{name}")
+
+
+def test_an_oops_is_not_waited_for_until_the_deadline_of_the_step(
+    harness_host: Host, tmp_path: Path
+) -> None:
+    """The module that waits for the worker that oopsed never finishes loading."""
+    result = run_case(harness_host, "exact_cover", mutant("oops-in-hmem"), tmp_path)
+    assert result.verdict is Verdict.FAIL, report_text(result)
+    (finding,) = result.findings
+    assert (finding.rule, finding.phase) == ("6", "modprobe dax_hmem")
+    assert any("oops_work+0x" in line for line in finding.dmesg)
+    assert any("---[ end trace" in line for line in finding.dmesg)
+    assert result.timings["load"] < steps._LOAD_SECONDS
+    (note,) = result.notes
+    assert "not decoded: it was built without debug information" in note
+
+
+def test_the_stack_of_a_module_that_hangs_is_in_the_finding(
+    harness_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_LOAD_SECONDS", 10.0)
+    result = run_case(harness_host, "exact_cover", mutant("hang-in-hmem"), tmp_path)
+    assert result.verdict is Verdict.FAIL, report_text(result)
+    (finding,) = result.findings
+    assert (finding.rule, finding.phase) == ("step", "modprobe dax_hmem")
+    assert any("dax_hmem_platform_probe+0x" in line for line in finding.dmesg)
+    assert json.loads(Path(result.evidence, "verdict.json").read_text())["verdict"] == "FAIL"
+
+
+def test_a_guest_that_says_nothing_tells_an_nmi_where_it_is(
+    harness_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_LOAD_SECONDS", 10.0)
+    result = run_case(harness_host, "exact_cover", mutant("dead-in-hmem"), tmp_path)
+    assert result.verdict is Verdict.FAIL, report_text(result)
+    (finding,) = result.findings
+    assert finding.phase == "modprobe dax_hmem"
+    assert any("hmem_spin+0x" in line for line in finding.dmesg)
+    assert "RIP" in Path(result.evidence, "cpus.txt").read_text()
+
+
+def test_a_warning_that_the_user_has_made_fatal(harness_host: Host, tmp_path: Path) -> None:
+    text = (SCENARIOS / "no_soft_reserved.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("guest:\n", "kernel: {cmdline: [panic_on_warn=1]}\nguest:\n"))
+    kernel = mutant("flush-uninitialised-work")
+    result = run_case(harness_host, str(path), kernel, tmp_path)
+    assert result.verdict is Verdict.FAIL, report_text(result)
+    (finding,) = result.findings
+    assert finding.text.startswith("the guest's kernel panicked: kernel: panic_on_warn set")
+    assert any("WARNING: " in line and "__flush_work" in line for line in finding.dmesg)
+
+
+def test_a_trace_with_files_and_lines(harness_host: Host, tmp_path: Path) -> None:
+    kernel = KernelRequest(
+        "build:debian:7.2",
+        configs=("debug_info",),
+        series=PROJECT / "patches" / "mutant-oops-in-hmem",
+    )
+    result = run_case(harness_host, "exact_cover", kernel, tmp_path)
+    assert result.verdict is Verdict.FAIL, report_text(result)
+    (finding,) = result.findings
+    assert any("drivers/dax/hmem/hmem.c:" in line for line in finding.decoded)
+    assert any("kernel/workqueue.c:" in line for line in finding.decoded)
+    assert "drivers/dax/hmem/hmem.c:" in Path(result.evidence, "decoded.txt").read_text()
