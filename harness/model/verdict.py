@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from harness.model.memory_range import MemoryRange
 from harness.model.scenario import OwnerName, Ownership, Policy, Use
+
+Start = Literal["cold", "warm"]
+"""Whether a guest was booted for its run, or restored from one that was saved after its boot."""
 
 
 class Verdict(Enum):
@@ -91,6 +94,7 @@ class RunResult:
         config_sha256: of the kernel's configuration, None where its packager ships none.
         policy: whose rules were judged.
         accel: `kvm` or `tcg`.
+        start: how the guest came to be, None where none became ready.
         verdict: how it ended.
         reason: for other verdicts than PASS and FAIL, why.
         hint: what to do about the reason.
@@ -107,6 +111,7 @@ class RunResult:
     kernel_release: str | None = None
     config_sha256: str | None = None
     accel: str | None = None
+    start: Start | None = None
     verdict: Verdict = Verdict.INCONCLUSIVE
     reason: str = ""
     hint: str = ""
@@ -127,6 +132,7 @@ class RunResult:
             },
             "policy": self.policy,
             "accel": self.accel,
+            "start": self.start,
             "verdict": self.verdict.name,
             "reason": self.reason,
             "hint": self.hint,

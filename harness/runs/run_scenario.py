@@ -86,6 +86,7 @@ def run_scenario(
             kernel_in_use(found),
             booted_guest(host, prepared, evidence, timings, boot_seconds) as guest,
         ):
+            result = replace(result, start=guest.start)
             result = _run_steps(guest, prepared, result, evidence, timings, settling)
     except GuestCrashedError as error:
         result = _crashed(result, error, evidence)

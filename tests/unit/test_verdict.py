@@ -18,6 +18,7 @@ RESULT = RunResult(
     kernel_release="7.2.13",
     config_sha256="ab" * 32,
     accel="tcg",
+    start="warm",
     verdict=Verdict.FAIL,
     owners=(
         OwnedRange(
@@ -46,6 +47,7 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
         "kernel": {"spec": "debian:7.2", "release": "7.2.13", "config_sha256": "ab" * 32},
         "policy": "per_range",
         "accel": "tcg",
+        "start": "warm",
         "verdict": "FAIL",
         "owners": [
             {
