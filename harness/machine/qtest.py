@@ -64,6 +64,10 @@ class Qtest:
             )
         return words[1:]
 
+    def write16(self, address: int, value: int) -> None:
+        """Write a 16-bit register of the physical address space."""
+        self.command(f"writew {address:#x} {value:#x}")
+
     def read32(self, address: int) -> int:
         """Read a 32-bit register of the physical address space."""
         return int(self.command(f"readl {address:#x}")[0], 16)

@@ -155,8 +155,19 @@ def started_machine(
     identity: GuestIdentity,
     *,
     pass_fds: Sequence[int] = (),
+    incoming: bool = False,
 ) -> Iterator[Qemu]:
-    """QEMU with this machine, paused, for the length of the block."""
+    """QEMU with this machine, paused, for the length of the block.
+
+    Args:
+        host: this machine.
+        prepared: what it boots.
+        evidence: where it is written down.
+        watch: sees the console.
+        identity: of its guest.
+        pass_fds: more open files that QEMU inherits.
+        incoming: whether it waits for the state of another, whose serial log it continues.
+    """
     kernel = prepared.bootable.kernel
 
     def argv(control: Control, console: int) -> tuple[str, ...]:
@@ -164,10 +175,15 @@ def started_machine(
             kernel=kernel.image,
             initramfs=f"/dev/fd/{identity.initramfs}",
             command_line=prepared.command_line,
-            console=ConsoleSocket(console, evidence.path("serial.log")),
+            console=ConsoleSocket(console, evidence.path("serial.log"), append=incoming),
         )
         words = qemu_argv(
-            host.qemu, prepared.case.profile, prepared.bootable.accel, boot=boot, control=control
+            host.qemu,
+            prepared.case.profile,
+            prepared.bootable.accel,
+            boot=boot,
+            control=control,
+            incoming=incoming,
         )
         evidence.command("qemu.argv", words)
         return words
