@@ -96,6 +96,7 @@ def save_machine(
         (whose, span, machine.qtest.read_memory(span.start, span.size))
         for whose, span in register_blocks(functions, layout)
     )
+    _by_pages(machine)
     machine.command("migrate-set-parameters", **{"max-bandwidth": _UNLIMITED})
     machine.command("migrate", uri=f"file:/dev/fd/{file}")
     _await_migration(machine, Deadline(seconds, "QEMU to save the machine"))
@@ -129,6 +130,7 @@ def restore_machine(
         MachineLostError: QEMU ended, as it does when it cannot load what was saved.
         DeadlineExpiredError: it took too long.
     """
+    _by_pages(machine)
     machine.command("migrate-incoming", uri=f"file:/dev/fd/{saved.file}")
     _await_migration(machine, Deadline(seconds, "QEMU to load the saved machine"))
     qtest = machine.qtest
@@ -147,6 +149,12 @@ def restore_machine(
             hint="this QEMU does not restore CXL machines as the harness knows it: --start cold",
         )
     return tuple(written)
+
+
+def _by_pages(machine: Qemu) -> None:
+    """Keep each page of memory at a place of its own in the file: empty ones then cost nothing."""
+    capability = {"capability": "mapped-ram", "state": True}
+    machine.command("migrate-set-capabilities", capabilities=[capability])
 
 
 def _await_migration(machine: Qemu, deadline: Deadline) -> None:

@@ -77,7 +77,7 @@ class WarmMachine:
         boot: Evidence,
     ) -> None:
         self.saved = saved
-        self.size = os.fstat(saved.file).st_size
+        self.size = os.fstat(saved.file).st_blocks * 512  # most of the file is holes
         self._host = host
         self._prepared = prepared
         self._identity = identity
