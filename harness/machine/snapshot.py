@@ -99,7 +99,7 @@ def save_machine(
     _by_pages(machine)
     machine.command("migrate-set-parameters", **{"max-bandwidth": _UNLIMITED})
     machine.command("migrate", uri=f"file:/dev/fd/{file}")
-    _await_migration(machine, Deadline(seconds, "QEMU to save the machine"))
+    _await_migration(machine, "save the machine", seconds)
     return SavedMachine(file, config, registers)
 
 
@@ -132,7 +132,7 @@ def restore_machine(
     """
     _by_pages(machine)
     machine.command("migrate-incoming", uri=f"file:/dev/fd/{saved.file}")
-    _await_migration(machine, Deadline(seconds, "QEMU to load the saved machine"))
+    _await_migration(machine, "load the saved machine", seconds)
     qtest = machine.qtest
     written = [
         line for function, config in saved.config for line in _write_back(qtest, function, config)
@@ -157,7 +157,8 @@ def _by_pages(machine: Qemu) -> None:
     machine.command("migrate-set-capabilities", capabilities=[capability])
 
 
-def _await_migration(machine: Qemu, deadline: Deadline) -> None:
+def _await_migration(machine: Qemu, what: str, seconds: float) -> None:
+    deadline = Deadline(seconds, f"QEMU to {what}")
     while True:
         # Nothing at all before the migration has begun.
         answer = machine.command("query-migrate")
@@ -167,7 +168,7 @@ def _await_migration(machine: Qemu, deadline: Deadline) -> None:
         if status in ("failed", "cancelled"):
             why = answer.get("error-desc", status)
             raise RestoreError(
-                f"{deadline.what} did not work out: {why}",
+                f"QEMU could not {what}: {why}",
                 hint="see qemu.log in the evidence; --start cold does without",
             )
         time.sleep(min(_POLL_SECONDS, deadline.check()))

@@ -55,6 +55,7 @@ def test_any_other_answer_is_a_lost_machine(answer: str) -> None:
     [
         (lambda q: q.read32(0xE0001000), "readl 0xe0001000"),
         (lambda q: q.write32(0xE0001000, 0xF0), "writel 0xe0001000 0xf0"),
+        (lambda q: q.write16(0xB350005A, 0x10), "writew 0xb350005a 0x10"),
         (lambda q: q.read64(0x110000000), "readq 0x110000000"),
         (lambda q: q.write64(0x110000000, 1 << 63), "writeq 0x110000000 0x8000000000000000"),
         (lambda q: q.write_memory(0x1000, b"\x00\xff"), "write 0x1000 0x2 0x00ff"),
