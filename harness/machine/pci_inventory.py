@@ -18,6 +18,11 @@ from harness.model.topology import Profile
 
 CONFIG_SIZE = 4096
 
+# CXL 3.1, 8.2.3: of a component register block, what lies behind the CXL.cache_mem registers is
+# left to the implementation.
+_COMPONENT_BLOCK = 0x1_0000
+_DEFINED = 0x2000
+
 
 @dataclass(frozen=True)
 class PciFunction:
@@ -98,7 +103,11 @@ def register_blocks(
         if function.cxl
         for number, span in function.bars
     ]
-    return (*bridges, *bars)
+    return tuple((whose, _defined_part(span)) for whose, span in (*bridges, *bars))
+
+
+def _defined_part(block: MemoryRange) -> MemoryRange:
+    return MemoryRange.of_size(block.start, _DEFINED) if block.size == _COMPONENT_BLOCK else block
 
 
 def _memory_bars(regions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, MemoryRange]]:

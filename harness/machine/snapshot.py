@@ -93,7 +93,7 @@ def save_machine(
     functions = pci_functions(machine, profile)
     config = tuple((one, _read_config(machine.qtest, one)) for one in functions)
     registers = tuple(
-        (whose, span, machine.qtest.read_memory(span.start, span.size))
+        (whose, span, machine.qtest.read_registers(span.start, span.size))
         for whose, span in register_blocks(functions, layout)
     )
     _by_pages(machine)
@@ -247,7 +247,7 @@ def _differences(qtest: Qtest, saved: SavedMachine) -> list[str]:
             for offset in _differing(before, now)
         ]
     for whose, span, before in saved.registers:
-        now = qtest.read_memory(span.start, span.size)
+        now = qtest.read_registers(span.start, span.size)
         found += [
             f"{whose} at {offset:#05x} was {_word(before, offset):08x} "
             f"and is {_word(now, offset):08x}"

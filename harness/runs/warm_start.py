@@ -54,7 +54,7 @@ def warm_obstacle(prepared: Prepared) -> str:
         if module_name(name) not in initramfs.modules and module_name(name) not in initramfs.missing
     ]
     if built_in:
-        return f"{', '.join(built_in)} is built in, and has run before a guest could be saved"
+        return f"what is built in runs before a guest can be saved: {', '.join(built_in)}"
     return ""
 
 

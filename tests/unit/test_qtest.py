@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,30 @@ def test_memory_is_read_in_pieces_that_fit_together() -> None:
     with served(answer) as connection:
         assert Qtest(connection).read_memory(5, 100_000) == whole[5:100_005]
         assert Qtest(connection).read_memory(7, 0) == b""
+
+
+def test_registers_are_read_32_bits_at_a_time_many_on_the_way_at_once() -> None:
+    asked = []
+
+    def answer(line: str) -> str:
+        asked.append(line)
+        return f"OK {int(line.split()[1], 0):#018x}"
+
+    with served(answer) as connection:
+        qtest = Qtest(connection)
+        data = qtest.read_registers(0x1000, 0x2000)
+        assert data == struct.pack("<2048I", *range(0x1000, 0x3000, 4))
+        assert asked == [f"readl {at:#x}" for at in range(0x1000, 0x3000, 4)]
+        assert qtest.read32(0x44) == 0x44, "no answer is left over"
+
+
+def test_a_register_that_cannot_be_read_is_told() -> None:
+    answers = iter(("OK 0x1", "FAIL no"))
+    with (
+        served(lambda _line: next(answers)) as connection,
+        pytest.raises(MachineLostError, match=r"'readl 0x1004'"),
+    ):
+        Qtest(connection).read_registers(0x1000, 8)
 
 
 def test_configuration_space_is_reached_by_bus_slot_function_and_offset() -> None:

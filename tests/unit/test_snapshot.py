@@ -87,7 +87,7 @@ def test_writing_slot_control_leaves_no_completed_command() -> None:
 
 
 def _component(fake: FakeBooted) -> None:
-    fake.bridge_registers[0x2010] = 1
+    fake.bridge_registers[0x1010] = 1
 
 
 def _device(fake: FakeBooted) -> None:
@@ -107,7 +107,7 @@ def _other_card(fake: FakeBooted) -> None:
     [
         (
             _component,
-            "component registers of the host bridge 0x35 at 0x2010 was 00000000 and is 00000001",
+            "component registers of the host bridge 0x35 at 0x1010 was 00000000 and is 00000001",
         ),
         (_device, "BAR 0 of 36:00.0 (mem0) at 0x020 was 04030201 and is 04fc0201"),
         (
@@ -207,4 +207,5 @@ def test_functions_below_a_switch_are_found_and_unmapped_bars_are_not() -> None:
     assert functions[-1].config == 0xB380_0000
     assert functions[-2].config == 0xB370_8000
     blocks = [(whose, str(span)) for whose, span in register_blocks(functions, LAYOUT)]
+    assert blocks[0][1] == "100000000-100001fff", "of 64 KiB, what the specification defines"
     assert blocks[1:] == [("BAR 0 of 38:00.0 (mem0)", "fe000000-fe000fff")]
