@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.model.kernel_request import KernelRequest
     from harness.runs.prepare import Host
     from harness.runs.run_scenario import Session
+    from harness.runs.warm_start import AskedStart
 
 USAGE = 2
 _DEFAULT_KERNEL = "debian:7.2"
@@ -95,6 +96,7 @@ class GuestOptions:
         timeout: seconds that a guest may take to become ready.
         jobs: guests that run at once, None for as many as there are cores.
         build: whether scenarios may build a kernel when a prebuilt one is asked for.
+        start: how guests start: `auto`, `cold` or `warm`.
     """
 
     policy: Policy | None
@@ -104,6 +106,7 @@ class GuestOptions:
     timeout: int
     jobs: int | None
     build: bool
+    start: AskedStart
 
     def host(self) -> Host:
         """This machine.
@@ -130,7 +133,7 @@ class GuestOptions:
         policy = policy_for(self.policy, request)
         judging = Judging(policy, self.evidence, load_known_issues(), self.timeout)
         jobs = self.jobs or default_jobs()
-        return Session(host, judging, jobs=jobs, repeat=repeat, build=self.build)
+        return Session(host, judging, jobs=jobs, repeat=repeat, build=self.build, start=self.start)
 
 
 def accel_options(command: Command) -> Command:
@@ -156,7 +159,7 @@ def guest_options(command: Command) -> Command:
 
     @wraps(command)
     def packed(*args: Any, **kwargs: Any) -> Any:
-        names = ("policy", "accel", "qemu", "timeout", "jobs", "build")
+        names = ("policy", "accel", "qemu", "timeout", "jobs", "build", "start")
         given = {name: kwargs.pop(name) for name in names}
         folder = kwargs.pop("evidence") or evidence_root()
         return command(*args, guests=GuestOptions(evidence=folder, **given), **kwargs)
@@ -174,6 +177,14 @@ def guest_options(command: Command) -> Command:
             "--jobs",
             type=click.IntRange(1, 256),
             help="Guests that run at once; as many as there are cores when it is left out.",
+        ),
+        click.option(
+            "--start",
+            type=click.Choice(["auto", "cold", "warm"]),
+            default="auto",
+            show_default=True,
+            help="Boot every guest (cold), or restore it from one that was saved after its boot "
+            "(warm); auto restores where a scenario has several guests.",
         ),
         click.option(
             "--build/--no-build",

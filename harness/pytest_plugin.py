@@ -50,6 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--load", default=None, metavar="HOW", help="as harness run has it")
     group.addoption("--repeat", default=1, type=int, metavar="N", help="guests for each load")
+    group.addoption(
+        "--start", default="auto", choices=["auto", "cold", "warm"], help="boot or restore guests"
+    )
     group.addoption("--accel", default="auto", choices=["auto", "kvm", "tcg"], help="what runs it")
     group.addoption("--qemu", default=None, metavar="PATH", help="the QEMU to use")
     group.addoption("--evidence", default=None, metavar="DIR", help="where runs leave evidence")
@@ -138,6 +141,7 @@ def scenario_result(
             kernel,
             judging,
             repeat=request.config.getoption("repeat"),
+            start=request.config.getoption("start"),
         )
     except NotApplicableError as error:
         pytest.skip(str(error))

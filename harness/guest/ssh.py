@@ -126,6 +126,12 @@ class GuestShell:
             raise self._lost(command, str(error)) from None
         return GuestCommand(command, status, output)
 
+    def close(self) -> None:
+        """Log out, before the end of the block that has logged in."""
+        transport = self._channel.get_transport()
+        if transport is not None:
+            transport.close()
+
     def _collect(self, command: str, mark: str, deadline: Deadline) -> tuple[str, int]:
         data = bytearray()
         end = f"\n{mark} ".encode()

@@ -26,7 +26,7 @@ _MMIO = 0xE000_0000
 _MMIO_LIMIT = 0xE0FF_FFFF
 
 # Where SeaBIOS puts the PCI Express configuration space of a q35, and what its host bridge is.
-_ECAM = 0xB000_0000
+ECAM = 0xB000_0000
 _HOST_BRIDGE_ID = 0x29C0_8086
 
 _COMMAND = 0x04
@@ -60,16 +60,12 @@ def commit_decoders(
         MachineLostError: a component is not where the profile has it, or a decoder did not commit.
     """
     for component in dict.fromkeys(one.component for one in settings):
-        mine = [one for one in settings if one.component == component]
         with ExitStack() as stack:
             if component.kind == "host_bridge":
                 registers = layout.registers_of(component.bus).start
             else:
                 registers = stack.enter_context(_component_registers(qtest, component))
-            hdm = _find_hdm(qtest, registers, component)
-            for setting in mine:
-                _commit(qtest, hdm, setting)
-            qtest.write32(hdm + _GLOBAL_CONTROL, _GLOBAL_ENABLE)
+            _commit_all(qtest, registers, component, settings)
 
 
 def check_committed(
@@ -80,26 +76,13 @@ def check_committed(
     Only reads, and only by the memory-mapped configuration space, so that the guest's own
     accesses are not disturbed. Drivers that may change decoders must not have been loaded yet.
     """
-    if settings and qtest.read32(_ECAM) != _HOST_BRIDGE_ID:
-        return (f"no PCI configuration space at {_ECAM:#x}",)
-
-    def read(bus: int, slot: int, function: int, offset: int) -> int:
-        return qtest.read32(_ECAM + (bus << 20 | slot << 15 | function << 12 | offset))
-
+    if settings and qtest.read32(ECAM) != _HOST_BRIDGE_ID:
+        return (f"no PCI configuration space at {ECAM:#x}",)
     problems = []
     for setting in settings:
         component = setting.component
         try:
-            if component.kind == "host_bridge":
-                registers = layout.registers_of(component.bus).start
-            else:
-                bus = component.bus
-                for depth, number in enumerate(component.ports):
-                    if depth:
-                        bus = read(bus, 0, 0, _BUS_NUMBERS) >> 8 & 0xFF
-                    slot = _find_port(read, bus, number, component)
-                    bus = read(bus, slot, 0, _BUS_NUMBERS) >> 8 & 0xFF
-                registers = read(bus, 0, 0, _BAR0) & ~0xF | read(bus, 0, 0, _BAR0 + 4) << 32
+            registers = _registers_after_boot(qtest, layout, component)
             at = _find_hdm(qtest, registers, component) + _decoder_offset(setting)
         except MachineLostError as error:
             problems.append(error.message)
@@ -112,6 +95,17 @@ def check_committed(
                 f"{setting.range}"
             )
     return tuple(problems)
+
+
+def commit_again(qtest: Qtest, layout: MachineLayout, settings: Sequence[DecoderSetting]) -> None:
+    """Commit decoders as `commit_decoders` does, where PCI buses and BARs are already set up.
+
+    Raises:
+        MachineLostError: a component is not where the profile has it, or a decoder did not commit.
+    """
+    for component in dict.fromkeys(one.component for one in settings):
+        registers = _registers_after_boot(qtest, layout, component)
+        _commit_all(qtest, registers, component, settings)
 
 
 def prove_paths(qtest: Qtest, decoders: Sequence[PlacedDecoder]) -> None:
@@ -228,6 +222,33 @@ def _find_hdm(qtest: Qtest, registers: int, component: Component) -> int:
         if capability & 0xFFFF == _HDM_CAPABILITY:
             return registers + _CACHE_MEM + (capability >> 20)
     raise _not_there(component, "no HDM decoder capability")
+
+
+def _registers_after_boot(qtest: Qtest, layout: MachineLayout, component: Component) -> int:
+    """The address of component registers, by the bus numbers and BARs of the real firmware."""
+
+    def read(bus: int, slot: int, function: int, offset: int) -> int:
+        return qtest.read32(ECAM + (bus << 20 | slot << 15 | function << 12 | offset))
+
+    if component.kind == "host_bridge":
+        return layout.registers_of(component.bus).start
+    bus = component.bus
+    for depth, number in enumerate(component.ports):
+        if depth:
+            bus = read(bus, 0, 0, _BUS_NUMBERS) >> 8 & 0xFF
+        slot = _find_port(read, bus, number, component)
+        bus = read(bus, slot, 0, _BUS_NUMBERS) >> 8 & 0xFF
+    return read(bus, 0, 0, _BAR0) & ~0xF | read(bus, 0, 0, _BAR0 + 4) << 32
+
+
+def _commit_all(
+    qtest: Qtest, registers: int, component: Component, settings: Sequence[DecoderSetting]
+) -> None:
+    hdm = _find_hdm(qtest, registers, component)
+    for setting in settings:
+        if setting.component == component:
+            _commit(qtest, hdm, setting)
+    qtest.write32(hdm + _GLOBAL_CONTROL, _GLOBAL_ENABLE)
 
 
 def _commit(qtest: Qtest, hdm: int, setting: DecoderSetting) -> None:

@@ -24,10 +24,12 @@ class ConsoleSocket:
     Attributes:
         fd: QEMU's end of the console's socket pair.
         log: file to which QEMU itself writes the console.
+        append: whether the file keeps what it has.
     """
 
     fd: int
     log: Path
+    append: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def qemu_argv(
     *,
     boot: Boot | None = None,
     control: Control | None = None,
+    incoming: bool = False,
 ) -> tuple[str, ...]:
     """The argument list that starts this machine, paused where `control` is given.
 
@@ -74,6 +77,7 @@ def qemu_argv(
         accel: what executes the guest's instructions.
         boot: kernel, initramfs and console; None for bare hardware.
         control: the qtest and QMP connections; with them, the machine starts paused.
+        incoming: whether the machine waits for the state of another to be loaded into it.
     """
     text = _template().render(
         profile=profile,
@@ -81,6 +85,7 @@ def qemu_argv(
         sandbox=qemu.seccomp,
         boot=boot,
         control=control,
+        incoming=incoming,
         chassis=_chassis_numbers(profile),
         cpus_of_nodes=_cpus_of_nodes(profile),
         window_parts=[(p, w.granularity) for w in profile.windows for p in w.hardware()],

@@ -7,6 +7,7 @@ Source: QEMU, system/qtest.c. Commands are lines of text; every answer starts wi
 from __future__ import annotations
 
 import socket
+import struct
 
 from harness.deadline import Deadline
 from harness.errors import MachineLostError
@@ -14,6 +15,8 @@ from harness.errors import MachineLostError
 _CONFIG_ADDRESS = 0xCF8
 _CONFIG_DATA = 0xCFC
 _BULK = 0x8000
+# Commands on their way at once: few enough that neither side fills the other's socket.
+_ON_THE_WAY = 512
 
 
 class Qtest:
@@ -35,10 +38,15 @@ class Qtest:
         Raises:
             MachineLostError: QEMU refused the command, closed the connection or did not answer.
         """
+        return self._answered(line, line)
+
+    def _answered(self, line: str, sent: str) -> list[str]:
+        """Send text, which may be nothing, and return the words of the answer to `line`."""
         deadline = Deadline(self._seconds, f"QEMU to answer the qtest command {line[:60]!r}")
         try:
             self._socket.settimeout(deadline.check())
-            self._socket.sendall(line.encode() + b"\n")
+            if sent:
+                self._socket.sendall(sent.encode() + b"\n")
             while b"\n" not in self._buffer:
                 self._socket.settimeout(deadline.check())
                 more = self._socket.recv(1 << 17)
@@ -64,6 +72,10 @@ class Qtest:
             )
         return words[1:]
 
+    def write16(self, address: int, value: int) -> None:
+        """Write a 16-bit register of the physical address space."""
+        self.command(f"writew {address:#x} {value:#x}")
+
     def read32(self, address: int) -> int:
         """Read a 32-bit register of the physical address space."""
         return int(self.command(f"readl {address:#x}")[0], 16)
@@ -87,6 +99,21 @@ class Qtest:
             count = min(_BULK, address + size - at)
             parts.append(bytes.fromhex(self.command(f"read {at:#x} {count:#x}")[0][2:]))
         return b"".join(parts)
+
+    def read_registers(self, address: int, size: int) -> bytes:
+        """Read `size` bytes of registers, 32 bits at a time.
+
+        `read_memory` reads 64 bits where it can, to which many registers answer with zero.
+        """
+        lines = [f"readl {at:#x}" for at in range(address, address + size, 4)]
+        words = []
+        for first in range(0, len(lines), _ON_THE_WAY):
+            batch = lines[first : first + _ON_THE_WAY]
+            sent = "\n".join(batch)
+            for line in batch:
+                words.append(int(self._answered(line, sent)[0], 16))
+                sent = ""
+        return struct.pack(f"<{len(words)}I", *words)
 
     def write_memory(self, address: int, data: bytes) -> None:
         """Write bytes to guest memory."""

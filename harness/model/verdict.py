@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from harness.model.load import Load
 from harness.model.memory_range import MemoryRange
 from harness.model.scenario import OwnerName, Ownership, Policy, Use
+
+Start = Literal["cold", "warm"]
+"""Whether a guest was booted for its run, or restored from one that was saved after its boot."""
 
 
 class Verdict(Enum):
@@ -96,7 +99,7 @@ class Attempt:
         verdict: how it ended.
         outcome: who owned what in it.
         reason: why it did not end with PASS.
-        start: `cold` or `warm`.
+        start: how it came to be, None where it never became ready.
         seconds: from the start to the end of its run.
         evidence: the folder with everything that was written down.
     """
@@ -105,7 +108,7 @@ class Attempt:
     verdict: Verdict
     outcome: str
     reason: str
-    start: str
+    start: Start | None
     seconds: float
     evidence: str
 
@@ -133,6 +136,7 @@ class RunResult:
         config_sha256: of the kernel's configuration, None where its packager ships none.
         policy: whose rules were judged.
         accel: `kvm` or `tcg`.
+        start: how the guest came to be, None where none became ready.
         verdict: how it ended.
         reason: for other verdicts than PASS and FAIL, why.
         hint: what to do about the reason.
@@ -143,7 +147,6 @@ class RunResult:
         timings: seconds by phase.
         evidence: the folder with everything that was written down.
         load: what the guest loaded, and how; None when it did not come so far.
-        start: `cold`, or `warm` for a guest that was restored from a saved one.
         attempts: every guest, where the scenario was run with several.
         reproduce: the shortest command line that shows the failure, when one was looked for.
     """
@@ -154,6 +157,7 @@ class RunResult:
     kernel_release: str | None = None
     config_sha256: str | None = None
     accel: str | None = None
+    start: Start | None = None
     verdict: Verdict = Verdict.INCONCLUSIVE
     reason: str = ""
     hint: str = ""
@@ -164,7 +168,6 @@ class RunResult:
     timings: dict[str, float] = field(default_factory=dict)
     evidence: str = ""
     load: Load | None = None
-    start: str = "cold"
     attempts: tuple[Attempt, ...] = ()
     reproduce: str = ""
 

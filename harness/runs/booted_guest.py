@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 
 from harness.deadline import Deadline
 from harness.errors import GuestEndedError, GuestLostError, PreflightError
@@ -20,6 +20,7 @@ from harness.machine.firmware import check_committed, commit_decoders, prove_pat
 from harness.machine.qemu import PATIENCE, Qemu, running_qemu
 from harness.machine.qemu_command import Boot, ConsoleSocket, Control, qemu_argv
 from harness.model.preflight import early_problems
+from harness.model.verdict import Start
 from harness.runs.evidence import Evidence
 from harness.runs.prepare import Host, Prepared
 from harness.runs.timings import Timings
@@ -29,36 +30,84 @@ _LOGIN_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class BootedGuest:
-    """A guest that got the machine that was asked for, with a shell in it."""
+    """A guest that got the machine that was asked for, with a shell in it.
+
+    Attributes:
+        machine: its QEMU.
+        shell: a shell in it.
+        watch: sees its console.
+        start: `warm` for one that was restored after its boot.
+    """
 
     machine: Qemu
     shell: GuestShell
     watch: CrashWatch
+    start: Start = "cold"
 
     def check(self) -> None:
         """Raise when the kernel cannot go on or QEMU has ended."""
         _check(self.machine, self.watch)
 
 
+@dataclass(frozen=True)
+class GuestIdentity:
+    """What one guest is recognised by, and the initramfs that has it.
+
+    Attributes:
+        initramfs: descriptor of an open file in memory: it holds keys, and must not outlive the
+            guests that have them.
+        keys: its SSH keys.
+        token: the word that its messages on the console begin with.
+    """
+
+    initramfs: int
+    keys: RunKeys = field(repr=False)
+    token: str = field(repr=False)
+
+
+@contextmanager
+def guest_identity(prepared: Prepared) -> Iterator[GuestIdentity]:
+    """New keys and a new token, in an initramfs that is gone after the block."""
+    keys, token = RunKeys(), secrets.token_hex(16)
+    with open(os.memfd_create("initramfs"), "w+b") as archive:
+        write_run_initramfs(archive, prepared.bootable.initramfs, keys, token, prepared.acpi_tables)
+        archive.flush()
+        yield GuestIdentity(archive.fileno(), keys, token)
+
+
 @contextmanager
 def booted_guest(
-    host: Host, prepared: Prepared, evidence: Evidence, timings: Timings, boot_seconds: float
+    host: Host,
+    prepared: Prepared,
+    evidence: Evidence,
+    timings: Timings,
+    boot_seconds: float,
+    *,
+    identity: GuestIdentity | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[BootedGuest]:
     """Start the machine, play its firmware, boot, log in, and check what the guest got.
+
+    Args:
+        host: this machine.
+        prepared: what is booted.
+        evidence: where it is written down.
+        timings: counts the phases.
+        boot_seconds: how long the guest may take to become ready.
+        identity: the guest's keys, where others know them too.
+        pass_fds: more open files that QEMU inherits.
 
     Raises:
         MachineLostError: QEMU failed.
         GuestLostError: the guest never became ready, or its kernel died before it was.
         PreflightError: the guest did not get the machine that was asked for.
     """
-    token = secrets.token_hex(16)
     watch = CrashWatch(prepared.expected_lines(), from_the_start=prepared.boot_counts)
     with ExitStack() as stack:
         with timings.phase("start"):
-            keys = RunKeys()
-            initramfs = stack.enter_context(_run_initramfs(prepared, keys, token))
+            me = identity or stack.enter_context(guest_identity(prepared))
             machine = stack.enter_context(
-                _machine(host, prepared, evidence, watch, initramfs, stack)
+                started_machine(host, prepared, evidence, watch, me, pass_fds=pass_fds)
             )
             machine.connect_monitor()
         with timings.phase("firmware"):
@@ -67,13 +116,10 @@ def booted_guest(
             port = machine.forwarded_port()
         with timings.phase("boot"):
             machine.command("cont")
-            keys.prepare()  # takes about as long as the firmware in the guest
-            _await_ready(machine, watch, token, boot_seconds)
+            me.keys.prepare()  # takes about as long as the firmware in the guest
+            _await_ready(machine, watch, me.token, boot_seconds)
         with timings.phase("login"):
-            login = Deadline(_LOGIN_SECONDS, "the SSH login to the guest")
-            shell = stack.enter_context(
-                guest_shell(port, keys, login, lambda: _check(machine, watch))
-            )
+            shell = stack.enter_context(logged_in(machine, watch, me, port))
         with timings.phase("preflight"):
             problems = early_problems(early_messages(shell), prepared.state, prepared.layout)
             if "cxl_acpi" in prepared.bootable.initramfs.modules:
@@ -99,35 +145,52 @@ def _check(machine: Qemu, watch: CrashWatch) -> None:
         watch.ended(error)
 
 
-@contextmanager
-def _run_initramfs(prepared: Prepared, keys: RunKeys, token: str) -> Iterator[int]:
-    """The run's initramfs in memory: it holds keys, and must not outlive the run."""
-    with open(os.memfd_create("initramfs"), "w+b") as archive:
-        write_run_initramfs(archive, prepared.bootable.initramfs, keys, token, prepared.acpi_tables)
-        archive.flush()
-        yield archive.fileno()
+def logged_in(
+    machine: Qemu, watch: CrashWatch, identity: GuestIdentity, port: int
+) -> AbstractContextManager[GuestShell]:
+    """A shell in a guest whose SSH server is about to start, or has."""
+    deadline = Deadline(_LOGIN_SECONDS, "the SSH login to the guest")
+    return guest_shell(port, identity.keys, deadline, lambda: _check(machine, watch))
 
 
 @contextmanager
-def _machine(
+def started_machine(
     host: Host,
     prepared: Prepared,
     evidence: Evidence,
     watch: CrashWatch,
-    initramfs: int,
-    stack: ExitStack,
+    identity: GuestIdentity,
+    *,
+    pass_fds: Sequence[int] = (),
+    incoming: bool = False,
 ) -> Iterator[Qemu]:
+    """QEMU with this machine, paused, for the length of the block.
+
+    Args:
+        host: this machine.
+        prepared: what it boots.
+        evidence: where it is written down.
+        watch: sees the console.
+        identity: of its guest.
+        pass_fds: more open files that QEMU inherits.
+        incoming: whether it waits for the state of another, whose serial log it continues.
+    """
     kernel = prepared.bootable.kernel
 
     def argv(control: Control, console: int) -> tuple[str, ...]:
         boot = Boot(
             kernel=kernel.image,
-            initramfs=f"/dev/fd/{initramfs}",
+            initramfs=f"/dev/fd/{identity.initramfs}",
             command_line=prepared.command_line,
-            console=ConsoleSocket(console, evidence.path("serial.log")),
+            console=ConsoleSocket(console, evidence.path("serial.log"), append=incoming),
         )
         words = qemu_argv(
-            host.qemu, prepared.case.profile, prepared.bootable.accel, boot=boot, control=control
+            host.qemu,
+            prepared.case.profile,
+            prepared.bootable.accel,
+            boot=boot,
+            control=control,
+            incoming=incoming,
         )
         evidence.command("qemu.argv", words)
         return words
@@ -137,9 +200,10 @@ def _machine(
         {**asdict(kernel), "command_line": prepared.command_line, "qemu": asdict(host.qemu)},
     )
     evidence.json("firmware.json", [asdict(one) for one in prepared.settings])
-    log = stack.enter_context(evidence.path("qemu.log").open("w+b"))
+    inherited = (identity.initramfs, *pass_fds)
     with (
-        running_qemu(argv, log, watch.line, pass_fds=(initramfs,)) as machine,
+        evidence.path("qemu.log").open("w+b") as log,
+        running_qemu(argv, log, watch.line, pass_fds=inherited) as machine,
         host.live.tracked(machine),
     ):
         yield machine

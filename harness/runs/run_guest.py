@@ -98,6 +98,7 @@ def run_guest(
     )
     try:
         with kernel_in_use(found), start(evidence, timings) as guest:
+            result = replace(result, start=guest.start)
             try:
                 result = _run_steps(guest, prepared, load, result, evidence, timings, judging)
             except DeadlineExpiredError as error:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol
@@ -18,14 +18,16 @@ from harness.errors import InconclusiveError, UnbuildableError
 from harness.model.attempts import combine
 from harness.model.kernel_request import KernelRequest, as_request
 from harness.model.load import Load, TooManyOrdersError, loads_of
-from harness.model.verdict import RunResult, Verdict
-from harness.runs.booted_guest import BootedGuest, booted_guest
+from harness.model.verdict import RunResult, Start, Verdict
+from harness.runs.booted_guest import BootedGuest
 from harness.runs.catalogue import Case
-from harness.runs.evidence import Evidence
+from harness.runs.evidence import Evidence, new_evidence
+from harness.runs.guest_source import GuestSource, confirmed, guest_source
 from harness.runs.prepare import Host, NotApplicableError, Prepared, prepare_case, request_for
 from harness.runs.reproducer import shortest_failing
 from harness.runs.run_guest import Judging, ended, run_guest
 from harness.runs.timings import Timings
+from harness.runs.warm_start import AskedStart
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Session:
         jobs: how many guests run at once, at least 1.
         repeat: how many guests each load of a scenario gets, at least 1.
         build: whether scenarios may build a kernel when a prebuilt one is asked for.
+        start: how guests start; `auto` restores a saved machine where there are several of one.
+
+    Attributes:
+        host: this machine.
+        stack: what ends with the session.
     """
 
     def __init__(
@@ -70,8 +77,11 @@ class Session:
         jobs: int = 1,
         repeat: int = 1,
         build: bool = True,
+        start: AskedStart = "auto",
     ) -> None:
-        self._host = host
+        self.host = host
+        self.stack = ExitStack()
+        self._start = start
         self._judging = judging
         self._jobs = jobs
         self._repeat = repeat
@@ -88,8 +98,9 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:
-            self._host.live.stop()
+            self.host.live.stop()
         self._pool.shutdown(cancel_futures=True)
+        self.stack.close()
 
     def run(self, case: Case, kernel: str | KernelRequest) -> RunResult:
         """Run one scenario on a kernel.
@@ -130,7 +141,7 @@ class Session:
             return _Ended(Skipped(case, _needs_build(case)))
         try:
             with timings.phase("prepare"):
-                prepared = prepare_case(self._host, case, request)
+                prepared = prepare_case(self.host, case, request)
         except NotApplicableError as error:
             return _Ended(Skipped(case, error))
         except UnbuildableError as error:
@@ -147,13 +158,35 @@ class Session:
             ) from None
         return _Guests(self, prepared, loads, result, timings.seconds()["prepare"])
 
+    def guests_of(self, prepared: Prepared, count: int) -> AbstractContextManager[GuestSource]:
+        """Where this many guests of one machine come from."""
+        return guest_source(
+            self.host,
+            prepared,
+            lambda: new_evidence(
+                self._judging.evidence_root,
+                f"{prepared.case.name}-saved",
+                prepared.bootable.kernel.release,
+            ),
+            self._judging.boot_seconds,
+            self._start,
+            count,
+        )
+
     def submit(
-        self, prepared: Prepared, load: Load, result: RunResult, prepare_seconds: float = 0.0
+        self,
+        source: GuestSource,
+        prepared: Prepared,
+        load: Load,
+        result: RunResult,
+        *,
+        begin: Start = "warm",
+        prepare_seconds: float = 0.0,
     ) -> Future[RunResult]:
         """Run one guest as soon as there is room for it."""
 
         def start(evidence: Evidence, timings: Timings) -> AbstractContextManager[BootedGuest]:
-            return booted_guest(self._host, prepared, evidence, timings, self._judging.boot_seconds)
+            return source.guest(evidence, timings, begin)
 
         spent = {"prepare": prepare_seconds}
         return self._pool.submit(run_guest, prepared, load, self._judging, result, start, spent)
@@ -187,8 +220,10 @@ class _Guests:
         self._prepared = prepared
         self._before = result
         self._begin = time.monotonic() - prepare_seconds
+        self._stack = session.stack.enter_context(ExitStack())
+        self._source = self._stack.enter_context(session.guests_of(prepared, len(loads)))
         self._runs = [
-            session.submit(prepared, load, result, 0.0 if number else prepare_seconds)
+            self._submit(prepared, load, prepare_seconds=0.0 if number else prepare_seconds)
             for number, load in enumerate(loads)
         ]
 
@@ -196,17 +231,41 @@ class _Guests:
         return all(run.done() for run in self._runs)
 
     def result(self) -> RunResult:
-        results = [run.result() for run in self._runs]
-        if len(results) == 1:
-            return results[0]
-        combined = combine(results, time.monotonic() - self._begin)
-        if combined.verdict is Verdict.FAIL and not combined.known_issue:
-            load = shortest_failing(combined, self._prepared, self._run_again)
-            combined = replace(combined, reproduce=self._command(load))
+        with self._stack:
+            results = self._confirmed([run.result() for run in self._runs])
+            combined = combine(results, time.monotonic() - self._begin)
+            if len(results) > 1 and combined.verdict is Verdict.FAIL and not combined.known_issue:
+                load = shortest_failing(combined, self._prepared, self._run_again)
+                combined = replace(combined, reproduce=self._command(load))
         return combined
 
+    def _confirmed(self, results: Sequence[RunResult]) -> list[RunResult]:
+        """The results, those of restored guests that did not pass replaced by booted ones'."""
+        doubtful = [one.start == "warm" and one.verdict is not Verdict.PASS for one in results]
+        cold = {
+            number: self._submit(self._prepared, one.load, begin="cold")
+            for number, one in enumerate(results)
+            if doubtful[number] and one.load is not None
+        }
+        return [
+            confirmed(self._session.host, one, cold[number].result) if number in cold else one
+            for number, one in enumerate(results)
+        ]
+
+    def _submit(
+        self, prepared: Prepared, load: Load, *, begin: Start = "warm", prepare_seconds: float = 0.0
+    ) -> Future[RunResult]:
+        return self._session.submit(
+            self._source,
+            prepared,
+            load,
+            self._before,
+            begin=begin,
+            prepare_seconds=prepare_seconds,
+        )
+
     def _run_again(self, prepared: Prepared, load: Load) -> RunResult:
-        return self._session.submit(prepared, load, self._before).result()
+        return self._submit(prepared, load, begin="cold").result()
 
     def _command(self, load: Load) -> str:
         name = shlex.quote(self._prepared.case.name)
@@ -225,7 +284,13 @@ def _needs_build(case: Case) -> NotApplicableError:
 
 
 def run_scenario(
-    host: Host, case: Case, kernel: str | KernelRequest, judging: Judging, *, repeat: int = 1
+    host: Host,
+    case: Case,
+    kernel: str | KernelRequest,
+    judging: Judging,
+    *,
+    repeat: int = 1,
+    start: AskedStart = "auto",
 ) -> RunResult:
     """Run one scenario on a kernel, its guests side by side.
 
@@ -233,5 +298,5 @@ def run_scenario(
         UsageError: the input is wrong, or this machine lacks something; nothing was started.
         NotApplicableError: the scenario is not about this kernel.
     """
-    with Session(host, judging, jobs=default_jobs(), repeat=repeat) as session:
+    with Session(host, judging, jobs=default_jobs(), repeat=repeat, start=start) as session:
         return session.run(case, kernel)

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from fake_pci import COMMITTED, HDM
+from fake_pci import COMMITTED, HDM, Registers
 from fake_qemu import FakeQemu, qtest_of
 from layouts import layout_of
 from machines import bridge, machine, port, scenario_of, switch_port, window
 
 from harness.errors import MachineLostError
-from harness.machine.firmware import check_committed, commit_decoders, prove_paths
+from harness.machine.firmware import (
+    check_committed,
+    commit_again,
+    commit_decoders,
+    prove_paths,
+)
 from harness.machine.qtest import Qtest
 from harness.model.decoder_plan import DecoderSetting, plan_decoders
 from harness.model.layout import MachineLayout
@@ -313,6 +318,23 @@ def test_decoders_that_survived_the_boot_are_no_problem(any_board: Board) -> Non
     assert any_board.fake.config_spaces() == before
 
 
+def test_decoders_are_committed_again_where_firmware_has_been(any_board: Board) -> None:
+    any_board.commit()
+    any_board.fake.boot()
+    before = any_board.fake.config_spaces()
+    committed = _all_registers(any_board)
+    for registers in any_board.fake.bridge_registers.values():
+        registers.values.clear()
+    for one in any_board.fake.functions():
+        if one.registers:
+            one.registers.values.clear()
+    commit_again(any_board.qtest, any_board.layout, any_board.settings)
+    assert _all_registers(any_board) == committed
+    assert any_board.fake.config_spaces() == before
+    assert any_board.check() == ()
+    any_board.prove()
+
+
 @pytest.mark.parametrize("name", ["hb0", "rp1", "mem0", "mem3"])
 def test_a_decoder_that_did_not_survive_the_boot_is_a_problem(name: str) -> None:
     with board(SWITCHED, decoder("mem0", size="1G"), decoder("mem3", offset=GIB)) as one:
@@ -343,6 +365,14 @@ def test_a_machine_without_memory_mapped_configuration_space_is_a_problem() -> N
     with board(ONE, decoder("mem0")) as one:
         one.commit()
         assert one.check() == ("no PCI configuration space at 0xb0000000",)
+
+
+def _all_registers(one: Board) -> list[dict[int, int]]:
+    blocks: list[Registers] = [
+        *one.fake.bridge_registers.values(),
+        *(function.registers for function in one.fake.functions() if function.registers),
+    ]
+    return [dict(block.values) for block in blocks]
 
 
 def _case(name: str) -> tuple[Any, ...]:

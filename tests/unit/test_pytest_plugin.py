@@ -65,8 +65,8 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...
     def use(verdict: Verdict | BaseException, **more: Any) -> list[tuple[Any, ...]]:
         seen: list[tuple[Any, ...]] = []
 
-        def run(*arguments: Any, repeat: int) -> RunResult:
-            seen.append((*arguments, repeat))
+        def run(*arguments: Any, repeat: int, start: str) -> RunResult:
+            seen.append((*arguments, repeat, start))
             if isinstance(verdict, BaseException):
                 raise verdict
             values = {"kernel_release": "7.2.0", "evidence": "the folder"} | more
@@ -223,16 +223,16 @@ def test_on_a_kernel_without_the_issue_nothing_is_expected(
 def test_the_options_reach_the_runs(pytester: pytest.Pytester, answer: Any) -> None:
     seen = answer(Verdict.PASS, kernel_release="6.18.0")
     options = ("--kernel", "debian:6.18", "--policy", "all_or_nothing", "--evidence", "elsewhere")
-    loads = ("--load", "kmem,dax_hmem", "--repeat", "3")
+    loads = ("--load", "kmem,dax_hmem", "--repeat", "3", "--start", "cold")
     _, text = outcomes(pytester, *ONE, *options, *loads)
-    ((host, case, kernel, judging, repeat),) = seen
+    ((host, case, kernel, judging, repeat, start),) = seen
     assert (host, case.name, judging.policy, judging.evidence_root) == (
         "this host",
         "exact_cover",
         "all_or_nothing",
         Path("elsewhere"),
     )
-    assert (case.scenario.guest.load, repeat) == (("kmem", "dax_hmem"), 3)
+    assert (case.scenario.guest.load, repeat, start) == (("kmem", "dax_hmem"), 3, "cold")
     assert "debian:6.18" in str(kernel)
     assert "ownership: kernel debian:6.18, policy all_or_nothing" in text
 

@@ -191,6 +191,19 @@ def test_the_machine_starts_paused_only_when_it_is_controlled() -> None:
     assert not {"-S", "-qtest", "-mon", "-kernel", "-append", "-netdev"} & set(argv)
 
 
+def test_a_restored_machine_differs_only_in_how_it_starts(profile: Profile) -> None:
+    assert BOOT.console is not None
+    appended = replace(BOOT, console=replace(BOOT.console, append=True))
+    argv = qemu_argv(QEMU, profile, "tcg", boot=appended, control=CONTROL, incoming=True)
+    cold = set(options(whole(profile)))
+    warm = set(options(argv))
+    assert {key for key, _ in warm ^ cold} == {"-accel", "-chardev", "-incoming"}
+    assert ("-incoming", "defer") in warm
+    (console,) = [value for key, value in warm - cold if key == "-chardev"]
+    assert console.endswith(",logappend=on")
+    assert ("-chardev", console.replace("logappend=on", "logappend=off")) in cold
+
+
 def test_kernel_initramfs_and_command_line_are_one_word_each() -> None:
     argv = whole(one_window())
     assert values(argv, "-kernel") == [str(BOOT.kernel)]

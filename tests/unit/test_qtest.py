@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ def test_any_other_answer_is_a_lost_machine(answer: str) -> None:
     [
         (lambda q: q.read32(0xE0001000), "readl 0xe0001000"),
         (lambda q: q.write32(0xE0001000, 0xF0), "writel 0xe0001000 0xf0"),
+        (lambda q: q.write16(0xB350005A, 0x10), "writew 0xb350005a 0x10"),
         (lambda q: q.read64(0x110000000), "readq 0x110000000"),
         (lambda q: q.write64(0x110000000, 1 << 63), "writeq 0x110000000 0x8000000000000000"),
         (lambda q: q.write_memory(0x1000, b"\x00\xff"), "write 0x1000 0x2 0x00ff"),
@@ -85,6 +87,30 @@ def test_memory_is_read_in_pieces_that_fit_together() -> None:
     with served(answer) as connection:
         assert Qtest(connection).read_memory(5, 100_000) == whole[5:100_005]
         assert Qtest(connection).read_memory(7, 0) == b""
+
+
+def test_registers_are_read_32_bits_at_a_time_many_on_the_way_at_once() -> None:
+    asked = []
+
+    def answer(line: str) -> str:
+        asked.append(line)
+        return f"OK {int(line.split()[1], 0):#018x}"
+
+    with served(answer) as connection:
+        qtest = Qtest(connection)
+        data = qtest.read_registers(0x1000, 0x2000)
+        assert data == struct.pack("<2048I", *range(0x1000, 0x3000, 4))
+        assert asked == [f"readl {at:#x}" for at in range(0x1000, 0x3000, 4)]
+        assert qtest.read32(0x44) == 0x44, "no answer is left over"
+
+
+def test_a_register_that_cannot_be_read_is_told() -> None:
+    answers = iter(("OK 0x1", "FAIL no"))
+    with (
+        served(lambda _line: next(answers)) as connection,
+        pytest.raises(MachineLostError, match=r"'readl 0x1004'"),
+    ):
+        Qtest(connection).read_registers(0x1000, 8)
 
 
 def test_configuration_space_is_reached_by_bus_slot_function_and_offset() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +18,7 @@ from harness.errors import MachineLostError, UnbuildableError, UsageError
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load, LoadPlan
 from harness.model.verdict import Finding, RunResult, Verdict
+from harness.progress import SilentProgress
 from harness.runs import run_scenario as runs
 from harness.runs.catalogue import Case, load_case, load_cases
 from harness.runs.live_machines import LiveMachines, StoppedError
@@ -36,12 +39,14 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], li
     seen: list[Load] = []
 
     def use(answer: Answer) -> list[Load]:
-        def run(prepared: Any, load: Load, _judging: Judging, result: RunResult, *_: Any) -> Any:
+        def run(
+            prepared: Any, load: Load, _judging: Judging, result: RunResult, start: Any, _: Any
+        ) -> RunResult:
             seen.append(load)
-            verdict = answer(prepared.case, load)
+            with start(None, None) as guest:
+                verdict = answer(prepared.case, load)
             rules = (Finding("2", "wrong"),) if verdict is Verdict.FAIL else ()
-            values = vars(result) | {"verdict": verdict, "load": load, "findings": rules}
-            return RunResult(**values)
+            return replace(result, verdict=verdict, load=load, findings=rules, start=guest.start)
 
         monkeypatch.setattr(runs, "run_guest", run)
         return seen
@@ -50,7 +55,22 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], li
         return SimplePrepared(case)
 
     monkeypatch.setattr(runs, "prepare_case", prepare)
+    monkeypatch.setattr(runs, "guest_source", source)
     yield use
+
+
+@contextmanager
+def source(
+    _host: object, _prepared: object, _new: object, _seconds: float, asked: str, count: int
+) -> Iterator[Any]:
+    """Guests that only know how they were to start."""
+    warm = asked == "warm" or (asked == "auto" and count > 1)
+
+    @contextmanager
+    def guest(_evidence: object, _timings: object, begin: str) -> Iterator[Any]:
+        yield SimpleNamespace(start=begin if warm else "cold")
+
+    yield SimpleNamespace(guest=guest)
 
 
 class SimplePrepared(SimpleNamespace):
@@ -64,14 +84,14 @@ class SimplePrepared(SimpleNamespace):
 
 @pytest.fixture(autouse=True)
 def replaceable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def replace(prepared: Any, case: Case) -> Any:
+    def with_case(_prepared: object, case: Case) -> Any:
         return SimplePrepared(case)
 
-    monkeypatch.setattr("harness.runs.reproducer.with_case", replace)
+    monkeypatch.setattr("harness.runs.reproducer.with_case", with_case)
 
 
 def session(jobs: int = 2, repeat: int = 1, live: LiveMachines | None = None) -> Session:
-    host = SimpleNamespace(live=live or LiveMachines())
+    host = SimpleNamespace(live=live or LiveMachines(), progress=SilentProgress())
     return Session(cast(Host, host), JUDGING, jobs=jobs, repeat=repeat)
 
 
@@ -179,6 +199,34 @@ def test_all_orders_and_the_shortest_that_fails(answering: Any) -> None:
     assert result.reproduce == (
         "harness run exact_cover --kernel debian:7.2 --policy per_range --load kmem,cxl_acpi"
     )
+
+
+def test_a_failure_of_a_restored_guest_is_confirmed_by_a_booted_one(answering: Any) -> None:
+    seen = answering(lambda _case, _load: Verdict.FAIL)
+    with session(repeat=2) as running:
+        result = running.run(load_case("exact_cover"), "debian:7.2")
+    assert [one.start for one in result.attempts] == ["cold", "cold"]
+    assert [one.verdict for one in result.attempts] == [Verdict.FAIL] * 2
+    again = seen[2:4]
+    assert seen[:2] == again
+
+
+def test_a_failure_that_only_a_restored_guest_shows_is_none(answering: Any) -> None:
+    left = [Verdict.PASS, Verdict.FAIL, Verdict.PASS]
+    answering(lambda _case, _load: left.pop(0))
+    with session(jobs=1, repeat=2) as running:
+        result = running.run(load_case("exact_cover"), "debian:7.2")
+    assert result.verdict is Verdict.PASS
+    assert [one.start for one in result.attempts] == ["warm", "cold"]
+    assert left == []
+
+
+def test_what_passes_in_a_restored_guest_is_not_done_again(answering: Any) -> None:
+    seen = answering(lambda _case, _load: Verdict.PASS)
+    with session(repeat=3) as running:
+        result = running.run(load_case("exact_cover"), "debian:7.2")
+    assert [one.start for one in result.attempts] == ["warm"] * 3
+    assert len(seen) == 3
 
 
 def test_a_known_failure_is_not_made_shorter(answering: Any) -> None:

@@ -18,6 +18,7 @@ RESULT = RunResult(
     kernel_release="7.2.13",
     config_sha256="ab" * 32,
     accel="tcg",
+    start="warm",
     verdict=Verdict.FAIL,
     owners=(
         OwnedRange(
@@ -54,6 +55,7 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
         "kernel": {"spec": "debian:7.2", "release": "7.2.13", "config_sha256": "ab" * 32},
         "policy": "per_range",
         "accel": "tcg",
+        "start": "warm",
         "verdict": "FAIL",
         "owners": [
             {
@@ -103,8 +105,7 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
         "hint": "",
         "notes": ["a note"],
         "known_issue": "because",
-        # How the guest was started and loaded, and the others where there were several.
-        "start": "cold",
+        # How the guest was loaded, and the others where there were several.
         "load": None,
         "attempts": [],
         "reproduce": "",
