@@ -46,6 +46,7 @@ class DecoderSetting:
         ways: interleave ways of this level.
         granularity: bytes of one interleave step of this level.
         targets: port numbers in interleave order; empty for an endpoint.
+        locked: whether it is locked when it is committed.
     """
 
     component: Component
@@ -54,6 +55,7 @@ class DecoderSetting:
     ways: int
     granularity: int
     targets: tuple[int, ...]
+    locked: bool = False
 
 
 def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSetting, ...]:
@@ -78,6 +80,7 @@ def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSettin
                 ways,
                 grain,
                 tuple(targets),
+                decoder.locked,
             )
         )
 

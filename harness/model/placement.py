@@ -33,6 +33,7 @@ class PlacedDecoder:
         granularity: bytes of one interleave step.
         window_ways: host bridges that this part of the window interleaves over.
         hidden: whether its host bridge is one that Linux does not know of.
+        locked: whether the firmware locked them: Linux then leaves them committed.
     """
 
     name: str
@@ -42,6 +43,7 @@ class PlacedDecoder:
     granularity: int
     window_ways: int
     hidden: bool
+    locked: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def _place_decoder(
         granularity=decoder.granularity or window.granularity,
         window_ways=len(part.targets),
         hidden=profile.path_to(decoder.devices[0])[0].hidden,
+        locked=decoder.locked,
     )
 
 

@@ -63,6 +63,8 @@ class Decoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         size: bytes of host physical addresses.
         devices: type-3 devices by name; several interleave, in this order.
         granularity: bytes of one interleave step; default the window's.
+        locked: lock them when they are committed (CXL 3.1, 8.2.4.20.7): Linux then leaves them
+            committed when it tears their region down.
     """
 
     name: Name | None = None
@@ -71,6 +73,7 @@ class Decoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     size: Size
     devices: tuple[Name, ...]
     granularity: int | None = None
+    locked: bool = False
 
 
 class SratEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
