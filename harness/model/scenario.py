@@ -9,26 +9,18 @@ from typing import Annotated, Literal
 import msgspec
 
 from harness.model.document import Address, Document, Size, read_document
+from harness.model.guest_steps import GuestStep
+from harness.model.owner import OwnerName as OwnerName
+from harness.model.owner import Ownership as Ownership
+from harness.model.owner import Use as Use
 from harness.model.topology import Name
 
-OwnerName = Literal["dax_cxl", "dax_hmem", "nobody"]
-Use = Literal["system_ram", "devdax", "none"]
 Policy = Literal["per_range", "all_or_nothing"]
 # What no pattern for an expected line may match.
 _ANY_MESSAGE = "driver thing0: probe with driver thing failed with error -5"
 POLICIES: tuple[Policy, ...] = ("per_range", "all_or_nothing")
 
 ModuleName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*\Z", max_length=64)]
-
-
-class Ownership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Who owns a range, and what it is used for."""
-
-    owner: OwnerName
-    use: Use = "none"
-
-    def __str__(self) -> str:
-        return self.owner if self.use == "none" else f"{self.owner}/{self.use}"
 
 
 class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,10 +115,12 @@ class GuestSteps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     Attributes:
         missing: modules whose files are taken away first, so that nothing can load them.
         load: modules to load, in this order.
+        then: steps after the owners have settled; the contract is judged after each.
     """
 
     missing: tuple[ModuleName, ...] = ()
     load: tuple[ModuleName, ...] = ()
+    then: tuple[GuestStep, ...] = ()
 
 
 class ExpectedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from harness.model.document import Document
+from harness.model.guest_step_rules import check_steps
 from harness.model.kernel_modules import module_name
 from harness.model.memory_range import format_size
 from harness.model.scenario import POLICIES, Decoder, Position, Scenario, decoder_name
@@ -37,6 +38,7 @@ def check_scenario(document: Document[Scenario], profile: Profile) -> None:
                 hint="remove it from one of the two",
             )
     _check_expectations(document)
+    check_steps(document, profile)
 
 
 def _check_window(document: Document[Scenario], at: str, window: int, profile: Profile) -> None:

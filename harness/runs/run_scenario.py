@@ -27,6 +27,7 @@ from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.booted_guest import BootedGuest, booted_guest
 from harness.runs.catalogue import Case
 from harness.runs.evidence import Evidence, new_evidence
+from harness.runs.life import live_on
 from harness.runs.prepare import Host, Prepared, prepare_case, request_for
 from harness.runs.timings import Timings
 
@@ -133,12 +134,13 @@ def _run_steps(
         )
     judgement = judge(observation, prepared.state, expected, scenario.expect.dmesg)
     findings = (*failed_steps, *judgement.findings)
-    return replace(
+    result = replace(
         result,
         verdict=Verdict.FAIL if findings else judgement.verdict,
         owners=judgement.owners,
         findings=findings,
     )
+    return live_on(guest, prepared, result, observation, evidence, timings, settling)
 
 
 def _observe(shell: GuestShell, evidence: Evidence) -> dict[str, str]:
