@@ -24,7 +24,8 @@ def check_steps(document: Document[Scenario], profile: Profile) -> None:
     """
     scenario = document.value
     decoders = [decoder_name(scenario, i) for i in range(len(scenario.firmware.decoders))]
-    names = [*scenario.firmware.soft_reserved, *decoders]
+    # A range is called by the name under which its owner is judged.
+    names = list(scenario.expect.per_range)
     last: dict[str, str] = {}
     for index, step in enumerate(scenario.guest.then):
         at = f"guest.then[{index}]"

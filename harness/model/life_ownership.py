@@ -7,6 +7,7 @@ before. Source: rule 7 of docs/contract.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -53,7 +54,7 @@ def owners_after_steps(
     )
     found = []
     for step in scenario.guest.then:
-        _live(life, step, state)
+        _live(life, step, first)
         found.append({name: _now(name, owner, life, state) for name, owner in first.items()})
     return tuple(found)
 
@@ -62,11 +63,13 @@ def _with_loaded(scenario: Scenario, modules: tuple[str, ...]) -> Scenario:
     return replace(scenario, guest=replace(scenario.guest, load=modules))
 
 
-def _live(life: _Life, step: GuestStep, state: FirmwareState) -> None:
+def _live(life: _Life, step: GuestStep, first: Mapping[str, Ownership]) -> None:
     bindings = step.while_pending or ((step,) if step.bind or step.unbind else ())
     for one in bindings:
         if one.fails is None and one.unbind is not None:
             life.unbound.add(one.unbind.driver)
+            if one.unbind.driver == "hmem_platform":
+                _renew(life, {"dax_hmem"}, first)
         elif one.fails is None and one.bind is not None:
             life.unbound.discard(one.bind.driver)
     if step.fails is not None:
@@ -77,10 +80,8 @@ def _live(life: _Life, step: GuestStep, state: FirmwareState) -> None:
         if name is not None:
             life.unloaded.discard(module_name(name))
     if step.modules():
-        # Devices or their drivers come new, and with them the first use.
-        again = {module_name(name) for name in step.modules()} - {"device_dax"}
-        if again:
-            life.uses.clear()
+        again = {module_name(name) for name in step.modules()}
+        _renew(life, again, first)
         if "dax_hmem" in again and step.unload is None:
             life.unbound.discard("hmem_platform")
     if step.load_unbound == "dax_hmem":
@@ -95,10 +96,18 @@ def _live(life: _Life, step: GuestStep, state: FirmwareState) -> None:
     for name in (step.destroy_region, step.decommit):
         if name is not None:
             life.gone.add(name)
-            life.uses.clear()
+            _renew(life, {"dax_cxl"}, first)
     for name in (step.create_region, step.commit):
         if name is not None:
             life.gone.discard(name)
+
+
+def _renew(life: _Life, modules: set[str], first: Mapping[str, Ownership]) -> None:
+    """Forget the uses of devices that come new, or whose driver does, with these modules."""
+    for name in list(life.uses):
+        makers = {"kmem", first[name].owner}
+        if makers & modules or (first[name].owner == "dax_cxl" and modules.intersection(_CXL)):
+            del life.uses[name]
 
 
 def _now(name: str, first: Ownership, life: _Life, state: FirmwareState) -> Ownership:

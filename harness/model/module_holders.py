@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness.model.kernel_modules import module_name
 
 Holders = Mapping[str, tuple[str, ...]]
+
+# Holders are such as "dax_cxl,", "-", or "[permanent],".
+_LINE = re.compile(r"(?P<name>\w+) \d+ (?:\d+|-) (?P<holders>\S+)")
 
 
 class HeldError(ValueError):
@@ -23,11 +27,11 @@ def parse_holders(text: str) -> dict[str, tuple[str, ...]]:
     """
     holders = {}
     for line in text.splitlines():
-        words = line.split()
-        if len(words) < 4:
+        match = _LINE.match(line)
+        if match is None:
             raise ValueError(f"not a line of /proc/modules: {line[:80]!r}")
-        # Such as "dax_cxl,", "-", or "[permanent],".
-        holders[words[0]] = tuple(name for name in words[3].split(",") if name and name != "-")
+        names = match["holders"].split(",")
+        holders[match["name"]] = tuple(name for name in names if name and name != "-")
     return holders
 
 
