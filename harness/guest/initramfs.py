@@ -49,6 +49,8 @@ _APPLETS = (
         "hexdump",
         "devmem",
         "lspci",
+        "taskset",
+        "renice",
     ),
 )
 
@@ -107,6 +109,7 @@ def shared_initramfs(
     """
     parts = (
         *(_FORM, kernel.identity, userland.parent.name, _script("init.sh"), _script("observe.sh")),
+        _script("while_pending.sh"),
         *(*_PROGRAMS, *_APPLETS, "", *wanted),
     )
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -191,6 +194,7 @@ def _add_programs(archive: CpioWriter, userland: Path) -> None:
     archive.add_link("sbin/modprobe", "/bin/busybox")
     archive.add_file("init", _script("init.sh").encode(), 0o755)
     archive.add_file("bin/observe", _script("observe.sh").encode(), 0o755)
+    archive.add_file("bin/while_pending", _script("while_pending.sh").encode(), 0o755)
     archive.add_file("etc/fstab", _FSTAB)
     archive.add_file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     archive.add_file("etc/group", b"root:x:0:\n")

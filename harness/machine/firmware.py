@@ -46,6 +46,7 @@ _GLOBAL_CONTROL = 0x04
 _GLOBAL_ENABLE = 1 << 1
 _FIRST_DECODER = 0x10
 _DECODER_STRIDE = 0x20
+_LOCK = 1 << 8  # on commit
 _COMMIT = 1 << 9
 _COMMITTED = 1 << 10
 _HOST_ONLY = 1 << 12
@@ -259,6 +260,8 @@ def _commit(qtest: Qtest, hdm: int, setting: DecoderSetting) -> None:
     qtest.write32(at + 0x14, targets & 0xFFFF_FFFF)
     qtest.write32(at + 0x18, targets >> 32)
     control = (setting.granularity.bit_length() - 9) | encode_ways(setting.ways) << 4 | _HOST_ONLY
+    if setting.locked:
+        control |= _LOCK
     qtest.write32(at + 0x10, control)
     qtest.write32(at + 0x10, control | _COMMIT)
     if not qtest.read32(at + 0x10) & _COMMITTED:

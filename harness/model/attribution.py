@@ -106,7 +106,7 @@ def _piece(part: MemoryRange, observation: Observation) -> Piece:
     for device in covering:
         owner = _owner(device)
         if owner != "nobody" and (device.driver or "kmem" not in observation.dax_drivers):
-            return Piece(part, owner, _use(device), _describe(device))
+            return Piece(part, owner, _use(device, part, observation), _describe(device))
     chain = " > ".join(entry.name for entry in observation.iomem.chain(part.start))
     if covering:
         names = ", ".join(
@@ -122,7 +122,9 @@ def _owner(device: DaxDevice) -> OwnerName:
     return "dax_hmem" if device.parent == "dax_hmem" else "nobody"
 
 
-def _use(device: DaxDevice) -> Use:
+def _use(device: DaxDevice, part: MemoryRange, observation: Observation) -> Use:
+    if device.driver == "kmem" and not part.minus(observation.offline):
+        return "offline"
     uses: dict[str | None, Literal["system_ram", "devdax"]] = {
         "kmem": "system_ram",
         "device_dax": "devdax",

@@ -49,6 +49,7 @@ class DecoderSetting:
         ways: interleave ways of this level.
         granularity: bytes of one interleave step of this level.
         targets: port numbers in interleave order; empty for an endpoint.
+        locked: whether it is locked when it is committed.
     """
 
     component: Component
@@ -57,6 +58,7 @@ class DecoderSetting:
     ways: int
     granularity: int
     targets: tuple[int, ...]
+    locked: bool = False
 
 
 def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSetting, ...]:
@@ -85,7 +87,9 @@ def plan_decoder(profile: Profile, decoder: PlacedDecoder) -> tuple[DecoderSetti
 
     def add(component: Component, ways: int, grain: int, targets: Sequence[int]) -> None:
         span = decoder.range if component.kind == "endpoint" else decoder.ports_range
-        settings.append(DecoderSetting(component, 0, span, ways, grain, tuple(targets)))
+        settings.append(
+            DecoderSetting(component, 0, span, ways, grain, tuple(targets), decoder.locked)
+        )
 
     ways = len(decoder.devices)
     paths = [profile.path_to(device) for device in decoder.devices]

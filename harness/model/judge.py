@@ -154,7 +154,9 @@ def _strangers(
 
 def _offline(owners: Iterable[OwnedRange], observation: Observation) -> Iterable[Finding]:
     for owned in owners:
-        if owned.expected.use != "system_ram":
+        if owned.expected.use != "system_ram" or all(
+            piece.use == "offline" for piece in owned.observed
+        ):
             continue
         blocks = [block for block in observation.offline if block.overlaps(owned.range)]
         if blocks:

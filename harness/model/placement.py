@@ -37,6 +37,7 @@ class PlacedDecoder:
         hidden: whether its host bridge or its window is one that Linux does not know of.
         ports_range: what the host bridge and the switches above the devices decode; Linux
             assembles a region only where it is the same as `range`.
+        locked: whether the firmware locked them: Linux then leaves them committed.
     """
 
     name: str
@@ -47,6 +48,7 @@ class PlacedDecoder:
     window_ways: int
     hidden: bool
     ports_range: MemoryRange
+    locked: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def _place_decoder(
             profile.windows[decoder.window].hidden or profile.path_to(decoder.devices[0])[0].hidden
         ),
         ports_range=MemoryRange.of_size(start, decoder.ports_size or decoder.size),
+        locked=decoder.locked,
     )
 
 

@@ -10,23 +10,15 @@ import msgspec
 
 from harness.model.dmesg import ANY_MESSAGE
 from harness.model.document import Address, Document, Size, read_document
+from harness.model.guest_steps import GuestStep
 from harness.model.load import LoadPlan, ModuleName
+from harness.model.owner import OwnerName as OwnerName
+from harness.model.owner import Ownership as Ownership
+from harness.model.owner import Use as Use
 from harness.model.topology import Name
 
-OwnerName = Literal["dax_cxl", "dax_hmem", "nobody"]
-Use = Literal["system_ram", "devdax", "none"]
 Policy = Literal["per_range", "all_or_nothing"]
 POLICIES: tuple[Policy, ...] = ("per_range", "all_or_nothing")
-
-
-class Ownership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Who owns a range, and what it is used for."""
-
-    owner: OwnerName
-    use: Use = "none"
-
-    def __str__(self) -> str:
-        return self.owner if self.use == "none" else f"{self.owner}/{self.use}"
 
 
 class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,6 +55,8 @@ class Decoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         granularity: bytes of one interleave step; default the window's.
         ports_size: bytes that the host bridge and the switches decode from the same offset, when
             it is more than what the devices decode: memory works, but Linux finds no region in it.
+        locked: lock them when they are committed (CXL 3.1, 8.2.4.20.7): Linux then leaves them
+            committed when it tears their region down.
     """
 
     name: Name | None = None
@@ -72,6 +66,7 @@ class Decoder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     ports_size: Size | None = None
     devices: tuple[Name, ...]
     granularity: int | None = None
+    locked: bool = False
 
 
 class SratEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -122,11 +117,13 @@ class GuestSteps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         missing: modules whose files are taken away first, so that nothing can load them.
         load: modules to load, in this order, or a plan of several loads.
         async_probe: drivers, by name, that probe asynchronously (`driver_async_probe=`).
+        then: steps after the owners have settled; the contract is judged after each.
     """
 
     missing: tuple[ModuleName, ...] = ()
     load: tuple[ModuleName, ...] | LoadPlan = ()
     async_probe: tuple[ModuleName, ...] = msgspec.field(default=(), name="async")
+    then: tuple[GuestStep, ...] = ()
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from harness.errors import UsageError
 from harness.model.decoder_plan import plan_decoder
 from harness.model.document import Document
+from harness.model.guest_step_rules import check_steps
 from harness.model.load_rules import check_load
 from harness.model.memory_range import MemoryRange, format_size
 from harness.model.placement import PlacedDecoder
@@ -31,6 +32,7 @@ def check_scenario(document: Document[Scenario], profile: Profile) -> None:
     _check_srat(document, profile)
     check_load(document)
     _check_expectations(document)
+    check_steps(document, profile)
 
 
 def _check_window(document: Document[Scenario], at: str, window: int, profile: Profile) -> None:

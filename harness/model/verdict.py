@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
@@ -126,6 +127,25 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class StepOutcome:
+    """What came of one step after the owners had settled.
+
+    Attributes:
+        step: what was done.
+        outcome: whether the contract held after it; `not_done` after an earlier break.
+        owners: every range that somebody should own then.
+        findings: what broke the contract.
+        evidence: the folder of this step, below the run's.
+    """
+
+    step: str
+    outcome: Literal["held", "broke", "not_done"]
+    owners: tuple[OwnedRange, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What one run ended with; `as_json` is the result file's form.
 
@@ -141,7 +161,8 @@ class RunResult:
         reason: for other verdicts than PASS and FAIL, why.
         hint: what to do about the reason.
         owners: every range that somebody should own.
-        findings: what broke the contract.
+        findings: what broke the contract, after boot or after a step.
+        steps: what came of the steps after that.
         notes: what did not count, and is worth knowing.
         known_issue: why this failure is known, or None.
         timings: seconds by phase.
@@ -163,6 +184,7 @@ class RunResult:
     hint: str = ""
     owners: tuple[OwnedRange, ...] = ()
     findings: tuple[Finding, ...] = ()
+    steps: tuple[StepOutcome, ...] = ()
     notes: tuple[str, ...] = ()
     known_issue: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
@@ -187,34 +209,17 @@ class RunResult:
             "verdict": self.verdict.name,
             "reason": self.reason,
             "hint": self.hint,
-            "owners": [
+            "owners": _owners_json(self.owners),
+            "findings": _findings_json(self.findings),
+            "steps": [
                 {
-                    "name": one.name,
-                    "range": str(one.range),
-                    "expected": {"owner": one.expected.owner, "use": one.expected.use},
-                    "observed": [
-                        {
-                            "range": str(piece.range),
-                            "owner": piece.owner,
-                            "use": piece.use,
-                            "via": piece.via,
-                        }
-                        for piece in one.observed
-                    ],
+                    "step": one.step,
+                    "outcome": one.outcome,
+                    "owners": _owners_json(one.owners),
+                    "findings": _findings_json(one.findings),
+                    "evidence": one.evidence,
                 }
-                for one in self.owners
-            ],
-            "findings": [
-                {
-                    "rule": one.rule,
-                    "range": str(one.range) if one.range else None,
-                    "text": one.text,
-                    "iomem": list(one.iomem),
-                    "phase": one.phase,
-                    "dmesg": list(one.dmesg),
-                    "decoded": list(one.decoded),
-                }
-                for one in self.findings
+                for one in self.steps
             ],
             "notes": list(self.notes),
             "known_issue": self.known_issue,
@@ -223,3 +228,38 @@ class RunResult:
             "attempts": [one.as_json() for one in self.attempts],
             "reproduce": self.reproduce,
         }
+
+
+def _owners_json(owners: Iterable[OwnedRange]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": one.name,
+            "range": str(one.range),
+            "expected": {"owner": one.expected.owner, "use": one.expected.use},
+            "observed": [
+                {
+                    "range": str(piece.range),
+                    "owner": piece.owner,
+                    "use": piece.use,
+                    "via": piece.via,
+                }
+                for piece in one.observed
+            ],
+        }
+        for one in owners
+    ]
+
+
+def _findings_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    return [
+        {
+            "rule": one.rule,
+            "range": str(one.range) if one.range else None,
+            "text": one.text,
+            "iomem": list(one.iomem),
+            "phase": one.phase,
+            "dmesg": list(one.dmesg),
+            "decoded": list(one.decoded),
+        }
+        for one in findings
+    ]

@@ -6,7 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.model.scenario import Ownership
-from harness.model.verdict import RULES, Attempt, Finding, OwnedRange, RunResult, Verdict
+from harness.model.verdict import (
+    RULES,
+    Attempt,
+    Finding,
+    OwnedRange,
+    RunResult,
+    StepOutcome,
+    Verdict,
+)
 
 _MOST_IOMEM_LINES = 16
 _MOST_ATTEMPTS = 8
@@ -32,6 +40,7 @@ def result_lines(result: RunResult) -> tuple[str, ...]:
     """Everything that a person wants to read about one run, without colours."""
     lines = [headline(result)]
     lines += _table(result.owners)
+    lines += _step_lines(result.steps)
     if result.reason:
         lines += _wrapped("  ", result.reason)
     if result.hint:
@@ -82,6 +91,16 @@ def _attempt_lines(attempts: Sequence[Attempt]) -> list[str]:
     if len(bad) > _MOST_ATTEMPTS:
         lines.append(f"    and {len(bad) - _MOST_ATTEMPTS} more, see --json")
     return lines
+
+
+def _step_lines(steps: Sequence[StepOutcome]) -> list[str]:
+    """How many steps held; every one by name, once one did not."""
+    if not steps:
+        return []
+    if all(one.outcome == "held" for one in steps):
+        return [f"    after {len(steps)} more step{'s' if len(steps) > 1 else ''} as well"]
+    words = {"held": "  after", "broke": "! after", "not_done": "  not done:"}
+    return [f"  {words[one.outcome]} {one.step}" for one in steps]
 
 
 def _finding_lines(finding: Finding) -> list[str]:

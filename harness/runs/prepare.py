@@ -235,7 +235,8 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     state = place_firmware(case.document, case.profile, layout)
     _check_all_stated(case, state)
     settings = plan_decoders(case.profile, state)
-    modules = (*scenario.guest.modules, *scenario.guest.missing)
+    later = (name for step in scenario.guest.then for name in step.modules())
+    modules = (*scenario.guest.modules, *scenario.guest.missing, *later)
     try:
         bootable = prepare_kernel(host, request, modules)
     except NotConfigurableError as error:

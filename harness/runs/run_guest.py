@@ -20,8 +20,6 @@ from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
 from harness.kernels.stored import kernel_in_use
-from harness.model.boot_phases import in_phases
-from harness.model.judge import judge
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
 from harness.model.ownership import expected_owners
@@ -29,9 +27,10 @@ from harness.model.preflight import window_problems
 from harness.model.scenario import Ownership, Policy
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.booted_guest import BootedGuest
-from harness.runs.catalogue import load_quirks
 from harness.runs.evidence import Evidence, new_evidence
 from harness.runs.hang import explain_silence
+from harness.runs.judged import judge_guest
+from harness.runs.life import live_on
 from harness.runs.prepare import Prepared
 from harness.runs.timings import Timings
 from harness.runs.traces import with_decoded_traces
@@ -168,22 +167,16 @@ def _run_steps(
         raise PreflightError(
             "; ".join(problems), hint="the kernel or its ACPI tables are not what was asked for"
         )
-    judgement = judge(
-        replace(observation, dmesg=in_phases(observation.dmesg, guest.shell.marks)),
-        prepared.state,
-        expected,
-        scenario.expect.dmesg,
-        quirks=load_quirks().patterns(prepared.bootable.accel),
-        boot_counts=prepared.boot_counts,
-    )
+    judgement = judge_guest(guest, prepared, observation, expected)
     findings = (*failed_steps, *judgement.findings)
-    return replace(
+    result = replace(
         result,
         verdict=Verdict.FAIL if findings else judgement.verdict,
         owners=judgement.owners,
         findings=findings,
         notes=tuple(f"does not count, before the first step: {one}" for one in judgement.earlier),
     )
+    return live_on(guest, prepared, result, observation, evidence, timings, judging.settling)
 
 
 def _observe(shell: GuestShell, evidence: Evidence) -> dict[str, str]:

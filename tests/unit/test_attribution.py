@@ -215,3 +215,14 @@ def test_memory_is_online_once_kmem_holds_all_of_it() -> None:
     assert not online(ram("110000000-14fffffff"), both)
     assert not online(ram("110000000-14ffffffe", "180000000-1bfffffff"), both)
     assert not online(iomem_of("110000000-1bfffffff : System RAM"), both)
+
+
+def test_memory_of_kmem_is_offline_where_all_its_blocks_are() -> None:
+    ours = by_cxl("dax0.0", "110000000-18fffffff")
+    whole = observed(OWNED, ours, offline=["100000000-14fffffff", "150000000-18fffffff"])
+    assert [one[2] for one in pieces(whole)] == ["offline"]
+    half = observed(OWNED, ours, offline=["110000000-14fffffff"])
+    assert [one[2] for one in pieces(half)] == ["system_ram"]
+    devdax = by_cxl("dax0.0", "110000000-18fffffff", driver="device_dax")
+    away = observed(OWNED, devdax, offline=["110000000-18fffffff"])
+    assert [one[2] for one in pieces(away)] == ["devdax"]

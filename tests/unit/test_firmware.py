@@ -152,6 +152,15 @@ def test_every_component_is_enabled_and_nothing_else_is_touched(any_board: Board
         )
 
 
+def test_a_decoder_that_the_scenario_locks_is_committed_with_its_lock_bit() -> None:
+    with board(ONE, decoder("mem0", locked=True)) as one:
+        one.commit()
+        assert all(one.decoder(name)[2] & 1 << 8 for name in ("mem0", "hb0"))
+    with board(ONE, decoder("mem0")) as one:
+        one.commit()
+        assert not any(one.decoder(name)[2] & 1 << 8 for name in ("mem0", "hb0"))
+
+
 def test_every_planned_decoder_is_committed_and_no_other(any_board: Board) -> None:
     any_board.commit()
     planned = {(one.component.name, one.index) for one in any_board.settings}

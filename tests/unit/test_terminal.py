@@ -7,7 +7,14 @@ import pytest
 from machines import CXL, HMEM, by_hmem, committed, firmware_state, observed, record, span
 
 from harness.model.judge import judge
-from harness.model.verdict import Finding, OwnedRange, Piece, RunResult, Verdict
+from harness.model.verdict import (
+    Finding,
+    OwnedRange,
+    Piece,
+    RunResult,
+    StepOutcome,
+    Verdict,
+)
 from harness.reports.terminal import headline, result_lines, summary_line
 
 SR = span("110000000-18fffffff")
@@ -143,3 +150,17 @@ def test_several_runs_are_counted_by_verdict() -> None:
     lost = replace(PASSED, verdict=Verdict.INCONCLUSIVE)
     assert summary_line([PASSED, failed(), lost, PASSED]) == "2 PASS, 1 FAIL, 1 INCONCLUSIVE"
     assert summary_line([PASSED]) == "1 PASS"
+
+
+def test_steps_that_held_are_counted_and_each_has_a_line_once_one_did_not() -> None:
+    held = StepOutcome("offline sr0", "held")
+    one, two = (replace(PASSED, steps=(held,) * count) for count in (1, 2))
+    assert result_lines(one)[-1] == "    after 1 more step as well"
+    assert result_lines(two)[-1] == "    after 2 more steps as well"
+    broken = (held, StepOutcome("online sr0", "broke"), StepOutcome("load kmem", "not_done"))
+    lines = result_lines(replace(failed(), steps=broken))
+    assert lines[2:5] == (
+        "    after offline sr0",
+        "  ! after online sr0",
+        "    not done: load kmem",
+    )

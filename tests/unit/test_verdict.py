@@ -98,6 +98,7 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
                 "decoded": ["x.c:1"],
             },
         ],
+        "steps": [],
         "timings": {"boot": 1.235, "total": 2.0},
         "evidence": "/somewhere",
         # Not of the design: why there is no judgement, and whether the failure is known.

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which loaded modules hold which others, and the orders in which they can be unloaded."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from harness.model.kernel_modules import module_name
+
+Holders = Mapping[str, tuple[str, ...]]
+
+# Holders are such as "dax_cxl,", "-", or "[permanent],".
+_LINE = re.compile(r"(?P<name>\w+) \d+ (?:\d+|-) (?P<holders>\S+)")
+
+
+class HeldError(ValueError):
+    """A module cannot be unloaded as it is now."""
+
+
+def parse_holders(text: str) -> dict[str, tuple[str, ...]]:
+    """The loaded modules, each with the modules that use it, from /proc/modules.
+
+    Raises:
+        ValueError: a line is not one of /proc/modules.
+    """
+    holders = {}
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            raise ValueError(f"not a line of /proc/modules: {line[:80]!r}")
+        names = match["holders"].split(",")
+        holders[match["name"]] = tuple(name for name in names if name and name != "-")
+    return holders
+
+
+def check_unloadable(names: Iterable[str], holders: Holders) -> None:
+    """Check that modules are loaded, and that nothing but one another holds them.
+
+    Raises:
+        HeldError: which one cannot be unloaded, and why.
+    """
+    wanted = {module_name(name) for name in names}
+    for name in sorted(wanted):
+        if name not in holders:
+            raise HeldError(f"{name} is not loaded as a module")
+        others = [holder for holder in holders[name] if holder not in wanted]
+        if others:
+            raise HeldError(f"{name} is held by {', '.join(others)}")
+
+
+def workable_orders(names: Sequence[str], holders: Holders) -> tuple[tuple[str, ...], ...]:
+    """Every order in which these modules can be unloaded: what holds a module goes before it.
+
+    Raises:
+        HeldError: there is none, because something else holds one of them.
+    """
+    check_unloadable(names, holders)
+    return tuple(
+        order
+        for order in itertools.permutations(names)
+        if not any(
+            module_name(later) in holders[module_name(earlier)]
+            for earlier, later in itertools.combinations(order, 2)
+        )
+    )

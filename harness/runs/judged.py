@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Judging one guest by what was observed in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from harness.model.boot_phases import in_phases
+from harness.model.judge import Judgement, judge
+from harness.model.observation import Observation
+from harness.model.scenario import Ownership
+from harness.runs.booted_guest import BootedGuest
+from harness.runs.catalogue import load_quirks
+from harness.runs.prepare import Prepared
+
+
+def judge_guest(
+    guest: BootedGuest,
+    prepared: Prepared,
+    observation: Observation,
+    expected: Mapping[str, Ownership],
+) -> Judgement:
+    """Hold what was observed in a guest against the owners that it must have by now.
+
+    Args:
+        guest: the guest, which knows how its steps are marked in the kernel's log.
+        prepared: its scenario.
+        observation: what was observed.
+        expected: owner by name of Soft Reserved range or decoder.
+    """
+    return judge(
+        replace(observation, dmesg=in_phases(observation.dmesg, guest.shell.marks)),
+        prepared.state,
+        expected,
+        prepared.case.scenario.expect.dmesg,
+        quirks=load_quirks().patterns(prepared.bootable.accel),
+        boot_counts=prepared.boot_counts,
+    )

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest's life after boot: the scenario's further steps, each judged once its owners settle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from harness.errors import GuestCrashedError
+from harness.guest.life_steps import (
+    StepDone,
+    read_module_holders,
+    read_region_makeup,
+    run_commands,
+    run_while_pending,
+)
+from harness.guest.observe import observe, read_sections
+from harness.guest.steps import Settling, observe_settled
+from harness.model.guest_steps import GuestStep
+from harness.model.life_ownership import owners_after_steps
+from harness.model.life_plan import (
+    Command,
+    RegionMakeup,
+    StepError,
+    binding_command,
+    commands_of,
+    region_over,
+    reload_commands,
+)
+from harness.model.module_holders import HeldError, check_unloadable, workable_orders
+from harness.model.observation import Observation
+from harness.model.owner import Ownership
+from harness.model.verdict import Finding, RunResult, StepOutcome, Verdict
+from harness.runs.booted_guest import BootedGuest
+from harness.runs.evidence import Evidence
+from harness.runs.judged import judge_guest
+from harness.runs.prepare import Prepared
+from harness.runs.timings import Timings
+
+# Rules whose break after a step means that the outcome is no longer the same.
+_OUTCOME = ("1", "2", "3", "5", "use")
+
+
+@dataclass
+class _Life:
+    guest: BootedGuest
+    prepared: Prepared
+    evidence: Evidence
+    settling: Settling
+    observation: Observation
+    makeups: dict[str, RegionMakeup] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Act:
+    """A step, or one of the orders that it stands for."""
+
+    step: GuestStep
+    title: str
+    order: tuple[str, ...] = ()
+
+
+def live_on(
+    guest: BootedGuest,
+    prepared: Prepared,
+    result: RunResult,
+    observation: Observation,
+    evidence: Evidence,
+    timings: Timings,
+    settling: Settling,
+) -> RunResult:
+    """Do the steps of `guest.then`, judging after each, up to the first after which it is broken.
+
+    Nothing is done to a guest that had broken the contract before.
+
+    Args:
+        guest: a guest whose owners have settled.
+        prepared: the scenario.
+        result: the judgement so far.
+        observation: what it was judged by.
+        evidence: each step gets a folder in it.
+        timings: gets the phase `steps`.
+        settling: how long nothing must change before the guest is judged.
+
+    Raises:
+        GuestCrashedError: the guest's kernel panicked; says in which step.
+        GuestLostError: the guest is gone.
+        DeadlineExpiredError: a step does not end, or its owners never settle.
+    """
+    steps = prepared.case.scenario.guest.then
+    if not steps:
+        return result
+    life = _Life(guest, prepared, evidence, settling, observation)
+    owners = _expected(prepared, result)
+    done: list[StepOutcome] = []
+    broken = result.verdict is not Verdict.PASS
+    with timings.phase("steps"):
+        for step, expected in zip(steps, owners, strict=True):
+            if broken:
+                done.append(StepOutcome(str(step), "not_done"))
+                continue
+            for outcome in _outcomes(life, step, expected, len(done)):
+                done.append(outcome)
+                broken = outcome.outcome == "broke"
+                if broken:
+                    break
+    findings = tuple(finding for one in done for finding in one.findings)
+    return replace(
+        result,
+        verdict=Verdict.FAIL if findings else result.verdict,
+        findings=(*result.findings, *findings),
+        steps=tuple(done),
+    )
+
+
+def _expected(prepared: Prepared, result: RunResult) -> tuple[dict[str, Ownership], ...]:
+    """The owners after each step: as the scenario states, where that applies."""
+    scenario = prepared.case.scenario
+    if not prepared.case.as_stated:
+        return owners_after_steps(scenario, prepared.state, result.policy)
+    stated = scenario.expect.owners(result.policy)
+    return tuple({**stated, **step.expect} for step in scenario.guest.then)
+
+
+def _outcomes(
+    life: _Life, step: GuestStep, expected: Mapping[str, Ownership], before: int
+) -> Iterator[StepOutcome]:
+    """The outcome of a step; of several, for one that stands for several orders."""
+    try:
+        acts = _acts(life, step)
+    except HeldError as error:
+        yield StepOutcome(str(step), "broke", (), (Finding("step", f"{step}: {error}"),))
+        return
+    for number, act in enumerate(acts, before + 1):
+        try:
+            yield _outcome(life, act, expected, number)
+        except GuestCrashedError as error:
+            raise GuestCrashedError(
+                f"{error.message}, in step {number}: {act.title}", hint=error.hint
+            ) from None
+
+
+def _acts(life: _Life, step: GuestStep) -> tuple[_Act, ...]:
+    if step.reload_every_order is not None:
+        holders = read_module_holders(life.guest.shell)
+        orders = workable_orders(step.reload_every_order, holders)
+        return tuple(_Act(step, f"reload {', '.join(order)}", order) for order in orders)
+    if step.reload is not None or (step.unload is not None and step.fails is None):
+        check_unloadable(step.modules(), read_module_holders(life.guest.shell))
+    return (_Act(step, str(step), step.reload or ()),)
+
+
+def _outcome(life: _Life, act: _Act, expected: Mapping[str, Ownership], number: int) -> StepOutcome:
+    folder = f"step-{number:02d}-{act.step.verb}"
+    try:
+        done = _do(life, act)
+    except StepError as error:
+        done = StepDone("", f"{act.title}: {error}")
+    life.evidence.text(f"{folder}/commands", f"{act.title}\n\n{done.transcript}")
+    findings = [Finding("step", done.problem)] if done.problem else []
+    wanted = tuple(
+        one.range
+        for one in life.prepared.state.named_ranges()
+        if one.name in expected and expected[one.name].use == "system_ram"
+    )
+    life.guest.check()
+    life.observation = read_sections(
+        observe_settled(life.guest.shell, wanted, life.settling, lambda: _observe(life, folder))
+    )
+    life.guest.check()
+    judgement = judge_guest(life.guest, life.prepared, life.observation, expected)
+    findings += [
+        replace(
+            one,
+            rule="7" if one.rule in _OUTCOME else one.rule,
+            text=f"after step {number}, {act.title}: {one.text}",
+        )
+        for one in judgement.findings
+    ]
+    return StepOutcome(
+        act.title,
+        "broke" if findings else "held",
+        judgement.owners,
+        tuple(findings),
+        folder,
+    )
+
+
+def _do(life: _Life, act: _Act) -> StepDone:
+    shell, step = life.guest.shell, act.step
+    if step.while_pending is not None:
+        return run_while_pending(shell, [binding_command(one) for one in step.while_pending])
+    if step.destroy_region is not None:
+        region = region_over(step.destroy_region, life.prepared.state, life.observation)
+        life.makeups[step.destroy_region] = read_region_makeup(shell, region)
+    return run_commands(shell, _commands(life, act))
+
+
+def _commands(life: _Life, act: _Act) -> tuple[Command, ...]:
+    if act.order:
+        return reload_commands(act.order, life.observation)
+    return commands_of(act.step, life.observation, life.prepared.state, life.makeups)
+
+
+def _observe(life: _Life, folder: str) -> dict[str, str]:
+    sections = observe(life.guest.shell)
+    for name, content in sections.items():
+        if name != "end":
+            life.evidence.text(f"{folder}/{name}", content)
+    return sections
