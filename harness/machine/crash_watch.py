@@ -25,6 +25,7 @@ _TRACE_SECONDS = 1.2
 _AFTERMATH_SECONDS = 0.2
 _BEFORE_LINES = 120
 _MOST_LINES = 400
+_PANICKED = "the guest's kernel panicked"
 _HINT = "the trace is in serial.log in the evidence"
 
 
@@ -75,7 +76,7 @@ class CrashWatch:
             self._before.append(text)
             return
         if panic is not None and not self._panicked.is_set():
-            self._why = f"the guest's kernel panicked: {panic['why'].strip()}"
+            self._why = panic["why"].strip()
             self._complete.clear()
             self._panicked.set()
         elif (_END_OF_PANIC if self._panicked.is_set() else _END_OF_TRACE).search(text):
@@ -105,31 +106,32 @@ class CrashWatch:
         """
         if not self._seen.is_set():
             return
-        self._complete.wait(max(0.0, self._when + _TRACE_SECONDS - time.monotonic()))
-        if not self._panicked.wait(_AFTERMATH_SECONDS):
-            kind = splat(self._why) or "a BUG"
-            raise self._crashed(f"{kind}: {self._why}")
-        self._complete.wait(max(0.0, self._when + _TRACE_SECONDS - time.monotonic()))
+        self._await_trace()
+        if not self.panicked:
+            raise self._crashed(f"{splat(self._why) or 'a BUG'}: {self._why}")
         if self._step is None:
-            raise GuestLostError(f"{self._why}, before the scenario's first step", hint=_HINT)
-        raise self._crashed(self._why)
+            raise GuestLostError(
+                f"{_PANICKED} before the scenario's first step: {self._why}", hint=_HINT
+            )
+        raise self._crashed(f"{_PANICKED}: {self._why}")
 
     def check_boot(self) -> None:
-        """Raise when the kernel panicked; to be called while it boots.
+        """Raise when the kernel cannot go on; to be called while it boots.
 
         Raises:
             GuestCrashedError: the boot is a step of the scenario, and the trace is of its drivers.
             GuestLostError: it panicked of something else.
         """
-        if not self._panicked.is_set():
+        if not self._seen.is_set():
             return
-        self._complete.wait(_TRACE_SECONDS)
+        self._await_trace()
         if self._step is not None and names_the_drivers(self._trace):
-            raise self._crashed(self._why)
-        raise GuestLostError(
-            f"{self._why}, before it reached userspace",
-            hint="the trace is at the end of serial.log in the evidence",
-        )
+            self.check()
+        if self.panicked:
+            raise GuestLostError(
+                f"{_PANICKED} before it reached userspace: {self._why}",
+                hint="the trace is at the end of serial.log in the evidence",
+            )
 
     def ended(self, error: GuestEndedError) -> None:
         """Raise what the guest's end means, once `check` has found nothing on the console.
@@ -142,6 +144,12 @@ class CrashWatch:
             raise error
         self._trace = list(self._before)
         raise self._crashed(error.message)
+
+    def _await_trace(self) -> None:
+        """Wait for the end of the trace, and for the panic that some kernels make of an oops."""
+        self._complete.wait(max(0.0, self._when + _TRACE_SECONDS - time.monotonic()))
+        if self._panicked.wait(_AFTERMATH_SECONDS):
+            self._complete.wait(max(0.0, self._when + _TRACE_SECONDS - time.monotonic()))
 
     def _crashed(self, what: str) -> GuestCrashedError:
         step = self._step() if self._step is not None else ""

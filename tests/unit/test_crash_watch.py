@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -144,8 +145,17 @@ def test_a_panic_of_the_boot_counts_when_it_is_of_drivers_that_are_built_in(
     watch.check_boot()
     for text in lines:
         watch.line(text)
-    with pytest.raises(kind, match="panicked: Fatal exception"):
+    with pytest.raises(kind, match=r"panicked.*: Fatal exception"):
         watch.check_boot()
+
+
+def test_an_oops_of_built_in_drivers_is_not_waited_for_while_the_guest_boots() -> None:
+    for trace, counts in (([OOPS, OURS, END_OF_OOPS], True), ([OOPS, END_OF_OOPS], False)):
+        watch = CrashWatch(from_the_start=True)
+        for text in trace:
+            watch.line(text)
+        with pytest.raises(GuestCrashedError) if counts else nullcontext():
+            watch.check_boot()
 
 
 def test_an_oops_that_becomes_a_panic_is_one_trace() -> None:
