@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from harness.errors import InconclusiveError, PreflightError
+from harness.errors import GuestCrashedError, HarnessError, InconclusiveError, PreflightError
 from harness.guest.observe import early_messages
+from harness.kernels.stored import kernel_in_use
 from harness.model.preflight import early_problems
 from harness.model.verdict import RunResult, Start, Verdict
 from harness.runs.booted_guest import BootedGuest, booted_guest
@@ -22,6 +23,8 @@ from harness.runs.warm_start import (
     warm_machine,
     warm_obstacle,
 )
+
+_FAILED_STARTS = (InconclusiveError, GuestCrashedError)
 
 
 def choose_start(asked: AskedStart, prepared: Prepared, runs: int) -> tuple[Start, str]:
@@ -75,7 +78,8 @@ class GuestSource:
             InconclusiveError: the guest could not be booted, see `booted_guest`.
         """
         with ExitStack() as stack:
-            warm = self._warm if start == "warm" else None
+            with self._lock:
+                warm = self._warm if start == "warm" else None
             guest = self._restored(stack, warm, evidence, timings) if warm else None
             yield guest or stack.enter_context(
                 booted_guest(self._host, self._prepared, evidence, timings, self._boot_seconds)
@@ -86,7 +90,7 @@ class GuestSource:
     ) -> BootedGuest | None:
         try:
             return stack.enter_context(warm.guest(evidence, timings))
-        except InconclusiveError as error:
+        except _FAILED_STARTS as error:
             with self._lock:
                 self._warm = None
             evidence.json("start.json", {"start": "cold", "why": error.message})
@@ -115,10 +119,15 @@ def guest_source(
         boot_seconds: how long a guest may take to become ready.
         asked: how guests should start.
         runs: how many guests there will be.
+
+    Raises:
+        UsageError: the kernel has just been removed from the store.
     """
     start, why = choose_start(asked, prepared, runs)
     host.say_once(why)
     with ExitStack() as stack:
+        # Every restored QEMU reads the kernel's image once more.
+        stack.enter_context(kernel_in_use(prepared.bootable.kernel))
         warm = None
         if start == "warm":
             try:
@@ -127,7 +136,7 @@ def guest_source(
                 )
                 if host.qemu.version[:2] not in TRIED_QEMU:
                     _try_out(warm, prepared, new_evidence())
-            except InconclusiveError as error:
+            except _FAILED_STARTS as error:
                 host.say_once(_given_up(error))
                 warm = None
         yield GuestSource(host, prepared, boot_seconds, warm)
@@ -164,5 +173,5 @@ def _try_out(warm: WarmMachine, prepared: Prepared, evidence: Evidence) -> None:
             raise PreflightError("; ".join(problems), hint="use --start cold")
 
 
-def _given_up(error: InconclusiveError) -> str:
+def _given_up(error: HarnessError) -> str:
     return f"warm start does not work here, starting cold: {error.message}"

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from cli_room import FIT_QEMU
 
-from harness.errors import GuestLostError, InconclusiveError, MachineLostError
+from harness.errors import GuestCrashedError, GuestLostError, HarnessError, MachineLostError
 from harness.guest.initramfs import SCENARIO_MODULES, SharedInitramfs
 from harness.machine.snapshot import RestoreError
 from harness.model.verdict import RunResult, Start, Verdict
@@ -30,7 +30,7 @@ def prepared_with(
     *, modules: tuple[str, ...] = SCENARIO_MODULES, accel: str = "tcg", **missing: str
 ) -> Prepared:
     initramfs = SharedInitramfs(Path("/nowhere"), {name: () for name in modules}, missing)
-    bootable = SimpleNamespace(accel=accel, initramfs=initramfs)
+    bootable = SimpleNamespace(accel=accel, initramfs=initramfs, kernel="7.2")
     return cast(Prepared, SimpleNamespace(bootable=bootable, state=None, layout=None))
 
 
@@ -89,8 +89,9 @@ class Room:
     folder: Path
     notes: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
-    saving: InconclusiveError | None = None
-    restoring: InconclusiveError | None = None
+    kernels: list[str] = field(default_factory=list)
+    saving: HarnessError | None = None
+    restoring: HarnessError | None = None
     early: tuple[str, ...] = ()
     version: tuple[int, int, int] = (10, 0, 2)
 
@@ -105,6 +106,12 @@ class Room:
         folder = self.folder / f"{len(list(self.folder.iterdir()))}"
         folder.mkdir()
         return Evidence(folder)
+
+    @contextmanager
+    def kernel_in_use(self, kernel: str) -> Iterator[None]:
+        self.kernels.append(kernel)
+        yield
+        self.kernels.remove(kernel)
 
     @contextmanager
     def booted_guest(self, *_arguments: object) -> Iterator[SimpleNamespace]:
@@ -144,6 +151,7 @@ class Room:
 @pytest.fixture
 def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
     room = Room(tmp_path)
+    monkeypatch.setattr(under_test, "kernel_in_use", room.kernel_in_use)
     monkeypatch.setattr(under_test, "booted_guest", room.booted_guest)
     monkeypatch.setattr(under_test, "warm_machine", room.warm_machine)
     monkeypatch.setattr(under_test, "early_messages", lambda _shell: ())
@@ -154,7 +162,9 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
 def test_a_machine_is_saved_once_and_its_guests_restored(space: Room) -> None:
     with space.source() as source:
         assert source.start == "warm"
+        assert space.kernels == ["7.2"], "every guest reads it"
         assert space.starts(source, 2) == ["warm", "warm"]
+    assert space.kernels == []
     assert space.events == ["save", "restore", "end", "restore", "end", "forget"]
     assert space.notes == []
 
@@ -179,10 +189,11 @@ def test_one_guest_can_be_booted_beside_warm_ones(space: Room) -> None:
         RestoreError("QEMU could not save the machine: no", hint="none"),
         MachineLostError("QEMU ended killed by signal 9", hint="none"),
         GuestLostError("the guest's kernel panicked", hint="none"),
+        GuestCrashedError("the guest's kernel panicked: late", hint="none"),
     ],
 )
 def test_a_machine_that_cannot_be_saved_is_booted_each_time(
-    space: Room, error: InconclusiveError
+    space: Room, error: HarnessError
 ) -> None:
     space.saving = error
     with space.source() as source:
