@@ -53,6 +53,7 @@ def booted_guest(
     """
     token = secrets.token_hex(16)
     watch = CrashWatch()
+    patience = prepared.bootable.patience
     with ExitStack() as stack:
         with timings.phase("start"):
             keys = RunKeys()
@@ -68,11 +69,11 @@ def booted_guest(
         with timings.phase("boot"):
             machine.command("cont")
             keys.prepare()  # takes about as long as the firmware in the guest
-            _await_ready(machine, watch, token, boot_seconds)
+            _await_ready(machine, watch, token, boot_seconds * patience)
         with timings.phase("login"):
             login = Deadline(_LOGIN_SECONDS, "the SSH login to the guest")
             shell = stack.enter_context(
-                guest_shell(port, keys, login, lambda: _check(machine, watch))
+                guest_shell(port, keys, login, lambda: _check(machine, watch), patience)
             )
         with timings.phase("preflight"):
             problems = early_problems(early_messages(shell), prepared.state, prepared.layout)

@@ -39,6 +39,9 @@ from harness.progress import Progress
 from harness.runs.catalogue import Case
 from harness.store import Store
 
+# With its own checks a kernel is five to ten times as slow.
+_PATIENCE_WITH_CHECKS = 10.0
+
 
 class NotApplicableError(UsageError):
     """The kernel is not one that the scenario is about: nothing to judge."""
@@ -110,6 +113,17 @@ class Bootable:
     def finds_leaks(self) -> bool:
         """Whether the kernel has kmemleak."""
         return self._config is not None and b"\nCONFIG_DEBUG_KMEMLEAK=y\n" in self._config
+
+    @property
+    def patience(self) -> float:
+        """How many times as long as others a guest with this kernel may take for everything."""
+        slow = (
+            b"\nCONFIG_KASAN=y\n",
+            b"\nCONFIG_PROVE_LOCKING=y\n",
+            b"\nCONFIG_DEBUG_KMEMLEAK=y\n",
+        )
+        found = self._config is not None and any(line in self._config for line in slow)
+        return _PATIENCE_WITH_CHECKS if found else 1.0
 
     @cached_property
     def _config(self) -> bytes | None:

@@ -115,6 +115,7 @@ def _run_steps(
 ) -> RunResult:
     scenario = prepared.case.scenario
     expected = scenario.expect.owners(result.policy)
+    settling = settling.slower(prepared.bootable.patience)
     failed_steps: list[Finding] = []
     with timings.phase("load"):
         take_away_modules(guest.shell, scenario.guest.missing)
