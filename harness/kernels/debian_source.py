@@ -48,8 +48,9 @@ def debian_source(
         refresh: look for a newer package of the version.
 
     Raises:
-        UsageError: there is no such package, no mirror, or no room.
-        CommandError: the mirror did not give what it lists.
+        UsageError: there is no such package, the mirror does not have what it lists, there is no
+            mirror, or no room.
+        CommandError: the mirror cannot be read.
     """
     folder = None if refresh else store.find_alias(FOLDER, str(spec))
     if folder is not None and (known := _read_state(folder)) is not None:
@@ -62,9 +63,7 @@ def debian_source(
         again = _choose(spec, store, progress, 0.0)
         missing = error
     if again[0] == first:
-        if _NOT_THERE not in missing.message:
-            raise missing
-        again = tuple(older)
+        again = tuple(older) if _NOT_THERE in missing.message else ()
     # Lists also name what the archive does not have any more, or not yet.
     for package in again[:_MOST_TRIES]:
         progress.note(f"the mirror lacks a source that it lists; taking Linux {upstream(package)}")
@@ -74,7 +73,13 @@ def debian_source(
             missing = error
             if _NOT_THERE not in error.message:
                 break
-    raise missing
+    if _NOT_THERE not in missing.message:
+        raise missing
+    raise UsageError(
+        f"the mirror lists sources of Linux {spec.value} and has none that was asked for",
+        where=str(spec),
+        hint="take another version, or name a tree with build:PATH",
+    ) from missing
 
 
 def choose_source(packages: Sequence[AnyPackage], version: str) -> tuple[AnyPackage, ...]:
