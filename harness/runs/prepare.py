@@ -115,6 +115,14 @@ class Bootable:
         return self._config is not None and b"\nCONFIG_DEBUG_KMEMLEAK=y\n" in self._config
 
     @property
+    def parameters(self) -> tuple[str, ...]:
+        """What this kernel needs on its command line, whatever the scenario."""
+        # While the boot CPU is identified, its features are forgotten, five levels of page tables
+        # among them: an interrupt then makes KASAN see a wild access, which also ends lockdep.
+        kasan = self._config is not None and b"\nCONFIG_KASAN=y\n" in self._config
+        return ("no5lvl",) if kasan else ()
+
+    @property
     def patience(self) -> float:
         """How many times as long as others a guest with this kernel may take for everything."""
         slow = (
@@ -239,7 +247,7 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
         layout=layout,
         state=state,
         settings=settings,
-        command_line=kernel_command_line(state, scenario.kernel.cmdline),
+        command_line=kernel_command_line(state, (*bootable.parameters, *scenario.kernel.cmdline)),
         acpi_tables=tables,
     )
 

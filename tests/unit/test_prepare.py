@@ -134,4 +134,5 @@ def test_a_kernel_with_checks_of_its_own(
     bootable = Bootable(kernel, SharedInitramfs(tmp_path, (), {}), "tcg")
     assert bootable.finds_leaks is finds
     assert (bootable.patience > 1) is slow
+    assert bootable.parameters == (("no5lvl",) if "KASAN" in (config or "") else ())
     assert (bootable.config_sha256 is None) == (config is None)
