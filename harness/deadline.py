@@ -28,6 +28,12 @@ class Deadline:
         self.hint = hint
         self._end = time.monotonic() + seconds
 
+    def times(self, factor: float) -> Deadline:
+        """The same wait, `factor` times as long, from the same beginning."""
+        longer = Deadline(self.seconds * factor, self.what, self.hint)
+        longer._end = self._end + self.seconds * (factor - 1)
+        return longer
+
     def remaining(self) -> float:
         """Seconds left, never negative."""
         return max(0.0, self._end - time.monotonic())

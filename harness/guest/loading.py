@@ -32,7 +32,7 @@ _BY_MODALIAS = """\
 quiet=0; before=
 while [ "$quiet" -lt 5 ]; do
     find /sys/devices -name modalias -exec cat {{}} + | sort -u > /tmp/aliases
-    while read -r alias; do modprobe -q "$alias"; done < /tmp/aliases
+    while read -r alias; do modprobe -q -b "$alias"; done < /tmp/aliases
     now="$(cksum < /tmp/aliases) $(cut -d' ' -f1 /proc/modules | cksum)"
     if [ "$now" = "$before" ]; then quiet=$((quiet + 1)); usleep 100000; else quiet=0; fi
     before=$now

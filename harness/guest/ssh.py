@@ -53,10 +53,17 @@ class GuestShell:
         channel: a channel that runs `sh`.
         check_machine: raises when the machine or the guest's kernel is known to be gone; called
             while waiting, so that a dead guest is noticed long before the deadline.
+        patience: how many times as long as others this guest may take for everything, >= 1.
     """
 
-    def __init__(self, channel: paramiko.Channel, check_machine: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        channel: paramiko.Channel,
+        check_machine: Callable[[], None],
+        patience: float = 1.0,
+    ) -> None:
         self._channel = channel
+        self._patience = patience
         self._check_machine = check_machine
         # Nothing in the guest can print the end of a command before it is there.
         self._token = secrets.token_hex(16)
@@ -100,12 +107,12 @@ class GuestShell:
                 f"the guest gives no other shell: {error}", hint=deadline.hint
             ) from None
         try:
-            yield GuestShell(channel, self._check_machine)
+            yield GuestShell(channel, self._check_machine, self._patience)
         finally:
             channel.close()
 
     def run(self, command: str, deadline: Deadline) -> GuestCommand:
-        """Run a command line in the guest's shell.
+        """Run a command line in the guest's shell; the deadline is for a guest of usual speed.
 
         Raises:
             GuestLostError: the connection broke, or the output has no end.
@@ -113,6 +120,7 @@ class GuestShell:
             HarnessError: whatever `check_machine` raises.
         """
         self._count += 1
+        deadline = deadline.times(self._patience)
         mark = f"{self._token}-{self._count}"
         line = f"{{ {command}\n}} </dev/null 2>&1; printf '\\n%s %s\\n' {mark} $?\n"
         try:
@@ -171,7 +179,11 @@ class GuestShell:
 
 @contextmanager
 def guest_shell(
-    port: int, keys: RunKeys, deadline: Deadline, check_machine: Callable[[], None]
+    port: int,
+    keys: RunKeys,
+    deadline: Deadline,
+    check_machine: Callable[[], None],
+    patience: float = 1.0,
 ) -> Iterator[GuestShell]:
     """Log in to the guest that has said that its SSH server is about to start.
 
@@ -180,6 +192,7 @@ def guest_shell(
         keys: the run's keys; a server with another host key is refused.
         deadline: by when.
         check_machine: see `GuestShell`.
+        patience: see `GuestShell`; the login is given so much more time as well.
 
     Raises:
         GuestLostError: the server has another key, or refuses ours.
@@ -188,6 +201,7 @@ def guest_shell(
     import paramiko
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+    deadline = deadline.times(patience)
     while True:
         check_machine()
         try:
@@ -202,7 +216,7 @@ def guest_shell(
             # Reset or cut off: the server is not there yet.
             time.sleep(min(_RETRY_SECONDS, deadline.check()))
     try:
-        yield GuestShell(channel, check_machine)
+        yield GuestShell(channel, check_machine, patience)
     finally:
         transport.close()
 

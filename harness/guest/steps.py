@@ -51,6 +51,10 @@ class Settling:
     otherwise: float = 2.0
     limit: float = 120.0
 
+    def slower(self, factor: float) -> Settling:
+        """For a guest that takes `factor` times as long."""
+        return Settling(self.done, self.otherwise * factor, self.limit * factor)
+
 
 def take_away_modules(shell: GuestShell, names: Sequence[str]) -> None:
     """Remove module files, so that neither a command nor the kernel itself can load them.

@@ -119,7 +119,7 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
     unfinished.unlink()
     if first:
         (job.output / _FILES).write_text(str(compiled))
-    hits, misses = _cache_use(statistics)
+    hits, misses = cache_use(statistics)
     return BuildReport(time.monotonic() - begin, compiled, hits, misses)
 
 
@@ -160,7 +160,7 @@ def collect(job: BuildJob, into: Path) -> str:
     return read_release(into / "vmlinuz")
 
 
-def _cache_use(statistics: Path) -> tuple[int, int]:
+def cache_use(statistics: Path) -> tuple[int, int]:
     """Hits and misses of ccache's log, for files; not for what Kconfig and make only try out."""
     hits = misses = 0
     counts = False

@@ -27,6 +27,8 @@ _READY_MADE = r"linux-source-\d+\.\d+"
 _PACKAGE = "linux"
 _STATE = "state.json"
 _OLD_SECONDS = 6 * 3600.0
+_NOT_THERE = "404 "
+_MOST_TRIES = 5
 _UNPACK_SECONDS = 1800.0
 
 AnyPackage = Package | SourcePackage
@@ -46,25 +48,45 @@ def debian_source(
         refresh: look for a newer package of the version.
 
     Raises:
-        UsageError: there is no such package, no mirror, or no room.
-        CommandError: the mirror did not give what it lists.
+        UsageError: there is no such package, the mirror does not have what it lists, there is no
+            mirror, or no room.
+        CommandError: the mirror cannot be read.
     """
     folder = None if refresh else store.find_alias(FOLDER, str(spec))
     if folder is not None and (known := _read_state(folder)) is not None:
         return SourceTree(folder, folder.name), known
-    package = _choose(spec, store, progress, 0.0 if refresh else None)
+    first, *older = _choose(spec, store, progress, 0.0 if refresh else None)
     try:
-        return _unpacked(spec, package, store, progress)
-    except CommandError:
+        return _unpacked(spec, first, store, progress)
+    except CommandError as error:
         # The archive replaces versions: one in lists of yesterday may be gone today.
         again = _choose(spec, store, progress, 0.0)
-        if again == package:
-            raise
-        return _unpacked(spec, again, store, progress)
+        missing = error
+    if again[0] == first:
+        again = tuple(older) if _NOT_THERE in missing.message else ()
+    # Lists also name what the archive does not have any more, or not yet.
+    for package in again[:_MOST_TRIES]:
+        progress.note(f"the mirror lacks a source that it lists; taking Linux {upstream(package)}")
+        try:
+            return _unpacked(spec, package, store, progress)
+        except CommandError as error:
+            missing = error
+            if _NOT_THERE not in error.message:
+                break
+    if _NOT_THERE not in missing.message:
+        raise missing
+    raise UsageError(
+        f"the mirror lists sources of Linux {spec.value} and has none that was asked for",
+        where=str(spec),
+        hint="take another version, or name a tree with build:PATH",
+    ) from missing
 
 
-def choose_source(packages: Sequence[AnyPackage], version: str) -> AnyPackage | None:
-    """The newest package of a version, such as `7.2`, `7.2.12` or `7.3-rc7`; None without any."""
+def choose_source(packages: Sequence[AnyPackage], version: str) -> tuple[AnyPackage, ...]:
+    """The packages of a version, such as `7.2`, `7.2.12` or `7.3-rc7`, the newest first.
+
+    Of several with the same upstream source only the newest.
+    """
     asked = version.replace("~rc", "-rc")
     found = [
         one
@@ -73,7 +95,8 @@ def choose_source(packages: Sequence[AnyPackage], version: str) -> AnyPackage | 
         or upstream(one) == asked
         or upstream(one).startswith((f"{asked}.", f"{asked}-rc"))
     ]
-    return max(found, key=lambda one: version_key(one.version), default=None)
+    ordered = sorted(found, key=lambda one: version_key(one.version), reverse=True)
+    return tuple({upstream(one): one for one in reversed(ordered)}.values())[::-1]
 
 
 def upstream(package: AnyPackage) -> str:
@@ -83,8 +106,8 @@ def upstream(package: AnyPackage) -> str:
 
 def _choose(
     spec: KernelSpec, store: Store, progress: Progress, max_age: float | None
-) -> AnyPackage:
-    """The package of a version; lists are fetched anew where they are old and have none."""
+) -> tuple[AnyPackage, ...]:
+    """The packages of a version; lists are fetched anew where they are old and have none."""
     offered: list[AnyPackage] = []
     for sources in (False, True):
         with open_apt(store, progress, sources=sources) as apt:
@@ -95,7 +118,7 @@ def _choose(
                     apt.source_versions(_PACKAGE) if sources else apt.search(_READY_MADE)
                 )
                 chosen = choose_source(listed, spec.value)
-                if chosen is not None:
+                if chosen:
                     return chosen
                 if not sources or not apt.refresh(_OLD_SECONDS):
                     break

@@ -104,6 +104,13 @@ def failure(text: str, log: Path, hide: Sequence[Path] = ()) -> HarnessError:
                 where=str(log),
                 hint=f"on Debian: apt-get install {package}",
             )
+    if re.search(r"\*\*\* (?:C compiler|Linker|Assembler) is too old", text):
+        return UsageError(
+            f"the toolchain is too old for this source:\n{shown}",
+            where=str(log),
+            hint="install a newer one; the newest clang-N on PATH is taken, on Debian 12: "
+            "apt-get install clang-19 lld-19 llvm-19",
+        )
     killed = "internal compiler error: Killed" in text or "Killed signal terminated" in text
     return UnbuildableError(
         f"the kernel does not build:\n{shown}",

@@ -70,16 +70,21 @@ def find_toolchain(kind: Toolchain) -> FoundToolchain:
 
 
 def _newest_clang() -> str:
-    """The suffix of the newest clang with a version in its name, none where `clang` is there."""
-    if shutil.which("clang") is not None:
-        return ""
-    found = [
-        int(match[1])
+    """The suffix of the newest clang on PATH, none where that is `clang` itself or there is none.
+
+    Distributions keep `clang` for years at a version that is too old for the kernel.
+    """
+    found = {
+        int(match[1]): path.name.removeprefix("clang")
         for folder in os.get_exec_path()
         for path in Path(folder).glob("clang-*")
         if (match := re.fullmatch(r"clang-(\d+)", path.name))
-    ]
-    return f"-{max(found)}" if found else ""
+    }
+    if shutil.which("clang") is not None:
+        match = re.search(r"version (\d+)", _first_line("clang"))
+        if match is None or int(match[1]) >= max(found, default=0):
+            return ""
+    return found[max(found)] if found else ""
 
 
 def jobs() -> int:

@@ -103,6 +103,7 @@ def booted_guest(
         PreflightError: the guest did not get the machine that was asked for.
     """
     watch = CrashWatch(prepared.expected_lines(), from_the_start=prepared.boot_counts)
+    patience = prepared.bootable.patience
     with ExitStack() as stack:
         with timings.phase("start"):
             me = identity or stack.enter_context(guest_identity(prepared))
@@ -117,9 +118,9 @@ def booted_guest(
         with timings.phase("boot"):
             machine.command("cont")
             me.keys.prepare()  # takes about as long as the firmware in the guest
-            _await_ready(machine, watch, me.token, boot_seconds)
+            _await_ready(machine, watch, me.token, boot_seconds * patience)
         with timings.phase("login"):
-            shell = stack.enter_context(logged_in(machine, watch, me, port))
+            shell = stack.enter_context(logged_in(machine, watch, me, port, patience))
         with timings.phase("preflight"):
             problems = early_problems(early_messages(shell), prepared.state, prepared.layout)
             if "cxl_acpi" in prepared.bootable.initramfs.modules:
@@ -146,11 +147,11 @@ def _check(machine: Qemu, watch: CrashWatch) -> None:
 
 
 def logged_in(
-    machine: Qemu, watch: CrashWatch, identity: GuestIdentity, port: int
+    machine: Qemu, watch: CrashWatch, identity: GuestIdentity, port: int, patience: float = 1.0
 ) -> AbstractContextManager[GuestShell]:
     """A shell in a guest whose SSH server is about to start, or has."""
     deadline = Deadline(_LOGIN_SECONDS, "the SSH login to the guest")
-    return guest_shell(port, identity.keys, deadline, lambda: _check(machine, watch))
+    return guest_shell(port, identity.keys, deadline, lambda: _check(machine, watch), patience)
 
 
 @contextmanager

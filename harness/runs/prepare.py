@@ -44,6 +44,9 @@ from harness.store import Store
 # They answer to an ACPI device, a PCI function and the platform device of Soft Reserved memory.
 _FIRST_DRIVERS = ("cxl_acpi", "cxl_pci", "dax_hmem")
 
+# With its own checks a kernel is five to ten times as slow.
+_PATIENCE_WITH_CHECKS = 10.0
+
 
 class NotApplicableError(UsageError):
     """The kernel is not one that the scenario is about: nothing to judge."""
@@ -117,6 +120,25 @@ class Bootable:
     def finds_leaks(self) -> bool:
         """Whether the kernel has kmemleak."""
         return self._config is not None and b"\nCONFIG_DEBUG_KMEMLEAK=y\n" in self._config
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """What this kernel needs on its command line, whatever the scenario."""
+        # While the boot CPU is identified, its features are forgotten, five levels of page tables
+        # among them: an interrupt then makes KASAN see a wild access, which also ends lockdep.
+        kasan = self._config is not None and b"\nCONFIG_KASAN=y\n" in self._config
+        return ("no5lvl",) if kasan else ()
+
+    @property
+    def patience(self) -> float:
+        """How many times as long as others a guest with this kernel may take for everything."""
+        slow = (
+            b"\nCONFIG_KASAN=y\n",
+            b"\nCONFIG_PROVE_LOCKING=y\n",
+            b"\nCONFIG_DEBUG_KMEMLEAK=y\n",
+        )
+        found = self._config is not None and any(line in self._config for line in slow)
+        return _PATIENCE_WITH_CHECKS if found else 1.0
 
     @cached_property
     def _config(self) -> bytes | None:
@@ -252,7 +274,9 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
         state=state,
         settings=settings,
         command_line=kernel_command_line(
-            state, scenario.kernel.cmdline, scenario.guest.async_probe
+            state,
+            (*bootable.parameters, *scenario.kernel.cmdline),
+            scenario.guest.async_probe,
         ),
         acpi_tables=tables,
     )

@@ -141,6 +141,7 @@ def _run_steps(
 ) -> RunResult:
     scenario = prepared.case.scenario
     expected = expected_of(prepared, judging.policy)
+    settling = judging.settling.slower(prepared.bootable.patience)
     with timings.phase("load"):
         take_away_modules(guest.shell, scenario.guest.missing)
         failed_steps = [Finding("step", text) for text in load_modules(guest.shell, load)]
@@ -153,7 +154,7 @@ def _run_steps(
 
         def settle() -> dict[str, str]:
             return observe_settled(
-                guest.shell, wanted, judging.settling, lambda: _observe(guest.shell, evidence)
+                guest.shell, wanted, settling, lambda: _observe(guest.shell, evidence)
             )
 
         sections = settle()
@@ -176,7 +177,7 @@ def _run_steps(
         findings=findings,
         notes=tuple(f"does not count, before the first step: {one}" for one in judgement.earlier),
     )
-    return live_on(guest, prepared, result, observation, evidence, timings, judging.settling)
+    return live_on(guest, prepared, result, observation, evidence, timings, settling)
 
 
 def _observe(shell: GuestShell, evidence: Evidence) -> dict[str, str]:

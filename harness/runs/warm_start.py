@@ -128,7 +128,9 @@ class WarmMachine:
                 port = machine.forwarded_port()
                 machine.command("cont")
             with timings.phase("login"):
-                shell = stack.enter_context(logged_in(machine, watch, self._identity, port))
+                shell = stack.enter_context(
+                    logged_in(machine, watch, self._identity, port, prepared.bootable.patience)
+                )
             watch.steps_begin(lambda: shell.step)
             yield BootedGuest(machine, shell, watch, "warm")
 

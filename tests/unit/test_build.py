@@ -188,6 +188,16 @@ def test_a_compiler_with_a_version_in_its_name(
     found = find_toolchain("clang")
     assert found.version == "clang-19 19.1\nld.lld-19 19.1"
     assert found.make_words == ("LLVM=-19", "CC=clang-19", "HOSTCC=clang-19")
+    # A distribution's own clang counts where it is the newest.
+    shutil.copy(tools / "gcc", tools / "clang")
+    for own, suffix in ((14, "-19"), (21, "")):
+        monkeypatch.setattr(
+            "harness.kernels.toolchain._first_line",
+            lambda program, own=own: f"Debian {program} version {own}.0.6",
+        )
+        for name in ("ld.lld", "llvm-ar", "llvm-nm"):
+            shutil.copy(tools / "gcc", tools / name)
+        assert find_toolchain("clang").suffix == suffix
     shutil.copy(tools / "gcc", tools / "ccache")
     assert find_toolchain("gcc").make_words == ("CC=ccache gcc", "HOSTCC=ccache gcc")
 
@@ -331,6 +341,9 @@ def test_the_first_error(tmp_path: Path) -> None:
         "  make: *** No rule to make target 'x'.  Stop."
     )
     assert first_error("strange\nend\n") == "  strange\n  end"
+    old = failure("***\n*** C compiler is too old.\n***   Your Clang version: 14.0.6\n", tmp_path)
+    assert isinstance(old, UsageError)
+    assert "too old" in old.message and "clang-19" in old.hint
     killed = failure("gcc: internal compiler error: Killed (program cc1)\n", tmp_path / "log")
     assert "memory" in killed.hint
     with pytest.raises(OSError) as caught:

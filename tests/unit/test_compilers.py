@@ -8,6 +8,8 @@ from pathlib import Path
 
 from fake_sources import Builder, builder, edit, git_fake
 
+from harness.kernels.build import cache_use
+
 __all__ = ["builder"]
 
 
@@ -34,3 +36,16 @@ def test_a_kernel_with_each_compiler(builder: Builder, tmp_path: Path) -> None:
     }
     assert manifest["spec"].endswith(" --llvm")
     assert builder(f"build:{tree}", toolchain="clang") == clang
+
+
+def test_what_ccache_did_for_files(tmp_path: Path) -> None:
+    """Kconfig and make try a compiler out a hundred times, which is no compilation."""
+    log = tmp_path / "log"
+    assert cache_use(log) == (0, 0)
+    hit = "direct_cache_hit\nlocal_storage_hit\nlocal_storage_read_hit\n"
+    log.write_text(
+        f"# \nno_input_file\n# /dev/null\n{hit}# -\ncache_miss\n"
+        f"# /harness/source/mm/slub.c\n{hit}# drivers/dax/kmem.mod.c\npreprocessed_cache_hit\n"
+        "# /harness/source/drivers/dax/hmem/hmem.c\ndirect_cache_miss\ncache_miss\n"
+    )
+    assert cache_use(log) == (2, 1)

@@ -121,14 +121,18 @@ def test_a_refused_configuration_takes_no_room(builder: Builder, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("config", "finds"),
+    ("config", "finds", "slow"),
     [
-        ("CONFIG_A=y\nCONFIG_DEBUG_KMEMLEAK=y\n", True),
-        ("CONFIG_A=y\n# CONFIG_DEBUG_KMEMLEAK is not set\n", False),
-        (None, False),
+        ("CONFIG_A=y\nCONFIG_DEBUG_KMEMLEAK=y\n", True, True),
+        ("CONFIG_A=y\n# CONFIG_DEBUG_KMEMLEAK is not set\n", False, False),
+        ("CONFIG_A=y\nCONFIG_KASAN=y\n", False, True),
+        ("CONFIG_A=y\nCONFIG_PROVE_LOCKING=y\n", False, True),
+        (None, False, False),
     ],
 )
-def test_a_kernel_that_finds_leaks(config: str | None, finds: bool, tmp_path: Path) -> None:
+def test_a_kernel_with_checks_of_its_own(
+    config: str | None, finds: bool, slow: bool, tmp_path: Path
+) -> None:
     path = None
     if config is not None:
         path = tmp_path / "config"
@@ -136,4 +140,6 @@ def test_a_kernel_that_finds_leaks(config: str | None, finds: bool, tmp_path: Pa
     kernel = Kernel("x", "7.2", tmp_path / "vmlinuz", None, path, "id")
     bootable = Bootable(kernel, SharedInitramfs(tmp_path, {}, {}), "tcg")
     assert bootable.finds_leaks is finds
+    assert (bootable.patience > 1) is slow
+    assert bootable.parameters == (("no5lvl",) if "KASAN" in (config or "") else ())
     assert (bootable.config_sha256 is None) == (config is None)

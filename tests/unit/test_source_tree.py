@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -240,10 +241,13 @@ def test_source_packages() -> None:
     assert old == SourcePackage(
         "linux", "7.1.13-1~bpo13+1", "linux_7.1.13.orig.tar.xz", 1110, "bbbb"
     )
-    assert choose_source((old, new), "7.1") == old == choose_source((old, new), "7.1.13")
-    assert choose_source((old, new), "7.3") == new == choose_source((old, new), "7.3-rc7")
-    assert choose_source((old, new), "7") == new
-    assert choose_source((old, new), "7.2") is None
+    assert choose_source((old, new), "7.1") == (old,) == choose_source((old, new), "7.1.13")
+    assert choose_source((old, new), "7.3") == (new,) == choose_source((old, new), "7.3-rc7")
+    assert choose_source((old, new), "7") == (new, old)
+    assert choose_source((old, new), "7.2") == ()
+    same = replace(old, version="7.1.13-1")
+    older = replace(old, version="7.1.9-1")
+    assert choose_source((older, old, same), "7.1") == (same, older)
 
 
 class FakeApt:
@@ -263,7 +267,10 @@ class FakeApt:
 
     def source_versions(self, name: str) -> tuple[SourcePackage, ...]:
         assert self.sources
-        return (SourcePackage(name, "7.1.13-1", "linux_7.1.13.orig.tar.xz", 1, "f" * 64),)
+        return (
+            SourcePackage(name, "7.1.9-1", "linux_7.1.9.orig.tar.xz", 1, "a" * 64),
+            SourcePackage(name, "7.1.13-1", "linux_7.1.13.orig.tar.xz", 1, "f" * 64),
+        )
 
     def download(self, packages: object, into: Path, what: str) -> tuple[Path, ...]:
         (into / "usr/src").mkdir(parents=True)
@@ -271,6 +278,8 @@ class FakeApt:
         return (into / "package.deb",)
 
     def download_source(self, package: SourcePackage, into: Path, what: str) -> Path:
+        if (self.root / package.tarball).exists():
+            raise CommandError(f"404  Not Found {package.tarball}", hint="wait")
         pack(self.root, into / package.tarball)
         return into / package.tarball
 
@@ -335,3 +344,31 @@ def test_a_broken_import_is_done_again(debian: Path, store: Store) -> None:
     progress = Listener()
     assert debian_source(spec, store, progress) == (source, state)
     assert "interrupted" in progress.notes[0]
+
+
+def test_a_source_that_is_listed_and_not_there(debian: Path, store: Store) -> None:
+    spec, progress = KernelSpec("build:debian", "7.1"), Listener()
+    (debian / "linux_7.1.13.orig.tar.xz").touch()
+    _, state = debian_source(spec, store, progress)
+    assert state.origin.startswith("Debian's linux 7.1.9-1")
+    assert "taking Linux 7.1.9" in " ".join(progress.notes)
+
+
+def test_no_source_that_is_listed_is_there(debian: Path, store: Store) -> None:
+    for version in ("7.1.9", "7.1.13"):
+        (debian / f"linux_{version}.orig.tar.xz").touch()
+    with pytest.raises(UsageError, match=r"lists sources of Linux 7\.1 and has none") as caught:
+        debian_source(KernelSpec("build:debian", "7.1"), store, Listener())
+    assert "build:PATH" in caught.value.hint
+    (debian / "linux_7.1.9.orig.tar.xz").unlink()
+    assert debian_source(KernelSpec("build:debian", "7.1"), store, Listener())
+
+
+def test_a_mirror_that_cannot_be_reached_is_asked_for_one_version(
+    debian: Path, store: Store
+) -> None:
+    (debian / "broken").touch()
+    progress = Listener()
+    with pytest.raises(CommandError, match="cannot be fetched"):
+        debian_source(KernelSpec("build:debian", "7.1"), store, progress)
+    assert "taking" not in " ".join(progress.notes)

@@ -275,3 +275,8 @@ def test_a_search_for_leaks_that_fails() -> None:
     guest = FakeGuest(lambda _now: "sh: can't create kmemleak: nonexistent\n", status=1)
     with pytest.raises(GuestLostError, match="cannot be searched for leaks: sh: can't create"):
         scan_for_leaks(cast(GuestShell, guest))
+
+
+def test_a_slow_guest_is_given_time() -> None:
+    slow = Settling(done=0.5, otherwise=2.0, limit=5.0).slower(10)
+    assert slow == Settling(done=0.5, otherwise=20.0, limit=50.0)
