@@ -4,12 +4,6 @@
 # Every process that is started here delays each run by about 20 ms under TCG.
 export PATH=/bin:/sbin:/usr/bin HOME=/root
 mount -a
-if [ ! -e /etc/harness ]; then
-    # No run: a person at the console.
-    setsid sh -c 'exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1'
-    poweroff -f
-fi
-. /etc/harness
 # As kmod's modprobe does: this parameter hides a module's aliases, not the module.
 read -r parameters < /proc/cmdline
 for parameter in $parameters; do
@@ -21,6 +15,12 @@ for parameter in $parameters; do
         ;;
     esac
 done > /etc/modprobe.d/denied.conf
+if [ ! -e /etc/harness ]; then
+    # No run: a person at the console.
+    setsid sh -c 'exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1'
+    poweroff -f
+fi
+. /etc/harness
 # Through the kernel's log, because only there no other line can get in between.
 say() { echo "<1>$token $*" > /dev/kmsg; }
 [ -z "$boot_modules" ] || modprobe -a $boot_modules || say "cannot load $boot_modules"

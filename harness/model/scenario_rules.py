@@ -165,7 +165,9 @@ def _check_decoder(
             f"lie below {', '.join(bridges)}",
             hint="devices take turns over the window's targets, in the window's order",
         )
+    _check_ways(document, f"{at}.devices", len(targets), "host bridges")
     _check_turns(document, f"{at}.devices", decoder, profile)
+    _check_ways(document, f"{at}.devices", ways, "devices")
     for one in profile.devices():
         if one.name in decoder.devices and decoder.size // ways > one.size:
             raise document.error(
@@ -173,6 +175,15 @@ def _check_decoder(
                 f"{one.name} has only {format_size(one.size)}",
                 hint="reduce size, or enlarge the device in the profile",
             )
+
+
+def _check_ways(document: Document[Scenario], at: str, ways: int, what: str) -> None:
+    if ways & (ways - 1):
+        raise document.error(
+            at,
+            f"QEMU cannot decode an interleave over {ways} {what}",
+            hint="CXL allows it, but QEMU 10.0 decodes powers of two only, and dies of others",
+        )
 
 
 def _check_ports(document: Document[Scenario], at: str, decoder: Decoder, profile: Profile) -> None:

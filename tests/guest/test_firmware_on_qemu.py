@@ -132,6 +132,16 @@ SWITCH = profile(
     ],
     ["targets: [hb0], size: 2G"],
 )
+FOUR_BY_FOUR = profile(
+    [
+        bridge(
+            f"hb{n}", 0x10 + 0x20 * n, *(port(f"rp{n}{m}", f"m{n}{m}", "256M") for m in range(4))
+        )
+        for n in range(4)
+    ],
+    ["targets: [hb0, hb1, hb2, hb3], size: 4G"],
+)
+TURNS = ", ".join(f"m{n}{m}" for m in range(4) for n in range(4))
 LARGE_DEVICE = profile(
     [bridge("hb0", 0x35, port("rp0", "mem0", "4G"))], ["targets: [hb0], size: 4G"]
 )
@@ -168,6 +178,18 @@ BOARDS: dict[str, tuple[Profile, tuple[str, ...]]] = {
         (
             "window: 0, offset: 256M, size: 512M, devices: [mem0]",
             "window: 0, offset: 2G, size: 256M, devices: [mem0]",
+        ),
+    ),
+    "sixteen ways": (FOUR_BY_FOUR, (f"window: 0, size: 4G, devices: [{TURNS}]",)),
+    "ports that decode more": (
+        LARGE_DEVICE,
+        ("window: 0, size: 1G, ports_size: 4G, devices: [mem0]",),
+    ),
+    "a hidden window": (
+        load_profile("window_and_hole"),
+        (
+            "window: 0, size: 1G, devices: [mem0]",
+            "window: 1, size: 1G, devices: [mem1]",
         ),
     ),
     "a part of a hidden bridge": (load_profile("window_partly_hidden"), HALVES),

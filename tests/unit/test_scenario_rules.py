@@ -145,6 +145,21 @@ def test_three_devices_interleave_only_over_one_or_three_host_bridges() -> None:
         check({"decoders": [decoder(1, "mem0", "mem2", "mem1", size="768M")]})
 
 
+def test_an_interleave_that_qemu_cannot_decode_is_refused() -> None:
+    ports = [port(f"rp{number}", f"m{number}") for number in range(6)]
+    one = machine([bridge("hb0", 0x20, *ports)], [window("hb0", size=6 * GIB)])
+    check({"decoders": [decoder(0, "m0", "m1", "m2", "m3")]}, one)
+    for devices in (["m0", "m1", "m2"], [f"m{number}" for number in range(6)]):
+        with pytest.raises(UsageError, match=rf"QEMU cannot .* over {len(devices)} devices"):
+            check({"decoders": [decoder(0, *devices, size="1536M")]}, one)
+    three = machine(
+        [bridge(f"hb{number}", 0x20 * (number + 1), ports[number]) for number in range(3)],
+        [window("hb0", "hb1", "hb2", size=3 * GIB)],
+    )
+    with pytest.raises(UsageError, match=r"QEMU cannot .* over 3 host bridges"):
+        check({"decoders": [decoder(0, "m0", "m1", "m2", size="1536M")]}, three)
+
+
 def test_five_devices_do_not_interleave() -> None:
     names = [f"m{number}" for number in range(5)]
     five = machine([bridge("hb", 1, *(port(f"p{n}", n) for n in names))], [window("hb")])
