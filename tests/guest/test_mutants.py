@@ -1,47 +1,135 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Each mutant of patches/ is seen by the scenario that it names, with the finding that it names."""
+"""Mutants x scenarios: each mutant of patches/ is seen by the scenario that it names, with the
+finding that it names, and no other mutant shows that finding there by accident.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from harness.guest import loading, steps
 from harness.model.kernel_request import KernelRequest
 from harness.model.known_issues import KnownIssues
-from harness.model.verdict import RULES, Verdict
+from harness.model.scenario import Policy
+from harness.model.verdict import RULES, Finding, RunResult, Verdict
 from harness.paths import PROJECT
 from harness.pytest_plugin import report_text
 from harness.runs.catalogue import load_case
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging
-from harness.runs.run_scenario import run_scenario
+from harness.runs.run_scenario import Session, default_jobs
 
-MUTANTS = sorted((PROJECT / "patches").glob("mutant-*"))
+
+@dataclass(frozen=True)
+class Mutant:
+    """A series that brings a bug back, and where it must show."""
+
+    name: str
+    folder: Path
+    base: str
+    policy: Policy
+    scenario: str
+    rule: str
+    finding: str
+
+    def shown(self, result: RunResult) -> tuple[Finding, ...]:
+        """The findings of a run that are this mutant's."""
+        return tuple(
+            one
+            for one in result.findings
+            if one.rule == self.rule and re.search(self.finding, one.text)
+        )
+
+
+def read_mutant(folder: Path) -> Mutant:
+    series = yaml.safe_load((folder / "series.yaml").read_text())
+    return Mutant(folder.name, folder, series["base"], series["policy"], **series["mutant"])
+
+
+MUTANTS = [read_mutant(folder) for folder in sorted((PROJECT / "patches").glob("mutant-*"))]
+# A guest that hangs in the first driver shows nothing else, and takes all the time it is given.
+HANGING = {"mutant-hang-in-hmem", "mutant-dead-in-hmem"}
+SCENARIOS = sorted({one.scenario for one in MUTANTS})
+NAMES = [one.name for one in MUTANTS]
+
+Row = Callable[[Mutant], Mapping[str, RunResult]]
 
 
 def test_there_are_mutants() -> None:
-    assert len(MUTANTS) >= 5
+    assert len(MUTANTS) >= 10
+    assert {one.rule for one in MUTANTS} <= set(RULES)
+
+
+@pytest.fixture(scope="module")
+def row(
+    harness_host: Host, known_issues: KnownIssues, tmp_path_factory: pytest.TempPathFactory
+) -> Row:
+    """Runs the scenarios that any mutant names on a mutant; its own only on one that hangs."""
+
+    @functools.cache
+    def run(mutant: Mutant) -> Mapping[str, RunResult]:
+        names = [mutant.scenario] if mutant.name in HANGING else SCENARIOS
+        kernel = KernelRequest(f"build:debian:{mutant.base}", series=mutant.folder)
+        judging = Judging(mutant.policy, tmp_path_factory.mktemp(mutant.name), known_issues)
+        with (
+            pytest.MonkeyPatch.context() as patched,
+            Session(harness_host, judging, jobs=default_jobs()) as session,
+        ):
+            if mutant.name in HANGING:
+                for module in (steps, loading):
+                    patched.setattr(module, "_LOAD_SECONDS", 15.0, raising=False)
+            results = session.run_all([load_case(name) for name in names], kernel)
+            found = [one for one in results if isinstance(one, RunResult)]
+        assert len(found) == len(names)
+        return dict(zip(names, found, strict=True))
+
+    return run
 
 
 @pytest.mark.guest
-@pytest.mark.parametrize("folder", MUTANTS, ids=lambda folder: folder.name)
-def test_a_mutant_is_seen(
-    folder: Path, harness_host: Host, known_issues: KnownIssues, evidence_folder: Path
-) -> None:
-    series = yaml.safe_load((folder / "series.yaml").read_text())
-    seen = series["mutant"]
-    assert seen["rule"] in RULES
-    kernel = KernelRequest(f"build:debian:{series['base']}", series=folder)
-    result = run_scenario(
-        harness_host,
-        load_case(seen["scenario"]),
-        kernel,
-        Judging(series["policy"], evidence_folder, known_issues),
-    )
+@pytest.mark.parametrize("mutant", MUTANTS, ids=NAMES)
+def test_a_mutant_is_seen(mutant: Mutant, row: Row) -> None:
+    result = row(mutant)[mutant.scenario]
     assert result.verdict is Verdict.FAIL, report_text(result)
     assert not result.known_issue, report_text(result)
-    found = [one for one in result.findings if one.rule == seen["rule"]]
-    assert any(re.search(seen["finding"], one.text) for one in found), report_text(result)
+    assert mutant.shown(result), report_text(result)
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("mutant", MUTANTS, ids=NAMES)
+def test_no_other_mutant_shows_it(mutant: Mutant, row: Row) -> None:
+    for other in MUTANTS:
+        if other is not mutant and mutant.scenario in row(other):
+            result = row(other)[mutant.scenario]
+            assert result.verdict in (Verdict.PASS, Verdict.FAIL), report_text(result)
+            assert not mutant.shown(result), f"{other.name}: {report_text(result)}"
+
+
+@pytest.mark.guest
+def test_the_matrix(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
+    """For the log: a line for each mutant, what each scenario found, its own in brackets."""
+    lines = [("", *SCENARIOS)]
+    for mutant in MUTANTS:
+        cells = [_cell(mutant, name, row(mutant)) for name in SCENARIOS]
+        lines.append((mutant.name, *cells))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    with capsys.disabled():
+        print("\nmutants x scenarios: broken rules, or held; what a mutant must show in brackets")
+        for line in lines:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _cell(mutant: Mutant, scenario: str, results: Mapping[str, RunResult]) -> str:
+    if scenario not in results:
+        return "not run"
+    result = results[scenario]
+    rules = ",".join(sorted({one.rule for one in result.findings})) or "held"
+    known = " known" if result.known_issue else ""
+    return f"[{rules}]" if mutant.scenario == scenario else rules + known
