@@ -9,16 +9,7 @@ from harness.runs.catalogue import scenario_names
 DISCUSSION = SCENARIOS.parents[1] / "docs" / "discussion.md"
 
 # From the contract, or from other kernels' ways, and not from the discussion.
-ELSEWHERE = {
-    "no_soft_reserved",
-    "reload_cxl_acpi_unlocked",
-    "recreate_region",
-    "decommit_region",
-    "decommit_locked_region",
-    "offline_online",
-    "reconfigure_devdax",
-    "reconfigure_devdax_hmem",
-}
+ELSEWHERE = {"no_soft_reserved"}
 
 
 def test_each_part_of_the_discussion_names_scenarios_that_exist_and_none_is_left_out() -> None:
