@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from harness.errors import GuestCrashedError
 from harness.guest.life_steps import (
     StepDone,
     read_module_holders,
@@ -83,7 +82,7 @@ def live_on(
         settling: how long nothing must change before the guest is judged.
 
     Raises:
-        GuestCrashedError: the guest's kernel panicked; says in which step.
+        GuestCrashedError: the guest's kernel broke; it knows in which step.
         GuestLostError: the guest is gone.
         DeadlineExpiredError: a step does not end, or its owners never settle.
     """
@@ -132,12 +131,7 @@ def _outcomes(
         yield StepOutcome(str(step), "broke", (), (Finding("step", f"{step}: {error}"),))
         return
     for number, act in enumerate(acts, before + 1):
-        try:
-            yield _outcome(life, act, expected, number)
-        except GuestCrashedError as error:
-            raise GuestCrashedError(
-                f"{error.message}, in step {number}: {act.title}", hint=error.hint
-            ) from None
+        yield _outcome(life, act, expected, number)
 
 
 def _acts(life: _Life, step: GuestStep) -> tuple[_Act, ...]:
