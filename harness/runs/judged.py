@@ -11,7 +11,6 @@ from harness.model.judge import Judgement, judge
 from harness.model.observation import Observation
 from harness.model.scenario import Ownership
 from harness.runs.booted_guest import BootedGuest
-from harness.runs.catalogue import load_quirks
 from harness.runs.prepare import Prepared
 
 
@@ -33,7 +32,6 @@ def judge_guest(
         replace(observation, dmesg=in_phases(observation.dmesg, guest.shell.marks)),
         prepared.state,
         expected,
-        prepared.case.scenario.expect.dmesg,
-        quirks=load_quirks().patterns(prepared.bootable.accel),
+        quirks=prepared.expected_lines(),
         boot_counts=prepared.boot_counts,
     )

@@ -49,3 +49,13 @@ def test_lines_that_do_not_count_are_the_scenarios_and_qemus() -> None:
     patterns = [one.pattern for one in prepared(name="partial_region").expected_lines()]
     assert any("No CHBS found" in one for one in patterns)
     assert any("hogged CPU" in one for one in patterns)
+
+
+def test_a_host_bridge_that_the_profile_hides_is_not_held_against_the_kernel() -> None:
+    def counts(name: str, line: str) -> bool:
+        return not any(one.search(line) for one in prepared(name=name).expected_lines())
+
+    said = "acpi ACPI0016:00: No CHBS found for Host Bridge (UID {})"
+    assert not counts("partial_region_middle", said.format(0x70))
+    assert counts("partial_region_middle", said.format(0x35)), "Linux is told of this one"
+    assert counts("exact_cover", said.format(0x70))
