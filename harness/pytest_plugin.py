@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from harness.model.kernel_request import KernelRequest
     from harness.model.known_issues import KnownIssues
     from harness.model.verdict import RunResult
-    from harness.runs.catalogue import Case
+    from harness.pytest_runs import ScenarioRuns
     from harness.runs.prepare import Host
 
 
@@ -103,48 +104,53 @@ def evidence_folder(request: pytest.FixtureRequest) -> Path:
     return Path(given) if given else evidence_root()
 
 
-@pytest.fixture
-def scenario_case(request: pytest.FixtureRequest, scenario_name: str) -> Case:
-    """The scenario with its profile."""
-    from harness.runs.catalogue import load_case
-    from harness.runs.reproducer import asked_load
+@pytest.fixture(scope="session")
+def scenario_runs(
+    request: pytest.FixtureRequest,
+    harness_host: Host,
+    known_issues: KnownIssues,
+    evidence_folder: Path,
+) -> Iterator[ScenarioRuns]:
+    """The runs of every scenario whose test was selected, on the kernel that was asked for."""
+    from harness.pytest_runs import ScenarioRuns
+    from harness.runs.prepare import policy_for
+    from harness.runs.run_guest import Judging
 
-    case = load_case(scenario_name)
-    load = request.config.getoption("load")
-    return asked_load(case, load) if load else case
+    option = request.config.getoption
+    kernel = asked_kernel(request.config)
+    judging = Judging(policy_for(option("policy"), kernel), evidence_folder, known_issues)
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    params = [call.params for call in calls if call is not None]
+    names = [one["scenario_name"] for one in params if "scenario_name" in one]
+    with ScenarioRuns(
+        harness_host,
+        judging,
+        kernel,
+        names,
+        load=option("load"),
+        repeat=option("repeat"),
+        start=option("start"),
+    ) as runs:
+        yield runs
 
 
 @pytest.fixture
 def scenario_result(
     request: pytest.FixtureRequest,
-    harness_host: Host,
-    scenario_case: Case,
+    scenario_runs: ScenarioRuns,
+    scenario_name: str,
     known_issues: KnownIssues,
-    evidence_folder: Path,
 ) -> RunResult:
-    """The scenario's run on the kernel that was asked for, ended with PASS or FAIL.
+    """The scenario's run, ended with PASS or FAIL.
 
     A run without a judgement is an error of the test's set-up, not a failed assertion.
     """
     from harness.model.verdict import Verdict
-    from harness.runs.prepare import NotApplicableError, policy_for
-    from harness.runs.run_guest import Judging
-    from harness.runs.run_scenario import run_scenario
+    from harness.runs.run_scenario import Skipped
 
-    kernel = asked_kernel(request.config)
-    policy = policy_for(request.config.getoption("policy"), kernel)
-    judging = Judging(policy, evidence_folder, known_issues)
-    try:
-        result = run_scenario(
-            harness_host,
-            scenario_case,
-            kernel,
-            judging,
-            repeat=request.config.getoption("repeat"),
-            start=request.config.getoption("start"),
-        )
-    except NotApplicableError as error:
-        pytest.skip(str(error))
+    result = scenario_runs.result(scenario_name)
+    if isinstance(result, Skipped):
+        pytest.skip(str(result.error))
     request.node.user_properties.extend(
         [("verdict", result.verdict.name), ("evidence", result.evidence)]
     )

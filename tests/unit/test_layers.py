@@ -13,7 +13,7 @@ import pytest
 from harness.paths import PROJECT
 
 PACKAGE = PROJECT / "harness"
-DOORS = {"__main__", "cli", "pytest_plugin", "avocado_plugin", "doctor"}
+DOORS = {"__main__", "cli", "avocado_plugin", "doctor"}
 ROOMS = {"guest", "machine", "kernels"}
 # Each layer with those that it may import, beside its own. Top-level modules that are no doors
 # are "shared": they touch the world for everybody above the model.
@@ -49,7 +49,7 @@ def layer_of(parts: tuple[str, ...]) -> str:
         return "shared"
     if parts[0] in MAY_IMPORT:
         return parts[0]
-    return "doors" if parts[0] in DOORS or parts[0].startswith("cli_") else "shared"
+    return "doors" if parts[0] in DOORS or parts[0].startswith(("cli_", "pytest_")) else "shared"
 
 
 def imports_of(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:

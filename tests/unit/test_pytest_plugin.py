@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from cli_room import FIT_QEMU
 
 from harness.errors import UsageError
 from harness.model.verdict import Finding, RunResult, Verdict
+from harness.progress import SilentProgress
 
 # Both imported here: pytester forgets the modules that were first imported below it.
 from harness.runs import prepare, run_scenario
-from harness.runs.catalogue import scenario_names
+from harness.runs.catalogue import Case, scenario_names
+from harness.store import Store
 
 pytest_plugins = ["pytester"]
 
@@ -53,7 +56,8 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("HARNESS_QEMU", raising=False)
     monkeypatch.setenv("HARNESS_EVIDENCE", str(pytester.path / "evidence"))
-    monkeypatch.setattr(prepare, "this_host", lambda *_arguments: "this host")
+    host = prepare.Host(FIT_QEMU, Store(pytester.path / "store"), SilentProgress(), "tcg")
+    monkeypatch.setattr(prepare, "this_host", lambda *_arguments: host)
     pytester.makeconftest(ISSUES)
     pytester.makepyfile(SUITE)
 
@@ -65,20 +69,30 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...
     def use(verdict: Verdict | BaseException, **more: Any) -> list[tuple[Any, ...]]:
         seen: list[tuple[Any, ...]] = []
 
-        def run(*arguments: Any, repeat: int, start: str) -> RunResult:
-            seen.append((*arguments, repeat, start))
-            if isinstance(verdict, BaseException):
-                raise verdict
-            values = {"kernel_release": "7.2.0", "evidence": "the folder"} | more
-            return RunResult(
-                scenario=arguments[1].name,
-                kernel_spec="debian:7.2",
-                policy="per_range",
-                verdict=verdict,
-                **values,
-            )
+        class Answering(run_scenario.Session):
+            def __init__(self, host: Any, *arguments: Any, **options: Any) -> None:
+                super().__init__(host, *arguments, **options)
+                self.given = (arguments[0], options["repeat"], options["start"])
 
-        monkeypatch.setattr(run_scenario, "run_scenario", run)
+            def run_all(
+                self, cases: Iterable[Case], kernel: object
+            ) -> Iterator[RunResult | run_scenario.Skipped]:
+                for case in cases:
+                    seen.append((case, kernel, *self.given))
+                    if isinstance(verdict, prepare.NotApplicableError):
+                        yield run_scenario.Skipped(case, verdict)
+                    elif isinstance(verdict, BaseException):
+                        raise verdict
+                    else:
+                        yield RunResult(
+                            scenario=case.name,
+                            kernel_spec="debian:7.2",
+                            policy="per_range",
+                            verdict=verdict,
+                            **{"kernel_release": "7.2.0", "evidence": "the folder"} | more,
+                        )
+
+        monkeypatch.setattr(run_scenario, "Session", Answering)
         return seen
 
     return use
@@ -99,7 +113,7 @@ def test_every_scenario_is_a_test(pytester: pytest.Pytester, answer: Any) -> Non
     counts, text = outcomes(pytester, "-k", "not exact_cover]")
     names = [name for name in scenario_names() if name != "exact_cover"]
     assert counts == {"passed": len(names), "deselected": 1}
-    assert [arguments[1].name for arguments in seen] == names
+    assert [arguments[0].name for arguments in seen] == names
     assert all(f"test_ownership[{name}]" in text for name in names)
 
 
@@ -225,9 +239,8 @@ def test_the_options_reach_the_runs(pytester: pytest.Pytester, answer: Any) -> N
     options = ("--kernel", "debian:6.18", "--policy", "all_or_nothing", "--evidence", "elsewhere")
     loads = ("--load", "kmem,dax_hmem", "--repeat", "3", "--start", "cold")
     _, text = outcomes(pytester, *ONE, *options, *loads)
-    ((host, case, kernel, judging, repeat, start),) = seen
-    assert (host, case.name, judging.policy, judging.evidence_root) == (
-        "this host",
+    ((case, kernel, judging, repeat, start),) = seen
+    assert (case.name, judging.policy, judging.evidence_root) == (
         "exact_cover",
         "all_or_nothing",
         Path("elsewhere"),
@@ -242,7 +255,7 @@ def test_the_evidence_is_where_the_command_line_leaves_it(
 ) -> None:
     seen = answer(Verdict.PASS, kernel_release="6.18.0")
     outcomes(pytester, *ONE)
-    assert seen[0][3].evidence_root == pytester.path / "evidence"
+    assert seen[0][2].evidence_root == pytester.path / "evidence"
 
 
 def test_a_report_names_verdict_and_evidence(pytester: pytest.Pytester, answer: Any) -> None:
@@ -259,3 +272,15 @@ def test_a_suite_without_scenarios_starts_nothing(
     monkeypatch.setattr(prepare, "this_host", lambda *_arguments: pytest.fail("QEMU was asked"))
     pytester.makepyfile("def test_nothing():\n    pass\n")
     assert outcomes(pytester)[0] == {"passed": 1}
+
+
+def test_guests_run_ahead_of_the_tests_that_ask_for_them(
+    pytester: pytest.Pytester, answer: Any
+) -> None:
+    """In one session, with all that was selected in the order of the tests."""
+    seen = answer(Verdict.PASS)
+    counts, _ = outcomes(pytester, "-k", "partial_region")
+    names = [name for name in scenario_names() if "partial_region" in name]
+    assert [one[0].name for one in seen] == names
+    assert len({id(one[2]) for one in seen}) == 1
+    assert counts["passed"] == len(names) > 2
