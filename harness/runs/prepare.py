@@ -27,6 +27,7 @@ from harness.machine.qemu_command import Accelerator
 from harness.model.acpi_tables import override_srat
 from harness.model.command_line import kernel_command_line
 from harness.model.decoder_plan import DecoderSetting, plan_decoders
+from harness.model.expected_messages import expected_messages
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_modules import ModulePlan, module_name
@@ -236,19 +237,13 @@ class Prepared:
     def expected_lines(self) -> tuple[re.Pattern[str], ...]:
         """The kernel messages that do not count.
 
-        The scenario's own, those that are QEMU's doing, and cxl_acpi's about each host bridge that
-        the profile keeps from it.
+        Those that the scenario brings about, and those that are QEMU's doing.
 
         Raises:
             UsageError: the file of QEMU's quirks is wrong.
         """
-        stated = (re.compile(one.pattern) for one in self.case.scenario.expect.dmesg)
-        hidden = (
-            re.compile(rf"acpi ACPI0016:\w+: No CHBS found for Host Bridge \(UID {one.bus}\)")
-            for one in self.case.profile.host_bridges
-            if one.hidden
-        )
-        return (*stated, *hidden, *load_quirks().patterns(self.bootable.accel))
+        stated = expected_messages(self.case.scenario, self.case.profile)
+        return (*stated, *load_quirks().patterns(self.bootable.accel))
 
 
 def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:

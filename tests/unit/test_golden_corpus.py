@@ -18,6 +18,7 @@ from layouts import layout_of
 
 from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary
+from harness.model.expected_messages import expected_messages
 from harness.model.judge import Judgement, judge
 from harness.model.layout import MachineLayout
 from harness.model.observation import (
@@ -130,7 +131,8 @@ def capture(request: pytest.FixtureRequest) -> Capture:
 def judged(capture: Capture) -> Judgement:
     scenario = capture.case.scenario
     expected = scenario.expect.owners("per_range")
-    return judge(capture.seen, capture.state, expected, scenario.expect.dmesg)
+    allowed = expected_messages(scenario, capture.case.profile)
+    return judge(capture.seen, capture.state, expected, quirks=allowed)
 
 
 def test_every_capture_has_its_expected_judgement() -> None:
