@@ -21,6 +21,7 @@ from harness.machine.qemu import PATIENCE, Qemu, running_qemu
 from harness.machine.qemu_command import Boot, ConsoleSocket, Control, qemu_argv
 from harness.model.preflight import early_problems
 from harness.runs.evidence import Evidence
+from harness.runs.evidence_of import write_inputs
 from harness.runs.prepare import Host, Prepared
 from harness.runs.timings import Timings
 
@@ -130,6 +131,7 @@ def _machine(
         {**asdict(kernel), "command_line": prepared.command_line, "qemu": asdict(host.qemu)},
     )
     evidence.json("firmware.json", [asdict(one) for one in prepared.settings])
+    write_inputs(evidence, prepared)
     log = stack.enter_context(evidence.path("qemu.log").open("w+b"))
     with (
         running_qemu(argv, log, watch.line, pass_fds=(initramfs,)) as machine,
