@@ -153,7 +153,9 @@ def _decoders(decoders: Iterable[Mapping[str, Any]]) -> Iterable[Box]:
 
 def _expected(record: RunRecord) -> Iterable[Box]:
     return [
-        Box(MemoryRange.parse(one.range), one.expected.owner, _use(one.expected), one.expected.owner)
+        Box(
+            MemoryRange.parse(one.range), one.expected.owner, _use(one.expected), one.expected.owner
+        )
         for one in record.owners
     ]
 

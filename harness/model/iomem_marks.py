@@ -118,9 +118,7 @@ def _is_hardware(entry: IomemEntry) -> bool:
 
 def _misowned(owned: OwnedRecord) -> Iterable[_Place]:
     for piece in owned.wrong_pieces():
-        yield _Place(
-            MemoryRange.parse(piece.range), owned.name, owned.expected, piece.ownership
-        )
+        yield _Place(MemoryRange.parse(piece.range), owned.name, owned.expected, piece.ownership)
 
 
 def _complaint(

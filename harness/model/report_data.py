@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Many results as one job: a grid of kernels and scenarios, counts, and failures by what is seen."""
+"""Many results as one job: a grid of kernels and scenarios, and failures by what is seen."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.model.run_record import FindingRecord, RunRecord
@@ -159,7 +159,7 @@ def job_of(records: Iterable[RunRecord]) -> Job:
 
 def run_labels(records: Sequence[RunRecord]) -> tuple[str, ...]:
     """For each run, what tells it from others of the job beside scenario and kernel."""
-    aspects = (
+    aspects: tuple[Callable[[RunRecord], str], ...] = (
         lambda one: one.policy,
         configs_of,
         lambda one: one.accel or "",
@@ -225,7 +225,5 @@ def _failures(
 def _natural(text: str) -> tuple[tuple[int, str | int], ...]:
     """A key that sorts 6.9 before 6.18."""
     return tuple(
-        (0, int(part)) if part.isdigit() else (1, part)
-        for part in re.split(r"(\d+)", text)
-        if part
+        (0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part
     )

@@ -191,7 +191,12 @@ def _axis(svg: Element, scale: Scale, y: float) -> None:
 def _tick(svg: Element, x: float, middle: float, address: int, ends: list[float]) -> None:
     """An address, on the first of two lines on which it does not run into another."""
     text = f"{address:08x}"
-    line = {"x1": f"{x:.1f}", "x2": f"{x:.1f}", "y1": f"{middle - 4:.1f}", "y2": f"{middle + 4:.1f}"}
+    line = {
+        "x1": f"{x:.1f}",
+        "x2": f"{x:.1f}",
+        "y1": f"{middle - 4:.1f}",
+        "y2": f"{middle + 4:.1f}",
+    }
     SubElement(svg, "line", {**line, "class": "as-axis"})
     for row in range(2):
         if len(ends) <= row:
@@ -202,9 +207,7 @@ def _tick(svg: Element, x: float, middle: float, address: int, ends: list[float]
             return
 
 
-def _rect(
-    parent: Element, x: float, y: float, width: float, height: float, kind: str
-) -> Element:
+def _rect(parent: Element, x: float, y: float, width: float, height: float, kind: str) -> Element:
     place = {"x": x, "y": y, "width": width, "height": height}
     return SubElement(
         parent, "rect", {**{name: f"{value:.1f}" for name, value in place.items()}, "class": kind}

@@ -72,7 +72,10 @@ def html_report(runs: Sequence[StoredRun], title: str, when: float | None = None
         rows=[
             (
                 scenario,
-                [_chips(job, job.cells.get((scenario, kernel), ()), names) for kernel in job.kernels],
+                [
+                    _chips(job, job.cells.get((scenario, kernel), ()), names)
+                    for kernel in job.kernels
+                ],
             )
             for scenario in job.scenarios
         ],
@@ -105,7 +108,7 @@ def _chips(job: Job, chips: Sequence[Chip], names: Sequence[str]) -> list[ChipVi
         first = job.records[chip.runs[0]]
         words = [WORDS[chip.outcome], *([chip.label] if chip.label else [])]
         if len(chip.runs) > 1:
-            words.append(f"×{len(chip.runs)}")
+            words.append(f"\N{MULTIPLICATION SIGN}{len(chip.runs)}")
         views.append(
             ChipView(
                 outcome=chip.outcome,

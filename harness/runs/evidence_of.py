@@ -41,9 +41,7 @@ def write_inputs(evidence: Evidence, prepared: Prepared) -> None:
 def layout_as_json(layout: MachineLayout) -> dict[str, Any]:
     """A layout as JSON can hold it; tables in hexadecimal."""
     return {
-        "bridges": [
-            {"uid": one.uid, "registers": str(one.registers)} for one in layout.bridges
-        ],
+        "bridges": [{"uid": one.uid, "registers": str(one.registers)} for one in layout.bridges],
         "windows": [
             {
                 "range": str(one.range),
