@@ -20,7 +20,7 @@ from harness.model.verdict import RunResult, Verdict
 from harness.paths import evidence_root
 
 if TYPE_CHECKING:
-    from harness.reports.mail import Tester
+    from harness.reports.mail import Person
     from harness.runs.replay import Recording
 
 _PERSON = re.compile(r"\s*(?P<name>[^<>\n\r]*[^<>\s])\s*<(?P<address>[^<>@\s]+@[^<>@\s]+)>\s*")
@@ -98,8 +98,8 @@ def report(
         click.echo(mail_reply(runs, scenario_names(), given or _git_person()), nl=False)
 
 
-def _person(text: str) -> Tester:
-    from harness.reports.mail import Tester
+def _person(text: str) -> Person:
+    from harness.reports.mail import Person
 
     match = _PERSON.fullmatch(text)
     if match is None:
@@ -107,10 +107,10 @@ def _person(text: str) -> Tester:
             f"--tested-by {text!r} is not a name with an address",
             hint="write it as in a commit: 'Jane Doe <jane@example.org>'",
         )
-    return Tester(match["name"], match["address"])
+    return Person(match["name"], match["address"])
 
 
-def _git_person() -> Tester | None:
+def _git_person() -> Person | None:
     """The user as git has them, None without git or without both name and address."""
     from harness.deadline import Deadline
     from harness.process import run

@@ -45,6 +45,8 @@ def kcidb_report(runs: Sequence[StoredRun], origin: str = ORIGIN) -> dict[str, A
         build = _build(run, origin, checkout["id"])
         builds.setdefault(build["id"], build)
         test = _test(run, origin, build["id"])
+        while test["id"] in tests:  # results without evidence have no name of their own
+            test["id"] = _id(origin, test["id"])
         tests[test["id"]] = test
         if run.record.known_issue:
             issue = _issue(run.record, origin)
@@ -151,7 +153,7 @@ def _test(run: StoredRun, origin: str, build: str) -> dict[str, Any]:
         "id": _id(origin, build, record.scenario, record.policy, record.load_text, run.name),
         "build_id": build,
         "origin": origin,
-        "path": f"cxl_ownership.{re.sub(r'[^a-zA-Z0-9_-]', '_', record.scenario)}",
+        "path": f"cxl_ownership.{re.sub(r'[^a-zA-Z0-9_-]', '_', record.scenario) or '_'}",
         "status": _STATUS[record.verdict],
         "environment": {
             "comment": f"QEMU {qemu}, {record.accel or 'no accelerator'}",

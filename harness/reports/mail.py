@@ -8,7 +8,6 @@ tag never says more than was done.
 
 from __future__ import annotations
 
-import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -28,11 +27,11 @@ from harness.runs.result_files import StoredRun
 COLUMNS = 72
 _MOST_IOMEM = 16
 _MOST_DMESG = 24
-_SHOWN = {"KNOWN": "FAIL, known issue"}
+_SHOWN = {"KNOWN": "known FAIL"}
 
 
 @dataclass(frozen=True)
-class Tester:
+class Person:
     """Who vouches for the result.
 
     Attributes:
@@ -48,7 +47,7 @@ class Tester:
 
 
 def mail_reply(
-    runs: Sequence[StoredRun], scenarios: Iterable[str] = (), tester: Tester | None = None
+    runs: Sequence[StoredRun], scenarios: Iterable[str] = (), tester: Person | None = None
 ) -> str:
     """The reply.
 
@@ -117,7 +116,7 @@ def _kernel_lines(kernel: KernelColumn, runs: Sequence[StoredRun]) -> list[str]:
     spec, _, series = kernel.spec.partition(" --series ")
     lines = _folded(f"kernel:  {spec}", "", " " * 9)
     if kernel.release:
-        lines += _folded(f"         {kernel.release}", "", " " * 9)
+        lines += _folded(kernel.release, " " * 9, " " * 9)
     source = next((_source(run) for run in runs if _source(run)), {})
     if source.get("commit"):
         dirty = ", and changes that no commit has" if source.get("dirty") else ""
@@ -125,7 +124,7 @@ def _kernel_lines(kernel: KernelColumn, runs: Sequence[StoredRun]) -> list[str]:
     if series:
         lines += _folded(f"series:  {series}", "", " " * 9)
     for name in _patch_names(runs):
-        lines += _folded(f"           {name}", "", " " * 13)
+        lines += _folded(name, " " * 11, " " * 13)
     lines += _folded(f"policy:  {_joined(run.record.policy for run in runs)}", "", " " * 9)
     machines = _joined(_machine(run) for run in runs)
     return lines + _folded(f"machine: {machines}", "", " " * 9)
@@ -233,12 +232,10 @@ def _folded(text: str, first: str, later: str) -> list[str]:
     wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in clean)
     # Letters of double width: half as many are never too many.
     width = COLUMNS // 2 if wide else COLUMNS
-    lead = re.match(" *", clean)
-    start = first + (lead.group() if lead else "")
     return textwrap.wrap(
         clean.strip(),
-        max(width, len(later) + 8, len(start) + 8),
-        initial_indent=start,
+        max(width, len(later) + 8, len(first) + 8),
+        initial_indent=first,
         subsequent_indent=later,
         break_on_hyphens=False,
         drop_whitespace=True,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from harness.reports.address_picture import address_picture
 from harness.runs.result_files import StoredRun
 
 _MARKS: dict[Mark, int] = {"same": 0, "wrong": 1, "missing": 2}
+_TIME = re.compile(r"^\[ *\d+\.\d+\] ")
 # A log that never ends must not make the page as long; its end says what happened.
 _MOST_RECORDS = 4000
 
@@ -134,14 +136,19 @@ def _log(run: StoredRun, strings: Strings) -> dict[str, Any]:
 def offending_lines(record: RunRecord, records: Sequence[Record]) -> list[int]:
     """Which messages of a log the findings of a run are about, by place."""
     findings = [*record.findings, *(one for step in record.steps for one in step.findings)]
-    named = {line for one in findings for text in one.dmesg for line in text.splitlines()}
-    found = []
-    for place, one in enumerate(records):
-        # The lines behind the first of a trace stand in a finding without their times.
-        trace = len(one.text) > 8 and one.text in named
-        if str(one).splitlines()[0] in named or trace:
-            found.append(place)
-    return found
+    # Without their times: a trace is one message, with the time of its beginning.
+    named = {
+        _TIME.sub("", line)
+        for one in findings
+        for text in one.dmesg
+        for line in text.splitlines()
+        if line.strip()
+    }
+    return [
+        place
+        for place, one in enumerate(records)
+        if any(line in named for line in one.text.splitlines())
+    ]
 
 
 def _qemu(run: StoredRun) -> str:

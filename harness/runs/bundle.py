@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +33,11 @@ _NEEDED = (VERDICT, SCENARIO, PROFILE, LAYOUT)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*){0,3}\Z")
 _MOST_FILES = 2000
 _MOST_BYTES = 256 << 20
+# What zipfile raises when a file is none, or is damaged.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError),
+    *(RuntimeError, ValueError, LookupError, ArithmeticError),
+)
 # The earliest date that a ZIP file can have: bundles of the same evidence are the same bytes.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -119,14 +126,14 @@ def unpack(bundle: Path, folder: Path) -> Path:
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
-        raise _bad(bundle, f"not a bundle: {error}") from None
     except FileNotFoundError:
         raise UsageError(
             "there is no such file", where=str(bundle), hint="name what harness bundle wrote"
         ) from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise _bad(bundle, f"cannot be read: {error.strerror}") from None
+    except _DAMAGE as error:
+        raise _bad(bundle, f"not a bundle: {error or type(error).__name__}") from None
+    except OSError as error:
+        raise _bad(bundle, f"cannot be unpacked: {error.strerror or error}") from None
     return folder
 
 

@@ -111,14 +111,13 @@ def _runs_at(path: Path) -> Iterator[StoredRun]:
 
 
 def _evidence_of(record: RunRecord, path: Path) -> Path | None:
-    """The evidence where the result says, or beside the file that was read."""
+    """The evidence around a verdict.json; of other files, where they say, or beside them."""
+    if path.name == VERDICT:
+        return path.parent
     if not record.evidence:
-        return path.parent if path.name == VERDICT else None
+        return None
     said = Path(record.evidence)
-    for folder in (said, path.parent / said.name):
-        if (folder / VERDICT).is_file():
-            return folder
-    return path.parent if path.name == VERDICT else None
+    return next((one for one in (said, path.parent / said.name) if (one / VERDICT).is_file()), None)
 
 
 def _record(raw: Any, where: str) -> RunRecord:
