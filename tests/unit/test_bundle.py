@@ -122,11 +122,12 @@ def test_no_file_is_written_outside_the_folder(tmp_path: Path, name: str) -> Non
 def test_a_bundle_that_was_changed_is_refused(tmp_path: Path) -> None:
     bundle = packed(tmp_path)
     verdict: dict[str, bytes | None] = {"verdict.json": b"{}"}
+    more: dict[str, bytes | None] = {"more": b"x"}
     gone: dict[str, bytes | None] = {"qemu.argv": None}
     many = {f"f{n}": entry(b"") for n in range(2001)}
     for change, index, words in (
         (verdict, {}, "verdict.json is not what the index says"),
-        ({"more": b"x"}, {}, "other files than its index names"),
+        (more, {}, "other files than its index names"),
         (gone, {}, "other files than its index names"),
         ({}, {"form": 2}, "another form"),
         ({}, {"files": [1]}, "makes no sense"),
