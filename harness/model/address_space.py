@@ -14,7 +14,7 @@ from typing import Any, Literal
 from harness.model.attribution import KMEM
 from harness.model.memory_range import MIB, MemoryRange
 from harness.model.observation import Observation
-from harness.model.run_record import OwnershipRecord, RunRecord
+from harness.model.run_record import OwnedRecord, OwnershipRecord, RunRecord
 
 Kind = Literal["reserved", "window", "decoder", "region", "dax", "ram", "owner"]
 
@@ -37,7 +37,8 @@ class Box:
         label: its name.
         more: a second word on it, such as the use of an owned range.
         owner: for owners, who; else empty.
-        wrong: for observed owners, whether somebody else should own it, or use it otherwise.
+        wrong: whether it should not be so: somebody else should own the range or use it
+            otherwise, or no dax device should be there.
     """
 
     range: MemoryRange
@@ -90,11 +91,22 @@ def address_space(
         *_lanes("HDM decoders committed", "decoder", _decoders(decoders)),
         *_lanes("expected owner", "owner", _expected(record)),
     ]
-    observed = [*_lanes("observed owner", "owner", _observed(record))]
+    observed = [*_lanes("observed owner", "owner", _observed(record.owners))]
+    for number, step in enumerate(record.steps, 1):
+        if step.outcome == "broke":
+            observed += _lanes(f"owner after step {number}", "owner", _observed(step.owners))
     if observation is not None:
         regions = [Box(one.range, one.name) for one in observation.regions if one.range]
+        strange = [
+            MemoryRange.parse(one.range) for one in record.findings if one.rule == "4" and one.range
+        ]
         devices = [
-            Box(span, one.name, one.driver or "no driver")
+            Box(
+                span,
+                one.name,
+                one.driver or "no driver",
+                wrong=any(part.overlaps(span) for part in strange),
+            )
             for one in observation.dax
             for span in one.ranges
         ]
@@ -160,7 +172,7 @@ def _expected(record: RunRecord) -> Iterable[Box]:
     ]
 
 
-def _observed(record: RunRecord) -> Iterable[Box]:
+def _observed(owners: Iterable[OwnedRecord]) -> Iterable[Box]:
     return [
         Box(
             MemoryRange.parse(piece.range),
@@ -169,7 +181,7 @@ def _observed(record: RunRecord) -> Iterable[Box]:
             piece.owner,
             piece.ownership != one.expected,
         )
-        for one in record.owners
+        for one in owners
         for piece in one.observed
     ]
 

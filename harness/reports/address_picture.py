@@ -117,13 +117,13 @@ def _lane(svg: Element, lane: Lane, scale: Scale, y: float, side: str) -> None:
         group = SubElement(svg, "g", {"class": _classes(lane, box)})
         SubElement(group, "title").text = _clean(_tooltip(lane, box))
         _rect(group, _LEFT + x + 1, y, max(width - 2, 2), height, "as-fill")
-        if box.owner in ("dax_hmem", "nobody"):
+        if _hatched(box):
             hatch = _rect(group, _LEFT + x + 1, y, max(width - 2, 2), height, "as-hatch")
             hatch.set("fill", f"url(#as-{box.owner})")
         middle = _LEFT + x + width / 2
         lines = _label(lane, box, side, width - 8)
         first = y + height / 2 + 4 - 7 * (len(lines) - 1)
-        if box.owner in ("dax_hmem", "nobody"):
+        if _hatched(box):
             letters = max(map(len, lines)) * (_LETTER + 0.4) + 10
             plate = min(letters, width - 4)
             _rect(group, middle - plate / 2, y + 3, plate, height - 6, "as-plate")
@@ -132,10 +132,16 @@ def _lane(svg: Element, lane: Lane, scale: Scale, y: float, side: str) -> None:
             text.set("text-anchor", "middle")
 
 
+def _hatched(box: Box) -> bool:
+    """Whether the box has a pattern: memory that nobody should own is not stranded."""
+    return box.owner == "dax_hmem" or (box.owner == "nobody" and box.wrong)
+
+
 def _classes(lane: Lane, box: Box) -> str:
     words = ["as-box", f"as-{lane.kind}"]
     if lane.kind == "owner":
-        words.append(f"as-{box.owner if box.owner in _OWNERS else 'other'}")
+        known = box.owner in _OWNERS and (box.owner != "nobody" or box.wrong)
+        words.append(f"as-{box.owner if known else 'other'}")
     if box.wrong:
         words.append("as-wrong")
     return " ".join(words)
@@ -154,6 +160,8 @@ def _label(lane: Lane, box: Box, side: str, room: float) -> list[str]:
         lines = [name, box.more or ("nobody" if stranded else "")]
         return [_fitting((line,), room) for line in lines if line]
     size = format_size(box.range.size)
+    if box.wrong:
+        return [_fitting((f"✗ {box.label} · {box.more}", f"✗ {box.label}"), room)]
     more = f" · {box.more}" if box.more else ""
     choices = (f"{box.label}{more} · {size}", f"{box.label}{more}", f"{box.label}")
     return [_fitting(choices, room)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -142,6 +143,38 @@ def test_boxes_of_one_lane_never_overlap(ranges: list[MemoryRange]) -> None:
         for before, after in itertools.pairwise(lane.boxes):
             assert before.range.end < after.range.start
     assert len(space.boxes()) == len(ranges)
+
+
+def test_a_device_where_none_should_be_is_marked(tmp_path: Path) -> None:
+    def stranger(result: dict[str, Any]) -> None:
+        finding = {"rule": "4", "text": "t", "range": "5d0000000-64fffffff"}
+        result.update(verdict="FAIL", findings=[finding])
+
+    (run,) = stored(tmp_path, "thread_hmat_maxmem-7.2", change=stranger)
+    svg = address_picture(space_of(run))
+    wrong = [title for title, (kind, *_) in boxes(svg).items() if "as-wrong" in kind]
+    assert wrong == ["5d0000000-64fffffff 2G dax0.0 kmem (not as expected)"]
+    assert "✗ dax0.0" in svg
+
+
+def test_memory_that_nobody_should_own_is_not_drawn_as_stranded(tmp_path: Path) -> None:
+    def nobody(result: dict[str, Any]) -> None:
+        (owned,) = result["owners"]
+        owned["expected"] = {"owner": "nobody", "use": "none"}
+
+    (run,) = stored(tmp_path, "partial_region-7.2", change=nobody)
+    svg = address_picture(space_of(run))
+    assert "url(#as-nobody)" not in svg and "STRANDED" not in svg and "as-wrong" not in svg
+
+
+def test_who_owned_what_after_a_step_that_broke(tmp_path: Path) -> None:
+    def step(result: dict[str, Any]) -> None:
+        held = {"step": "load", "outcome": "held", "owners": result["owners"]}
+        result["steps"] = [held, {**held, "step": "rebind", "outcome": "broke"}]
+
+    (run,) = stored(tmp_path, "partial_region-7.2", change=step)
+    titles = [lane.title for lane in space_of(run).observed if lane.kind == "owner"]
+    assert titles == ["observed owner", "owner after step 2"]
 
 
 @given(st.text(max_size=30))
