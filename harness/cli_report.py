@@ -79,7 +79,7 @@ def report(
     if not runs:
         raise UsageError("there is no result in it", hint="run something with --json first")
     if output is not None:
-        from harness.reports.html import html_report
+        from harness.reports.html_page import html_report
 
         write_file(output, html_report(runs, title))
     if junit is not None:

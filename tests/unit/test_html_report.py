@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import tomllib
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 from evidence_room import stored, unjudged
 
 from harness.model.verdict import Verdict
-from harness.reports.html import html_report, run_names
+from harness.paths import PROJECT
+from harness.reports.html_page import html_report, run_names
 from harness.reports.run_details import Strings
 from harness.runs.result_files import StoredRun
 
@@ -180,3 +182,12 @@ def test_a_run_without_an_observation(tmp_path: Path, verdict: Verdict) -> None:
     bare = StoredRun(run.record)
     (packed,) = Page(html_report([bare], "t", NOW)).packed()["runs"]
     assert (packed["iomem"], packed["log"], packed["reason"]) == ([], [], "why")
+
+
+def test_every_file_that_is_no_module_is_part_of_the_package() -> None:
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    declared = settings["tool"]["setuptools"]["package-data"]
+    for path in (PROJECT / "harness").rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            package = ".".join(path.parent.relative_to(PROJECT).parts)
+            assert any(path.match(pattern) for pattern in declared.get(package, ())), path

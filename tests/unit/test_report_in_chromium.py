@@ -16,7 +16,7 @@ from evidence_room import stored, unjudged
 from test_html_report import HOSTILE, NOW, hostile
 
 from harness.model.verdict import Verdict
-from harness.reports.html import html_report, run_names
+from harness.reports.html_page import html_report, run_names
 from harness.runs.result_files import StoredRun
 
 pytestmark = pytest.mark.chromium
