@@ -7,24 +7,40 @@ import hashlib
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from evidence_room import make_evidence
+from layouts import layout_of, state_of
 
 from harness.errors import UsageError
 from harness.kernels.patch_series import read_series
-from harness.model.verdict import Verdict
-from harness.paths import PROJECT
+from harness.model.verdict import RunResult, Verdict
+from harness.paths import PROFILES, PROJECT, SCENARIOS
 from harness.runs.bundle import INDEX, pack, unpack
-from harness.runs.evidence_of import layout_as_json, layout_from_json
+from harness.runs.catalogue import load_case
+from harness.runs.evidence import Evidence
+from harness.runs.evidence_of import (
+    KERNEL_MANIFEST,
+    LAYOUT,
+    PROFILE,
+    SCENARIO,
+    STATE,
+    layout_as_json,
+    layout_from_json,
+    write_inputs,
+)
+from harness.runs.prepare import Prepared
 from harness.runs.replay import (
     judge_again,
     owner_differences,
     program_differs,
     read_recording,
     request_of,
+    run_differences,
 )
+from harness.runs.reproducer import asked_load
 
 SERIES = PROJECT / "patches" / "mutant-hmem-does-not-wait"
 
@@ -125,7 +141,11 @@ def test_a_bundle_that_was_changed_is_refused(tmp_path: Path) -> None:
     more: dict[str, bytes | None] = {"more": b"x"}
     gone: dict[str, bytes | None] = {"qemu.argv": None}
     many = {f"f{n}": entry(b"") for n in range(2001)}
+    with zipfile.ZipFile(bundle) as archive:
+        argv = archive.read("qemu.argv")
+    edited: dict[str, bytes | None] = {"qemu.argv": argv.replace(b"x86_64", b"x86_63")}
     for change, index, words in (
+        (edited, {}, "qemu.argv is not what the index says"),
         (verdict, {}, "verdict.json is not what the index says"),
         (more, {}, "other files than its index names"),
         (gone, {}, "other files than its index names"),
@@ -244,6 +264,43 @@ def test_a_layout_survives_and_a_foreign_one_is_refused(tmp_path: Path) -> None:
     for wrong in ({}, {**raw, "SRAT": "zz"}, {**raw, "windows": [{}]}, {**raw, "bridges": 5}):
         with pytest.raises(UsageError, match="not the layout of a machine"):
             layout_from_json(wrong, "x")
+
+
+def test_the_inputs_of_a_run_are_written_as_they_were_read(tmp_path: Path) -> None:
+    case = asked_load(load_case("partial_region"), "dax_hmem,kmem")
+    layout = layout_of(case.profile)
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel" / "manifest.json").write_text('{"spec": "x"}')
+    kernel = SimpleNamespace(image=tmp_path / "kernel" / "vmlinuz")
+    prepared = SimpleNamespace(
+        case=case,
+        layout=layout,
+        state=state_of(case),
+        bootable=SimpleNamespace(kernel=kernel),
+    )
+    write_inputs(Evidence(tmp_path), cast(Prepared, prepared))
+    assert (tmp_path / SCENARIO).read_text() == (SCENARIOS / "partial_region.yaml").read_text()
+    profile = (PROFILES / f"{case.scenario.profile}.yaml").read_text()
+    assert (tmp_path / PROFILE).read_text() == profile
+    assert layout_from_json(json.loads((tmp_path / LAYOUT).read_text()), LAYOUT) == layout
+    assert json.loads((tmp_path / KERNEL_MANIFEST).read_text()) == {"spec": "x"}
+    reserved = json.loads((tmp_path / STATE).read_text())["soft_reserved"]
+    assert [one["name"] for one in reserved] == ["sr0"]
+
+
+def test_what_was_another_in_the_new_run_is_said(tmp_path: Path) -> None:
+    recording = read_recording(unpacked(tmp_path))
+    again = make_evidence(tmp_path / "again", "partial_region-7.2")
+    result = RunResult("partial_region", "debian:7.2", "per_range", evidence=str(again))
+    assert run_differences(recording, result) == ()
+    kernel = json.loads((again / "kernel.json").read_text())
+    kernel.update(identity="other", qemu={"version_text": "11.1"}, command_line="quiet")
+    (again / "kernel.json").write_text(json.dumps(kernel))
+    for name in (LAYOUT, STATE):
+        (again / name).write_text("{}")
+    said = "\n".join(run_differences(recording, result))
+    for words in ("another kernel", "now 11.1", LAYOUT, STATE, "command line"):
+        assert words in said
 
 
 def spec(text: str) -> Any:
