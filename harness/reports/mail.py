@@ -88,7 +88,7 @@ def reasons_against_tag(runs: Sequence[StoredRun]) -> tuple[str, ...]:
     if not runs:
         found.append("nothing was run")
     if bad:
-        found.append(f"{bad} of {len(runs)} runs did not pass")
+        found.append(f"{bad} of {_runs(len(runs))} did not pass")
     if any(one.verdict != "PASS" for run in runs for one in run.record.attempts):
         found.append("some guests did not pass")
     if any(step.outcome not in ("held", "") for run in runs for step in run.record.steps):
@@ -124,7 +124,7 @@ def _kernel_lines(kernel: KernelColumn, runs: Sequence[StoredRun]) -> list[str]:
     if series:
         lines += _folded(f"series:  {series}", "", " " * 9)
     for name in _patch_names(runs):
-        lines += _folded(name, " " * 11, " " * 13)
+        lines += _folded(name.removesuffix(".patch"), " " * 9, " " * 11)
     lines += _folded(f"policy:  {_joined(run.record.policy for run in runs)}", "", " " * 9)
     machines = _joined(_machine(run) for run in runs)
     return lines + _folded(f"machine: {machines}", "", " " * 9)
@@ -174,7 +174,11 @@ def _summary(runs: Sequence[StoredRun]) -> list[str]:
         words = _SHOWN.get(outcome, outcome)
         counts[words] = counts.get(words, 0) + 1
     said = ", ".join(f"{count} {words}" for words, count in sorted(counts.items()))
-    return _folded(f"{len(runs)} runs: {said}.", "", "  ")
+    return _folded(f"{_runs(len(runs))}: {said}.", "", "  ")
+
+
+def _runs(count: int) -> str:
+    return f"{count} run" if count == 1 else f"{count} runs"
 
 
 def _not_run(runs: Sequence[StoredRun], scenarios: Iterable[str]) -> list[str]:

@@ -188,7 +188,7 @@ def test_mail_names_series_patches_and_commit(tmp_path: Path) -> None:
 
     runs = stored(tmp_path, "exact_cover-7.2", change=series, manifest=MANIFEST)
     mail = mail_reply(runs, (), TESTER)
-    assert "series:  patches/defer\n           0001-x.patch\n           0002-y.patch\n" in mail
+    assert "series:  patches/defer\n         0001-x\n         0002-y\n" in mail
     assert f"commit:  {'2' * 40}\n" in mail
     assert "Tested-by:" in mail
 
