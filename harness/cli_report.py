@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ def report(
     Without any, of all evidence in its usual place. Exit code: 0, whatever the verdicts; 2 for
     wrong input.
     """
-    from harness.runs.result_files import load_runs
+    from harness.runs.result_files import load_runs, unfinished_runs
 
     if output is None and junit is None and kcidb is None and not mail:
         raise UsageError(
@@ -75,9 +76,17 @@ def report(
         check_writable(path)
     if len({path.absolute() for path in targets}) < len(targets):
         raise UsageError("two reports would go to the same file", hint="name one file for each")
-    runs = load_runs(results or (evidence_root(),))
+    paths = results or (evidence_root(),)
+    runs = load_runs(paths)
     if not runs:
         raise UsageError("there is no result in it", hint="run something with --json first")
+    unfinished = unfinished_runs(paths)
+    if unfinished:
+        click.echo(
+            f"note: left out, because they have no verdict (under way, or killed): "
+            f"{len(unfinished)}, such as {unfinished[-1]}",
+            err=True,
+        )
     if output is not None:
         from harness.reports.html_page import html_report
 
@@ -95,7 +104,8 @@ def report(
         from harness.reports.mail import mail_reply
         from harness.runs.catalogue import scenario_names
 
-        click.echo(mail_reply(runs, scenario_names(), given or _git_person()), nl=False)
+        tester = given or _git_person()
+        click.echo(mail_reply(runs, scenario_names(), tester, len(unfinished)), nl=False)
 
 
 def _person(text: str) -> Person:
@@ -170,7 +180,7 @@ def replay(
     """Run a bundle again, with its scenario and profile, its load, policy, kernel and series.
 
     Says in what the new run differs from the recorded one. Exit code: as harness run, for what was
-    found now. --policy is only used when it is given.
+    found now. It is judged by the recorded policy unless --policy is given.
     """
     from harness.runs.bundle import unpack
     from harness.runs.replay import read_recording
@@ -185,6 +195,9 @@ def replay(
     with TemporaryDirectory(prefix="harness-replay-") as folder:
         recording = read_recording(unpack(file, Path(folder)))
         record = recording.record
+        asked = click.get_current_context().get_parameter_source("policy")
+        if asked is not click.core.ParameterSource.DEFAULT:
+            recording = replace(recording, policy=guests.policy)
         click.echo(
             f"recorded: {record.verdict} {record.scenario} on {record.kernel.spec}, "
             f"policy {record.policy}"
@@ -225,8 +238,6 @@ def _judge_again(recording: Recording) -> Verdict:
 def _run_again(
     recording: Recording, spec: str | None, guests: GuestOptions, json_file: Path | None
 ) -> Verdict:
-    from dataclasses import replace
-
     from harness.model.kernel_request import KernelRequest
     from harness.reports.terminal import result_lines
     from harness.runs.replay import owner_differences, request_of, run_differences

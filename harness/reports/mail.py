@@ -47,7 +47,10 @@ class Person:
 
 
 def mail_reply(
-    runs: Sequence[StoredRun], scenarios: Iterable[str] = (), tester: Person | None = None
+    runs: Sequence[StoredRun],
+    scenarios: Iterable[str] = (),
+    tester: Person | None = None,
+    unfinished: int = 0,
 ) -> str:
     """The reply.
 
@@ -55,6 +58,7 @@ def mail_reply(
         runs: at least one run.
         scenarios: every scenario that there is; those that were not run are named.
         tester: for the tag, None when it is not known.
+        unfinished: how many runs have evidence, but no verdict.
     """
     lines = ["Tested with the CXL ownership harness.", ""]
     columns = [kernel_column(run.record) for run in runs]
@@ -65,7 +69,9 @@ def mail_reply(
     for run in runs:
         if not run.record.passed:
             lines += [*_failure(run.record), ""]
-    doubts = reasons_against_tag(runs)
+    doubts = [*reasons_against_tag(runs)]
+    if unfinished:
+        doubts.append(f"{_runs(unfinished)} more never came to a verdict")
     if doubts:
         lines += _folded(f"No Tested-by: {'; '.join(doubts)}.", "", "  ")
         return "\n".join(lines) + "\n"

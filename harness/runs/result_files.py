@@ -74,6 +74,18 @@ def load_runs(paths: Iterable[Path]) -> tuple[StoredRun, ...]:
     return _without_guests(found)
 
 
+def unfinished_runs(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """The evidence below these folders of runs that have no verdict: under way, or killed."""
+    found = {
+        file.parent
+        for path in paths
+        if path.is_dir()
+        for file in path.rglob("kernel.json")
+        if not (file.parent / VERDICT).exists()
+    }
+    return tuple(sorted(found))
+
+
 def _without_guests(runs: list[StoredRun]) -> tuple[StoredRun, ...]:
     """Leave out the guests that a combined result already counts."""
     counted = {

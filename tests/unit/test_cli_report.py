@@ -45,6 +45,15 @@ def test_a_reply_is_signed_as_git_has_it_or_as_asked(
     assert "no_region" in nobody.out, "scenarios that were not run are named"
 
 
+def test_a_run_that_was_killed_is_not_left_out_in_silence(harness: Harness, room: Path) -> None:
+    make_evidence(room / "evidence", "exact_cover-7.2")
+    killed = make_evidence(room / "evidence", "partial_region-7.2")
+    (killed / "verdict.json").unlink()
+    ended = harness("report", "--mail", "--tested-by", "Jane Doe <jane@example.org>")
+    assert "left out" in ended.err and str(killed) in ended.err
+    assert "No Tested-by: 1 run more never came to a verdict" in ended.out
+
+
 @pytest.mark.parametrize("person", ["Jane", "jane@example.org", "<a@b>", "A <a@b>\nB <b@c>", ""])
 def test_a_person_without_name_or_address(harness: Harness, person: str) -> None:
     assert_one_message(harness("report", "--mail", "--tested-by", person), "--tested-by", "Jane")
@@ -105,6 +114,20 @@ def test_a_replay_says_where_the_judge_differs_from_the_record(
     again = harness("replay", "b.zip", "--judge-only")
     assert again.code == 1
     assert "differs: recorded PASS, now FAIL\n" in again.out
+
+
+def test_a_replay_keeps_the_policy_unless_another_is_asked_for(
+    harness: Harness, room: Path
+) -> None:
+    def other(result: dict[str, Any]) -> None:
+        result["policy"] = "all_or_nothing"
+
+    make_evidence(room / "evidence", "partial_region-7.2", name="one", change=other)
+    harness("bundle", "one", "-o", "b.zip")
+    for words, policy in (((), "all_or_nothing"), (("--policy", "per_range"), "per_range")):
+        again = harness("replay", "b.zip", "--judge-only", *words)
+        verdict = next(line for line in again.out.splitlines() if line.startswith("FAIL"))
+        assert f"policy {policy}" in verdict
 
 
 def test_a_replay_of_a_kernel_that_is_elsewhere(harness: Harness, room: Path) -> None:
