@@ -168,6 +168,26 @@ def test_a_run_shows_everything_that_explains_it(
     assert report.js("return document.title").startswith("✗ FAIL partial_region")
 
 
+def test_steps_guests_notes_and_known_issues_are_shown(open_report: Open, tmp_path: Path) -> None:
+    def more(result: dict[str, Any]) -> None:
+        held = {"step": "load dax_hmem", "outcome": "held", "owners": result["owners"]}
+        finding = {"rule": "7", "text": "not as before", "phase": "step 2", "dmesg": ["a line"]}
+        broke = {"step": "reload kmem", "outcome": "broke", "findings": [finding]}
+        result["steps"] = [held, broke, {"step": "unbind", "outcome": "not_done"}]
+        guest = {"load": "kmem, dax_hmem", "verdict": "FAIL", "outcome": "sr0 nobody"}
+        result["attempts"] = [{**guest, "start": "warm", "seconds": 1.25}]
+        result.update(notes=["a note"], known_issue="why it is known", hint="do this")
+
+    report = open_report(*stored(tmp_path, "partial_region-7.2", change=more))
+    text = report.open_run()
+    for words in (
+        *("✓ held: load dax_hmem", "✗ broke: reload kmem", "not done: unbind"),
+        *("not as before", "(step 2)", "a line", "kmem, dax_hmem", "warm", "1.3", "a note"),
+        *("why it is known", "do this", "✗ known FAIL"),
+    ):
+        assert words in text, words
+
+
 def test_boxes_are_drawn_where_their_ranges_are(
     open_report: Open, runs: tuple[StoredRun, ...]
 ) -> None:
