@@ -12,6 +12,7 @@ import click
 from harness.cli_compare import compare
 from harness.cli_kernels import register_kernel_commands
 from harness.cli_options import USAGE, accel_options, explains_errors, kernel_options
+from harness.cli_report import bundle, replay, report
 from harness.cli_run import run
 from harness.model.kernel_request import KernelRequest
 
@@ -97,4 +98,6 @@ def doctor() -> None:
 
 main.add_command(run)
 main.add_command(compare)
+for command in (report, bundle, replay):
+    main.add_command(command)
 register_kernel_commands(main, explains_errors)

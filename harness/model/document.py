@@ -37,6 +37,7 @@ class Document(Generic[T]):
     value: T
     name: str
     lines: Mapping[str, int]
+    text: str = ""
 
     def where(self, path: str) -> str:
         """`file:line: field` of a path such as `firmware.decoders[0].size`.
@@ -91,7 +92,7 @@ def read_document(text: str, name: str, kind: type[T]) -> Document[T]:
         ) from None
     except msgspec.ValidationError as error:
         raise _explain(str(error), raw, kind, Document(None, name, lines)) from None
-    return Document(value, name, lines)
+    return Document(value, name, lines, text)
 
 
 def _compose(text: str, name: str) -> yaml.Node:

@@ -22,6 +22,7 @@ from harness.machine.qemu_command import Boot, ConsoleSocket, Control, qemu_argv
 from harness.model.preflight import early_problems
 from harness.model.verdict import Start
 from harness.runs.evidence import Evidence
+from harness.runs.evidence_of import write_inputs
 from harness.runs.prepare import Host, Prepared
 from harness.runs.timings import Timings
 
@@ -201,6 +202,7 @@ def started_machine(
         {**asdict(kernel), "command_line": prepared.command_line, "qemu": asdict(host.qemu)},
     )
     evidence.json("firmware.json", [asdict(one) for one in prepared.settings])
+    write_inputs(evidence, prepared)
     inherited = (identity.initramfs, *pass_fds)
     with (
         evidence.path("qemu.log").open("w+b") as log,

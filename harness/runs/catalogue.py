@@ -31,12 +31,14 @@ class Case:
         profile: the hardware.
         as_stated: whether the scenario's modules are loaded, so that the owners that it states
             hold; else the oracle's do.
+        profile_text: the profile as it was read.
     """
 
     name: str
     document: Document[Scenario]
     profile: Profile
     as_stated: bool = True
+    profile_text: str = ""
 
     @property
     def scenario(self) -> Scenario:
@@ -69,9 +71,9 @@ def load_case(name: str, scenarios: Path = SCENARIOS, profiles: Path = PROFILES)
             f"no profile is called {document.value.profile!r}",
             hint=suggest(document.value.profile, known, "profiles"),
         )
-    profile = load_profile(document.value.profile, profiles)
-    check_scenario(document, profile)
-    return Case(path.stem, document, profile)
+    profile = _profile_document(document.value.profile, profiles)
+    check_scenario(document, profile.value)
+    return Case(path.stem, document, profile.value, profile_text=profile.text)
 
 
 def load_cases(names: Iterable[str]) -> tuple[Case, ...]:
@@ -98,8 +100,12 @@ def load_profile(name: str, folder: Path = PROFILES) -> Profile:
     Raises:
         UsageError: there is no such profile, or it is wrong.
     """
+    return _profile_document(name, folder).value
+
+
+def _profile_document(name: str, folder: Path) -> Document[Profile]:
     path = _find(name, folder, "profile", "harness list shows all profiles")
-    return read_profile(_text(path), _shown(path)).value
+    return read_profile(_text(path), _shown(path))
 
 
 def load_known_issues(path: Path = KNOWN_ISSUES) -> KnownIssues:

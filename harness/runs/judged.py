@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from harness.model.boot_phases import in_phases
 from harness.model.judge import Judgement, judge
@@ -12,6 +13,15 @@ from harness.model.observation import Observation
 from harness.model.scenario import Ownership
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.prepare import Prepared
+
+
+def judging_inputs(guest: BootedGuest, prepared: Prepared) -> dict[str, Any]:
+    """What a judgement rests on beside the observation and the scenario, for the evidence."""
+    return {
+        "step_marks": guest.shell.marks.token,
+        "boot_counts": prepared.boot_counts,
+        "expected_messages": [one.pattern for one in prepared.expected_lines()],
+    }
 
 
 def judge_guest(

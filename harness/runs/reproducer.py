@@ -9,7 +9,6 @@ from dataclasses import replace
 import msgspec
 
 from harness.errors import UsageError
-from harness.model.document import Document
 from harness.model.kernel_modules import module_name
 from harness.model.load import Load, LoadPlan, ModuleName
 from harness.model.verdict import RunResult, Verdict
@@ -28,9 +27,7 @@ def loading(case: Case, load: tuple[str, ...] | LoadPlan) -> Case:
     same = {module_name(one) for one in scenario.guest.modules} == {
         module_name(one) for one in guest.modules
     }
-    document = Document(
-        msgspec.structs.replace(scenario, guest=guest), case.document.name, case.document.lines
-    )
+    document = replace(case.document, value=msgspec.structs.replace(scenario, guest=guest))
     return replace(case, document=document, as_stated=case.as_stated and same)
 
 

@@ -28,8 +28,9 @@ from harness.model.scenario import Ownership, Policy
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence, new_evidence
+from harness.runs.evidence_of import JUDGING
 from harness.runs.hang import explain_silence
-from harness.runs.judged import judge_guest
+from harness.runs.judged import judge_guest, judging_inputs
 from harness.runs.life import live_on
 from harness.runs.prepare import Prepared
 from harness.runs.timings import Timings
@@ -168,6 +169,7 @@ def _run_steps(
         raise PreflightError(
             "; ".join(problems), hint="the kernel or its ACPI tables are not what was asked for"
         )
+    evidence.json(JUDGING, judging_inputs(guest, prepared))
     judgement = judge_guest(guest, prepared, observation, expected)
     findings = (*failed_steps, *judgement.findings)
     result = replace(

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Many results as one job: a grid of kernels and scenarios, and failures by what is seen."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.model.run_record import FindingRecord, RunRecord
+from harness.model.verdict import Verdict
+
+# In the order in which a person wants to hear of them.
+OUTCOMES = ("FAIL", "UNBUILDABLE", "INCONCLUSIVE", "KNOWN", "PASS")
+WORDS = {
+    "FAIL": "✗ FAIL",
+    "UNBUILDABLE": "⊘ UNBUILDABLE",
+    "INCONCLUSIVE": "? INCONCLUSIVE",
+    "KNOWN": "✗ known FAIL",
+    "PASS": "✓ PASS",
+}
+_NUMBERS = re.compile(r"\b(?:0x)?[0-9a-f]{6,16}\b|(?<=[a-z.])\d+(?:\.\d+)?")
+_GUEST_COUNT = re.compile(r"^\d+ of \d+ guests")
+
+
+def outcome_of(record: RunRecord) -> str:
+    """The verdict, or `KNOWN` for a FAIL that the list of known issues explains."""
+    if record.verdict == Verdict.FAIL.name and record.known_issue:
+        return "KNOWN"
+    return record.verdict
+
+
+@dataclass(frozen=True, order=True)
+class KernelColumn:
+    """A kernel of the grid.
+
+    Attributes:
+        spec: what was asked for, without the fragments that single scenarios need.
+        release: what it calls itself, empty when it was never booted.
+    """
+
+    spec: str
+    release: str
+
+    def __str__(self) -> str:
+        return f"{self.spec} ({self.release})" if self.release else self.spec
+
+    @property
+    def short(self) -> str:
+        """The SPEC with only the last part of the paths in it."""
+        return re.sub(r"(?<![^\s:'])/?(?:[^\s'/:]+/)+(?=[^\s'/])", "…/", self.spec)
+
+
+def kernel_column(record: RunRecord) -> KernelColumn:
+    """The column of a run: its kernel, whatever configuration its scenario needs."""
+    return KernelColumn(_without_config(record.kernel.spec)[0], record.kernel.release or "")
+
+
+def configs_of(record: RunRecord) -> str:
+    """The configuration fragments of a run's kernel, as they are typed; empty for none."""
+    return _without_config(record.kernel.spec)[1]
+
+
+def _without_config(spec: str) -> tuple[str, str]:
+    try:
+        words = shlex.split(spec)
+    except ValueError:
+        return spec, ""
+    if "--config" not in words[:-1]:
+        return spec, ""
+    at = words.index("--config")
+    return shlex.join([*words[:at], *words[at + 2 :]]), words[at + 1]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Runs of one cell that ended alike.
+
+    Attributes:
+        outcome: key of WORDS.
+        label: what tells them from other runs of the job, such as a policy; may be empty.
+        runs: their indices in the job.
+    """
+
+    outcome: str
+    label: str
+    runs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Runs of one scenario in which the same was seen.
+
+    Attributes:
+        outcome: key of WORDS.
+        scenario: its name.
+        text: what was seen in the first of them.
+        kernels: on which.
+        runs: their indices in the job.
+    """
+
+    outcome: str
+    scenario: str
+    text: str
+    kernels: tuple[KernelColumn, ...]
+    runs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a report says about several results.
+
+    Attributes:
+        records: the results, by index.
+        kernels: the columns.
+        scenarios: the rows.
+        cells: chips by row and column, the worst first.
+        counts: how many runs ended how, in the order of OUTCOMES.
+        failures: what did not pass, new failures first.
+    """
+
+    records: tuple[RunRecord, ...]
+    kernels: tuple[KernelColumn, ...]
+    scenarios: tuple[str, ...]
+    cells: dict[tuple[str, KernelColumn], tuple[Chip, ...]]
+    counts: tuple[tuple[str, int], ...]
+    failures: tuple[FailureGroup, ...]
+
+
+def job_of(records: Iterable[RunRecord]) -> Job:
+    """Arrange results."""
+    listed = tuple(records)
+    columns = [kernel_column(one) for one in listed]
+    labels = run_labels(listed)
+    cells: dict[tuple[str, KernelColumn], dict[tuple[str, str], list[int]]] = {}
+    for index, (record, column) in enumerate(zip(listed, columns, strict=True)):
+        cell = cells.setdefault((record.scenario, column), {})
+        cell.setdefault((outcome_of(record), labels[index]), []).append(index)
+    outcomes = Counter(outcome_of(one) for one in listed)
+    return Job(
+        records=listed,
+        kernels=tuple(sorted(set(columns), key=lambda one: (_natural(one.spec), one.release))),
+        scenarios=tuple(sorted({one.scenario for one in listed})),
+        cells={
+            place: tuple(
+                Chip(outcome, label, tuple(runs))
+                for (outcome, label), runs in sorted(
+                    cell.items(), key=lambda item: (OUTCOMES.index(item[0][0]), item[0][1])
+                )
+            )
+            for place, cell in cells.items()
+        },
+        counts=tuple((name, outcomes[name]) for name in OUTCOMES if outcomes[name]),
+        failures=_failures(listed, columns),
+    )
+
+
+def run_labels(records: Sequence[RunRecord]) -> tuple[str, ...]:
+    """For each run, what tells it from others of the job beside scenario and kernel."""
+    aspects: tuple[Callable[[RunRecord], str], ...] = (
+        lambda one: one.policy,
+        configs_of,
+        lambda one: one.accel or "",
+        lambda one: one.start or "",
+    )
+    by_scenario: dict[str, list[RunRecord]] = {}
+    for record in records:
+        by_scenario.setdefault(record.scenario, []).append(record)
+    telling = [
+        {name: len({aspect(one) for one in group}) > 1 for name, group in by_scenario.items()}
+        for aspect in aspects
+    ]
+    return tuple(
+        ", ".join(
+            aspect(one)
+            for aspect, tells in zip(aspects, telling, strict=True)
+            if tells[one.scenario] and aspect(one)
+        )
+        for one in records
+    )
+
+
+def summary_text(record: RunRecord) -> str:
+    """What went wrong, in one line; empty for PASS."""
+    if record.passed:
+        return ""
+    if record.findings and not record.attempts:
+        return record.findings[0].text
+    return record.reason or next((one.text for one in record.findings), "")
+
+
+def telling_findings(findings: Iterable[FindingRecord]) -> tuple[FindingRecord, ...]:
+    """The findings without complaints that are already shown with a range that they belong to."""
+    kept = tuple(findings)
+    shown = {line for one in kept if one.range for line in one.dmesg}
+    return tuple(
+        one for one in kept if one.rule != "6" or not one.dmesg or not set(one.dmesg) <= shown
+    )
+
+
+def _failures(
+    records: Sequence[RunRecord], columns: Sequence[KernelColumn]
+) -> tuple[FailureGroup, ...]:
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for index, record in enumerate(records):
+        if record.passed:
+            continue
+        text = _GUEST_COUNT.sub("", _NUMBERS.sub("N", summary_text(record)))
+        groups.setdefault((outcome_of(record), record.scenario, text), []).append(index)
+    found = [
+        FailureGroup(
+            outcome,
+            scenario,
+            summary_text(records[runs[0]]),
+            tuple(sorted({columns[run] for run in runs})),
+            tuple(runs),
+        )
+        for (outcome, scenario, _), runs in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda one: (OUTCOMES.index(one.outcome), one.scenario)))
+
+
+def _natural(text: str) -> tuple[tuple[int, str | int], ...]:
+    """A key that sorts 6.9 before 6.18."""
+    return tuple(
+        (0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part
+    )

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the page shows of one run, as compact JSON; texts that many runs share are kept once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness.model.address_space import address_space
+from harness.model.dmesg import Record
+from harness.model.iomem_marks import Mark, marked_iomem
+from harness.model.memory_range import MemoryRange
+from harness.model.report_data import outcome_of, telling_findings
+from harness.model.run_record import FindingRecord, OwnedRecord, RunRecord
+from harness.reports.address_picture import address_picture
+from harness.runs.result_files import StoredRun
+
+_MARKS: dict[Mark, int] = {"same": 0, "wrong": 1, "missing": 2}
+_TIME = re.compile(r"^\[ *\d+\.\d+\] ")
+# A log that never ends must not make the page as long; its end says what happened.
+_MOST_RECORDS = 4000
+
+
+class Strings:
+    """Texts by number, each kept once."""
+
+    def __init__(self) -> None:
+        self.listed: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        """The number of a text."""
+        found = self._numbers.setdefault(text, len(self.listed))
+        if found == len(self.listed):
+            self.listed.append(text)
+        return found
+
+
+def run_details(run: StoredRun, strings: Strings) -> dict[str, Any]:
+    """One run, for the page's script (`report.js`), which has the meaning of each field."""
+    record = run.record
+    space = address_space(record, run.observation, run.state, run.kernel, run.decoders)
+    return {
+        "scenario": record.scenario,
+        "spec": record.kernel.spec,
+        "release": record.kernel.release or "",
+        "config": record.kernel.config_sha256 or "",
+        "policy": record.policy,
+        "accel": record.accel or "",
+        "start": record.start,
+        "load": record.load_text,
+        "outcome": outcome_of(record),
+        "reason": record.reason,
+        "hint": record.hint,
+        "known": strings.number(record.known_issue or ""),
+        "notes": record.note_lines,
+        "owners": _owners(record.owners),
+        "findings": _findings(record.findings),
+        "steps": [
+            [one.step, one.outcome, _owners(one.owners), _findings(one.findings)]
+            for one in record.steps
+        ],
+        "attempts": [
+            [one.verdict, one.load, one.start, one.seconds, one.reason or one.outcome]
+            for one in record.attempts
+        ],
+        "picture": strings.number(address_picture(space)),
+        "iomem": _iomem(run, [box.range for box in space.boxes()], strings),
+        **_log(run, strings),
+        "timings": list(record.timings.items()),
+        "command": record.command,
+        "argv": strings.number(_without_folder(run.argv, record.evidence)),
+        "cmdline": strings.number(str(run.kernel.get("command_line", ""))),
+        "qemu": _qemu(run),
+        "evidence": record.evidence,
+    }
+
+
+def _owners(owners: Iterable[OwnedRecord]) -> list[Any]:
+    return [
+        [
+            one.name,
+            one.range,
+            str(one.expected),
+            [
+                [piece.range, str(piece.ownership), piece.via, int(piece.ownership != one.expected)]
+                for piece in one.observed
+            ],
+        ]
+        for one in owners
+    ]
+
+
+def _findings(findings: Iterable[FindingRecord]) -> list[Any]:
+    return [
+        [one.title, one.range or "", one.text, one.iomem, one.dmesg, one.phase or ""]
+        for one in telling_findings(findings)
+    ]
+
+
+def _iomem(run: StoredRun, interesting: Sequence[MemoryRange], strings: Strings) -> list[Any]:
+    """Mark, depth, whether it is near, number of the line, number of the note: five a line."""
+    if run.observation is None:
+        return []
+    return [
+        number
+        for line in marked_iomem(run.record, run.observation, interesting)
+        for number in (
+            _MARKS[line.mark],
+            line.depth,
+            int(line.near),
+            strings.number(line.text),
+            strings.number(line.note),
+        )
+    ]
+
+
+def _log(run: StoredRun, strings: Strings) -> dict[str, Any]:
+    """The log: number of the text (against the one before) and microseconds (likewise) by turns.
+
+    Neighbouring lines of one kernel's log have neighbouring numbers, so this packs well.
+    """
+    if run.observation is None:
+        return {"log": [], "offending": []}
+    records = run.observation.dmesg[-_MOST_RECORDS:]
+    packed: list[int] = []
+    last_number = last_time = 0
+    for one in records:
+        number, micros = strings.number(f"{one.level}{one.text}"), round(one.time * 1e6)
+        packed += [number - last_number, micros - last_time]
+        last_number, last_time = number, micros
+    return {"log": packed, "offending": offending_lines(run.record, records)}
+
+
+def offending_lines(record: RunRecord, records: Sequence[Record]) -> list[int]:
+    """Which messages of a log the findings of a run are about, by place."""
+    findings = [*record.findings, *(one for step in record.steps for one in step.findings)]
+    # Without their times: a trace is one message, with the time of its beginning.
+    named = {
+        _TIME.sub("", line)
+        for one in findings
+        for text in one.dmesg
+        for line in text.splitlines()
+        if line.strip()
+    }
+    return [
+        place
+        for place, one in enumerate(records)
+        if any(line in named for line in one.text.splitlines())
+    ]
+
+
+def _qemu(run: StoredRun) -> str:
+    qemu = run.kernel.get("qemu")
+    return str(qemu.get("version_text", "")) if isinstance(qemu, dict) else ""
+
+
+def _without_folder(argv: str, evidence: str) -> str:
+    """The command line with EVIDENCE for the run's own folder: the same for runs alike."""
+    return argv.replace(evidence, "EVIDENCE") if evidence else argv

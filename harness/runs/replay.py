@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running an unpacked bundle again, or judging again what its guest showed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+from harness.kernels.kernel_spec import parse_kernel_spec
+from harness.model.boot_phases import StepMarks, in_phases
+from harness.model.decoder_plan import plan_decoders
+from harness.model.judge import Judgement, judge
+from harness.model.kernel_request import KernelRequest
+from harness.model.observation import SECTIONS, ObservationError, parse_observation
+from harness.model.ownership import expected_owners
+from harness.model.placement import FirmwareState, place_firmware
+from harness.model.preflight import window_problems
+from harness.model.run_record import RunRecord
+from harness.model.scenario import POLICIES, Policy, read_scenario
+from harness.model.scenario_rules import check_scenario
+from harness.model.topology import read_profile
+from harness.model.verdict import OwnedRange, RunResult
+from harness.runs.bundle import SERIES, read_json
+from harness.runs.catalogue import Case
+from harness.runs.evidence_of import (
+    JUDGING,
+    KERNEL_MANIFEST,
+    LAYOUT,
+    PROFILE,
+    SCENARIO,
+    layout_from_json,
+)
+from harness.runs.reproducer import asked_load
+from harness.runs.result_files import VERDICT, StoredRun, load_runs, read_text
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A run as somebody recorded it.
+
+    Attributes:
+        folder: the unpacked evidence.
+        run: the result, with its evidence.
+        case: the scenario as it was, loading what was loaded.
+        policy: by which it was judged.
+    """
+
+    folder: Path
+    run: StoredRun
+    case: Case
+    policy: Policy
+
+    @property
+    def record(self) -> RunRecord:
+        """The result."""
+        return self.run.record
+
+
+def read_recording(folder: Path) -> Recording:
+    """Read an unpacked bundle.
+
+    Raises:
+        UsageError: its result, scenario or profile is not what this version of the harness reads.
+    """
+    (run,) = load_runs([folder / VERDICT])
+    if run.record.policy not in POLICIES:
+        raise UsageError(
+            f"no policy is called {run.record.policy!r}",
+            where=VERDICT,
+            hint=f"policies: {', '.join(POLICIES)}; was it written by a newer harness?",
+        )
+    document = read_scenario(read_text(folder / SCENARIO), SCENARIO)
+    profile_text = read_text(folder / PROFILE)
+    profile = read_profile(profile_text, PROFILE).value
+    check_scenario(document, profile)
+    case = Case(run.record.scenario, document, profile, profile_text=profile_text)
+    load = _load_option(run.record.load_text)
+    if load:
+        case = asked_load(case, load)
+    return Recording(folder, run, case, run.record.policy)
+
+
+def _load_option(said: str) -> str:
+    """What `--load` takes for a load as results have it; empty for the scenario's own."""
+    if said.startswith("all at once: "):
+        return "parallel"
+    if said.startswith("by modalias: "):
+        return "modalias"
+    return "none" if said == "nothing" else said.replace(", ", ",")
+
+
+def request_of(recording: Recording) -> KernelRequest:
+    """The kernel that was asked for, with the series that the bundle brings.
+
+    Raises:
+        UsageError: it lies on the other person's machine; says what it was.
+    """
+    try:
+        request = _parsed(recording, shlex.split(recording.record.kernel.spec))
+    except (ValueError, IndexError):
+        raise UsageError(
+            f"{recording.record.kernel.spec!r} does not name a kernel",
+            where=VERDICT,
+            hint="name the kernel to use with --kernel; --judge-only needs none",
+        ) from None
+    spec = parse_kernel_spec(request.spec)
+    at = spec.value.partition("@")[0] if spec.source == "build" else spec.value
+    if spec.source in ("image", "build") and not Path(at).expanduser().exists():
+        raise UsageError(
+            f"the kernel {request.spec} is not on this machine: {_what_it_was(recording)}",
+            where=recording.record.scenario,
+            hint="get such a kernel and name it with --kernel; --judge-only needs none",
+        )
+    return request
+
+
+def _parsed(recording: Recording, words: Sequence[str]) -> KernelRequest:
+    """The words of a `KernelRequest` that was made text."""
+    request = KernelRequest(words[0])
+    rest = list(words[1:])
+    while rest:
+        option = rest.pop(0)
+        if option == "--llvm":
+            request = replace(request, toolchain="clang")
+        elif option == "--config":
+            request = replace(request, configs=tuple(rest.pop(0).split(",")))
+        elif option == "--series":
+            request = replace(request, series=_series(recording, rest.pop(0)))
+        elif option == "--upto":
+            # The bundle has the patches up to this one, and no others.
+            number = int(rest.pop(0))
+            packed = (recording.folder / SERIES).is_dir()
+            request = replace(request, upto=None if packed else number)
+        else:
+            raise ValueError(option)
+    return request
+
+
+def _series(recording: Recording, path: str) -> Path:
+    packed = recording.folder / SERIES
+    if packed.is_dir():
+        return packed
+    if Path(path).expanduser().exists():
+        return Path(path)
+    raise UsageError(
+        f"the series {path} is neither on this machine nor in the bundle",
+        where=recording.record.scenario,
+        hint="get the series, and name kernel and series with --kernel and --series",
+    )
+
+
+def _what_it_was(recording: Recording) -> str:
+    manifest = read_json(recording.folder / KERNEL_MANIFEST)
+    source = manifest.get("source")
+    words = [f"Linux {recording.record.kernel.release or 'of unknown version'}"]
+    if isinstance(source, dict):
+        words.append(f"of {source.get('origin')}")
+        if source.get("commit"):
+            changed = ", with changes that no commit has" if source.get("dirty") else ""
+            words.append(f"commit {source['commit']}{changed}")
+    if recording.record.kernel.config_sha256:
+        words.append(f"with the config of SHA-256 {recording.record.kernel.config_sha256}")
+    return " ".join(map(str, words))
+
+
+@dataclass(frozen=True)
+class Rejudged:
+    """What the oracle and the judge of today say about a recorded observation."""
+
+    judgement: Judgement
+    state: FirmwareState
+
+
+def judge_again(recording: Recording) -> Rejudged:
+    """Judge the recorded observation, without any guest.
+
+    What a guest did after its boot, and modules that did not load, are not in an observation.
+
+    Raises:
+        UsageError: there is no whole observation in it, or it is one of another machine.
+    """
+    layout = layout_from_json(read_json(recording.folder / LAYOUT), LAYOUT)
+    case = recording.case
+    state = place_firmware(case.document, case.profile, layout)
+    sections = recording.run.sections
+    missing = [name for name in SECTIONS if name not in sections]
+    try:
+        if missing:
+            raise ObservationError(f"no section {', '.join(missing)}")
+        observation = parse_observation(sections)
+    except ObservationError as error:
+        raise UsageError(
+            f"its guest was not observed: {error}",
+            where=recording.record.scenario,
+            hint="leave --judge-only out, and the scenario is run again",
+        ) from None
+    problems = window_problems(observation, state)
+    if problems:
+        raise UsageError(
+            "; ".join(problems),
+            where=recording.record.scenario,
+            hint="observation and layout are of different machines: the bundle was changed",
+        )
+    stated = case.scenario.expect.owners(recording.policy)
+    expected = (
+        dict(stated) if case.as_stated else expected_owners(case.scenario, state, recording.policy)
+    )
+    inputs = read_json(recording.folder / JUDGING)
+    try:
+        marks = StepMarks(str(inputs["step_marks"]))
+        patterns = [re.compile(one) for one in inputs["expected_messages"]]
+    except (KeyError, TypeError, re.error) as error:
+        raise UsageError(
+            f"not what a judgement rests on: {type(error).__name__}: {error}",
+            where=JUDGING,
+            hint="the file was changed, or another version of the harness wrote it",
+        ) from None
+    judgement = judge(
+        replace(observation, dmesg=in_phases(observation.dmesg, marks)),
+        state,
+        expected,
+        quirks=patterns,
+        boot_counts=bool(inputs.get("boot_counts")),
+    )
+    return Rejudged(judgement, state)
+
+
+def owner_differences(record: RunRecord, owners: Sequence[OwnedRange]) -> tuple[str, ...]:
+    """Where owners differ from the recorded ones, one line for each range."""
+    before = {
+        one.name: [f"{piece.range} {piece.ownership}" for piece in one.observed]
+        for one in record.owners
+    }
+    after = {
+        one.name: [_piece(one, number) for number in range(len(one.observed))] for one in owners
+    }
+    return tuple(
+        f"{name}: recorded {', '.join(before.get(name, ['nothing']))}; "
+        f"now {', '.join(after.get(name, ['nothing']))}"
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name) != after.get(name)
+    )
+
+
+def _piece(owned: OwnedRange, number: int) -> str:
+    piece = owned.observed[number]
+    use = "" if piece.use == "none" else f"/{piece.use}"
+    return f"{piece.range} {piece.owner}{use}"
+
+
+def run_differences(recording: Recording, result: RunResult) -> tuple[str, ...]:
+    """In what the new run was another than the recorded one: kernel, machine, firmware."""
+    again = Path(result.evidence)
+    found = []
+    old, new = recording.run.kernel, read_json(again / "kernel.json")
+    if old.get("identity") != new.get("identity"):
+        found.append(f"another kernel: recorded {_kernel(old)}, now {_kernel(new)}")
+    versions = [_qemu(one) for one in (old, new)]
+    if versions[0] != versions[1]:
+        found.append(f"another QEMU: recorded {versions[0]}, now {versions[1]}")
+    for name, what in ((LAYOUT, "machine's layout"), ("firmware_state.json", "firmware state")):
+        if read_json(recording.folder / name) != read_json(again / name):
+            found.append(f"the {what} is another: compare {name} of both")
+    if old.get("command_line") != new.get("command_line"):
+        found.append("the kernel's command line is another: compare kernel.json of both")
+    return tuple(found)
+
+
+def program_differs(recording: Recording, state: FirmwareState) -> bool:
+    """Whether today's firmware program has other decoders than the recorded one."""
+    planned = [asdict(one) for one in plan_decoders(recording.case.profile, state)]
+    return bool(_comparable(planned) != _comparable(list(recording.run.decoders)))
+
+
+def _comparable(raw: Any) -> Any:
+    """The same with lists for tuples, as JSON has them."""
+    if isinstance(raw, dict):
+        return {key: _comparable(value) for key, value in raw.items()}
+    return [_comparable(one) for one in raw] if isinstance(raw, (list, tuple)) else raw
+
+
+def _kernel(kernel: dict[str, Any]) -> str:
+    return f"{kernel.get('release', 'unknown')} ({str(kernel.get('identity', ''))[:12]})"
+
+
+def _qemu(kernel: dict[str, Any]) -> str:
+    qemu = kernel.get("qemu")
+    return str(qemu.get("version_text", "unknown")) if isinstance(qemu, dict) else "unknown"
