@@ -60,6 +60,7 @@ class Session:
         jobs: how many guests run at once, at least 1.
         repeat: how many guests each load of a scenario gets, at least 1.
         build: whether scenarios may build a kernel when a prebuilt one is asked for.
+        shorten: whether to look for the shortest load that shows a failure, with more guests.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class Session:
         jobs: int = 1,
         repeat: int = 1,
         build: bool = True,
+        shorten: bool = True,
     ) -> None:
         self._host = host
         self._judging = judging
         self._jobs = jobs
         self._repeat = repeat
         self._build = build
+        self.shorten = shorten
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="guest")
 
     def __enter__(self) -> Session:
@@ -200,7 +203,8 @@ class _Guests:
         if len(results) == 1:
             return results[0]
         combined = combine(results, time.monotonic() - self._begin)
-        if combined.verdict is Verdict.FAIL and not combined.known_issue:
+        new = combined.verdict is Verdict.FAIL and not combined.known_issue
+        if new and self._session.shorten:
             load = shortest_failing(combined, self._prepared, self._run_again)
             combined = replace(combined, reproduce=self._command(load))
         return combined
