@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from fake_sources import Listener as Notes
 from fake_sources import FAKE_KERNEL, copy_fake, git
+from fake_sources import Listener as Notes
 
 from harness.deadline import Deadline
 from harness.errors import (
@@ -227,7 +227,7 @@ def test_a_merge_base_that_is_not_as_the_older_end(
     made += commits(tree, "bad", "bad")
     listener = Listener()
     if word:
-        with pytest.raises(UsageError, match="merge base .* is bad as well") as refused:
+        with pytest.raises(UsageError, match=r"merge base .* is bad as well") as refused:
             run(tree, store, "stable", "main")
         assert made[0][:12] in refused.value.message
         assert "--first-good" in refused.value.hint
