@@ -96,8 +96,9 @@ class SourceTree:
         if not self.files.exists():
             progress.note("writing out the source tree (once)")
             self.files.mkdir()
-        # Only what differs between two known states is looked at, else every file.
-        words = ("-m", before, commit) if before is not None else ("--reset", commit)
+        # From a known state only what differs is looked at, else every file. The tree of before
+        # is not named: the index has it, and git would go through all trees once more.
+        words = ("-m", commit) if before is not None else ("--reset", commit)
         with self.changing():
             self.index.with_suffix(".lock").unlink(missing_ok=True)
             self.repository.git(

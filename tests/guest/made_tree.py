@@ -29,9 +29,9 @@ def made_tree(
         store: has, or gets, the source of Linux 7.2; the tree lies in it, and borrows its objects.
         progress: hears of downloads.
         mutant: a folder of patches/.
-        count: how many commits, at least 1; each adds a comment to a file, but for the mutant.
+        count: how many commits, at least 1; each adds a constant to a file, but for the mutant.
         at: which of them is the mutant, from 1 to `count`.
-        salt: goes into the comments: with another one, every kernel is another.
+        salt: goes into the constants: with another one, every kernel is another.
 
     Returns:
         The tree, and its commits: the base, and then `count` of them.
@@ -50,12 +50,14 @@ def made_tree(
     commits = [git("commit-tree", state.tree, "-m", "Linux 7.2").strip()]
     for number in range(1, count + 1):
         name = _FILES[number % len(_FILES)]
-        subject = f"{Path(name).parent}: comment {number}"
+        subject = f"{Path(name).parent}: constant {number}"
         if number == at:
             git("apply", "--cached", "-", stdin=patch.data.decode())
             subject = f"mutant: {mutant.name}"
         else:
-            text = f"{git('show', f':{name}')}/* {salt} {number} */\n"
+            # Code that the kernel does not get, so that the compiler's cache does not have it.
+            constant = f'static const char salt_{number}[] __maybe_unused = "{salt}";'
+            text = f"{git('show', f':{name}')}\n{constant}\n"
             blob = git("hash-object", "-w", "--stdin", stdin=text).strip()
             git("update-index", "--cacheinfo", f"100644,{blob},{name}")
         words = ("commit-tree", git("write-tree").strip(), "-p", commits[-1], "-m", subject)
