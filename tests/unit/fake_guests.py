@@ -14,18 +14,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
 from cli_room import FIT_QEMU
 from fake_sources import small_configs
 
 from harness.cli import main
-from harness.kernels import from_source
 from harness.kernels.kconfig import plan_config
 from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import RunResult, Verdict
 from harness.paths import store_root
 from harness.progress import SilentProgress
-from harness.runs import prepare
 from harness.runs.catalogue import Case
 from harness.runs.run_scenario import Session
 from harness.store import Store
@@ -53,7 +52,10 @@ if __name__ == "__main__":
     configs = ROOM / "configs"
     if not configs.exists():
         small_configs(configs)
-    from_source.plan_config = lambda names: plan_config(names, configs)
-    prepare.require_qemu = lambda _asked=None: FIT_QEMU
-    Session.run_all = run_all  # type: ignore[method-assign,assignment]
+    patched = pytest.MonkeyPatch()
+    patched.setattr(
+        "harness.kernels.from_source.plan_config", lambda names: plan_config(names, configs)
+    )
+    patched.setattr("harness.runs.prepare.require_qemu", lambda _asked: FIT_QEMU)
+    patched.setattr(Session, "run_all", run_all)
     main.main(sys.argv[1:], prog_name="harness")

@@ -73,8 +73,8 @@ def test_in_git_bisect_run(tree: Path, environment: dict[str, str]) -> None:
 def test_killed_and_started_again(
     tree: Path, environment: dict[str, str], tmp_path: Path, runs: int
 ) -> None:
-    words = ("bisect", "exact_cover", "--accel", "tcg", "--tree", tree)
-    words = (*words, "--good", "v0", "--bad", "main")
+    ends = ("--good", "v0", "--bad", "main")
+    words = ("bisect", "exact_cover", "--accel", "tcg", "--tree", tree, *ends)
     (tmp_path / "KILL_AT").write_text(str(runs))
     done = run(environment, *words)
     assert done.returncode == -signal.SIGKILL

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from fake_sources import FAKE_KERNEL, copy_fake, git
 from fake_sources import Listener as Notes
+from fake_sources import git
+from small_history import FakeJudge, Listener, commits, run, store, tree
 
 from harness.deadline import Deadline
 from harness.errors import (
@@ -19,137 +17,11 @@ from harness.errors import (
     UnbuildableError,
     UsageError,
 )
-from harness.model.bisection import Bisected, Failures, Judged, Outcome, Step
-from harness.model.kernel_request import KernelRequest
-from harness.runs.bisection import Bisection, Ends
-from harness.runs.bisection_ends import Asked, Opened, open_bisection
-from harness.runs.bisection_record import Record, open_record
-from harness.runs.commit_judge import SKIPPED, Judgement
+from harness.model.bisection import Outcome
+from harness.runs.bisection_record import open_record
 from harness.store import Store
 
-VERDICTS = {"good": "PASS", "bad": "FAIL", "lost": "INCONCLUSIVE", "broken": "UNBUILDABLE"}
-FILES = ("Kconfig", "Makefile")
-OUTCOMES = {"PASS": Outcome.GOOD, "FAIL": Outcome.BAD}
-
-
-class FakeJudge:
-    """Ends each run as the subject of its commit says: `good`, `bad:FAILURE`, `lost`, `broken`.
-
-    Attributes:
-        asked: the subjects of the commits so far.
-    """
-
-    def __init__(self, tree: Path, *, interrupt_at: int = -1) -> None:
-        self.tree = tree
-        self.asked: list[str] = []
-        self.scenarios: list[tuple[str, ...]] = []
-        self.bad_ends: list[Failures | None] = []
-        self.interrupt_at = interrupt_at
-        self.say: Callable[[str, str], str] = lambda subject, _scenario: subject
-
-    def judge(
-        self,
-        request: KernelRequest,
-        scenarios: Sequence[str],
-        bad_end: Failures | None = None,
-        every: bool = False,
-    ) -> Judgement:
-        if len(self.asked) == self.interrupt_at:
-            raise KeyboardInterrupt
-        commit = request.spec.rpartition("@")[2]
-        subject = git(self.tree, "log", "-1", "--format=%s", commit)
-        self.asked.append(subject)
-        self.scenarios.append(tuple(scenarios))
-        self.bad_ends.append(bad_end)
-        judged = []
-        for name in scenarios:
-            word, _, failure = self.say(subject, name).split(",")[0].partition(":")
-            verdict = VERDICTS.get(word, SKIPPED)
-            outcome = OUTCOMES.get(verdict, Outcome.UNKNOWN)
-            broke = (failure or "rule 1",) if verdict == "FAIL" else ()
-            judged.append(Judged(name, outcome, (verdict,), broke, reason=f"{word} here"))
-        return Judgement(tuple(judged), 0.0, 0.0)
-
-
-class Listener(Notes):
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[tuple[Step, bool]] = []
-        self.count = -1
-
-    def begins(self, ends: Ends, count: int) -> None:
-        self.count = count
-
-    def step(self, step: Step, again: bool) -> None:
-        self.steps.append((step, again))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A git tree without commits."""
-    git(tmp_path, "init", "-q", "-b", "main", "linux")
-    return tmp_path / "linux"
-
-
-def commits(tree: Path, *subjects: str) -> list[str]:
-    """Commit on top, one for each subject; their hashes."""
-    branch = git(tree, "symbolic-ref", "HEAD")
-    begun = subprocess.run(
-        ["git", "-C", tree, "rev-parse", "-q", "--verify", "HEAD"], capture_output=True, text=True
-    )
-    parent = begun.stdout.strip()
-    names = [*FILES] if not parent else []
-    stream = []
-    for number, subject in enumerate(subjects, start=1):
-        stream += [f"commit {branch}", f"mark :{number}", "committer A <a@localhost> 0 +0000"]
-        stream += [f"data {len(subject)}", subject]
-        stream += [f"from {parent}"] if parent and number == 1 else []
-        for name in names if number == 1 else []:
-            text = (FAKE_KERNEL / name).read_text()
-            stream += [f"M 100644 inline {name}", f"data {len(text.encode())}", text]
-        content = f"{subject} {number} {parent}"
-        stream += ["M 100644 inline notes", f"data {len(content)}", content]
-    words = ["git", "-C", tree, "fast-import", "--quiet", "--export-marks=marks"]
-    subprocess.run(words, input="\n".join((*stream, "")), text=True, check=True, cwd=tree)
-    marks = sorted(line.split() for line in (tree / "marks").read_text().splitlines())
-    (tree / "marks").unlink()
-    git(tree, "reset", "-q", "--hard")
-    return [name for _, name in sorted(marks, key=lambda one: int(one[0][1:]))]
-
-
-def opened(tree: Path, store: Store, good: str, bad: str, first_good: bool = False) -> Opened:
-    asked = Asked(str(tree), good, bad, KernelRequest("build:"), first_good)
-    return open_bisection(asked, store, Notes())
-
-
-def run(
-    tree: Path,
-    store: Store,
-    good: str,
-    bad: str,
-    *,
-    first_good: bool = False,
-    judge: FakeJudge | None = None,
-    listener: Listener | None = None,
-    scenarios: Sequence[str] = ("exact_cover",),
-    record: Record | None = None,
-    deadline: Deadline | None = None,
-) -> Bisected:
-    begun = opened(tree, store, good, bad, first_good)
-    return Bisection(
-        begun.ends,
-        begun.history,
-        judge or FakeJudge(tree),
-        scenarios,
-        record or open_record(store, "k", "q", Notes()),
-        listener or Listener(),
-        deadline,
-    ).run()
+__all__ = ["store", "tree"]
 
 
 def test_the_first_bad_commit(tree: Path, store: Store) -> None:
@@ -364,87 +236,3 @@ def test_what_broke_at_the_bad_end_is_known_to_later_steps(tree: Path, store: St
     run(tree, store, made[0], "main", judge=judge)
     assert judge.bad_ends[:2] == [None, None]
     assert set(map(str, judge.bad_ends[2:])) == {str({"exact_cover": ("rule 2 sr0",)})}
-
-
-def contents(tree: Path) -> dict[Path, tuple[bytes | None, int]]:
-    return {
-        path: (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
-        for path in tree.rglob("*")
-    }
-
-
-def test_nothing_of_the_users_is_touched(tree: Path, store: Store) -> None:
-    """Neither files that are not committed, nor a bisection of the user's own."""
-    made = commits(tree, "good", *["good"] * 5, *["bad"] * 5)
-    git(tree, "bisect", "start", made[-1], made[0])
-    (tree / "notes").write_text("not committed")
-    (tree / "new").write_text("nor known")
-    before = contents(tree)
-    run(tree, store, made[0], "main")
-    assert contents(tree) == before
-
-
-def test_a_bare_repository_will_do(tree: Path, store: Store, tmp_path: Path) -> None:
-    made = commits(tree, "good", "good", "bad", "bad")
-    git(tmp_path, "clone", "-q", "--bare", str(tree), "bare.git")
-    result = run(tmp_path / "bare.git", store, made[0], "main", judge=FakeJudge(tree))
-    assert result.first is not None and result.first.name == made[2]
-
-
-def test_a_shallow_clone(tree: Path, store: Store, tmp_path: Path) -> None:
-    """Its history ends; what lies within can be bisected."""
-    made = commits(tree, "good", "good", "good", "bad", "bad")
-    git(tmp_path, "clone", "-q", "--depth", "4", f"file://{tree}", "shallow")
-    result = run(tmp_path / "shallow", store, made[2], "main", judge=FakeJudge(tree))
-    assert result.first is not None and result.first.name == made[3]
-    with pytest.raises(UsageError, match="has no"):
-        run(tmp_path / "shallow", store, made[0], "main")
-
-
-@pytest.mark.parametrize("option", ["--good", "--bad"])
-def test_a_commit_that_is_not_there(tree: Path, store: Store, option: str) -> None:
-    commits(tree, "good", "bad")
-    for ref in ("mian", "0123456789" * 4, ""):
-        ends = {"good": "main", "bad": "main"} | {option[2:]: ref}
-        with pytest.raises(UsageError, match="has no") as refused:
-            opened(tree, store, **ends)
-        assert refused.value.where == f"{option} {ref}"
-        if ref == "mian":
-            assert "close names: main" in refused.value.hint
-
-
-def test_a_tree_that_is_none(tree: Path, store: Store, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no folder"):
-        opened(tmp_path / "nowhere", store, "main", "main")
-    plain = copy_fake(tmp_path / "plain")
-    with pytest.raises(UsageError, match="not the top of a git tree"):
-        opened(plain, store, "main", "main")
-    asked = Asked("debian:7.2", "a", "b", KernelRequest("build:"))
-    with pytest.raises(UsageError, match="has no history"):
-        open_bisection(asked, store, Notes())
-    for good, bad, option in ((None, "main", "--good"), ("main", None, "--bad")):
-        with pytest.raises(UsageError, match=f"{option} is not given"):
-            open_bisection(Asked(str(tree), good, bad, KernelRequest("build:")), store, Notes())
-
-
-def test_one_bisection_of_a_tree_at_a_time(store: Store) -> None:
-    """The second says so at once."""
-    inside, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with store.lock("bisect-x", what="bisecting x", wait=False):
-            inside.set()
-            assert done.wait(20)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert inside.wait(20)
-    with (
-        pytest.raises(UsageError, match="another harness is bisecting x"),
-        store.lock("bisect-x", what="bisecting x", wait=False),
-    ):
-        pytest.fail("two at once")
-    done.set()
-    thread.join()
-    with store.lock("bisect-x", what="bisecting x", wait=False):
-        pass

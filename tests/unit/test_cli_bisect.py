@@ -1,95 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`harness bisect` and `bisect-step` on builds of the fake kernel; its guests read its source."""
+"""`harness bisect` on builds of the fake kernel; its guests read its source."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from bisect_room import Guests, builder, guests, made_tree, tree
 from cli_room import Harness, assert_one_message
-from fake_sources import HMEM, Builder, copy_fake, edit, format_patch, git, git_fake
+from fake_sources import HMEM, Builder, edit, format_patch, git, git_fake
 
-from harness.errors import UnbuildableError
-from harness.kernels.resolve import resolve_kernel
-from harness.model.kernel_request import KernelRequest
-from harness.model.verdict import Finding, RunResult, Verdict
-from harness.progress import SilentProgress
-from harness.runs.catalogue import Case
-from harness.runs.prepare import MissingModuleError, NotApplicableError
-from harness.runs.run_scenario import Session, Skipped
+from harness.model.verdict import Verdict
+
+__all__ = ["builder", "guests", "made_tree", "tree"]
 
 pytestmark = pytest.mark.usefixtures("room", "no_guest")
-
-Answer = Callable[[str, int], Verdict | BaseException]
-
-
-@pytest.fixture
-def builder(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
-    """The builder of the fake kernel, with the store that the command line uses."""
-    return Builder(room, monkeypatch)
-
-
-class Guests:
-    """Ends a run by the text of the kernel that it boots.
-
-    Attributes:
-        answer: from that text, and how many runs there were, to how a run ends.
-        count: how many runs there were.
-        rule: that a failed run broke.
-    """
-
-    def __init__(self, builder: Builder) -> None:
-        self.builder = builder
-        self.count = 0
-        self.rule = "1"
-        self.answer: Answer = lambda text, _count: (
-            Verdict.FAIL if "stranded" in text else Verdict.PASS
-        )
-
-    def run_all(
-        self, session: Session, cases: Sequence[Case], kernel: KernelRequest
-    ) -> Iterator[RunResult | Skipped]:
-        assert not session.shorten, "a guest more for a shorter load that nobody asked for"
-        for case in cases:
-            built = resolve_kernel(kernel, self.builder.store, SilentProgress())
-            text = built.image.read_bytes().decode(errors="replace")
-            ending = self.answer(text, self.count)
-            self.count += 1
-            if isinstance(ending, NotApplicableError):
-                yield Skipped(case, ending)
-            elif isinstance(ending, BaseException):
-                raise ending
-            else:
-                broke = (Finding(self.rule, "x"),) if ending is Verdict.FAIL else ()
-                yield RunResult(case.name, str(kernel), "per_range", verdict=ending, findings=broke)
-
-
-@pytest.fixture
-def guests(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> Guests:
-    guests = Guests(builder)
-    monkeypatch.setattr(Session, "run_all", lambda *words: guests.run_all(*words))
-    return guests
-
-
-@pytest.fixture(scope="module")
-def made_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight commits on top of v0; the fifth strands memory."""
-    tree = git_fake(tmp_path_factory.mktemp("made") / "linux")
-    git(tree, "tag", "v0")
-    for number in range(1, 9):
-        text = "stranded" if number == 5 else f"number {number}"
-        edit(tree, "/* Two. */", f"/* Two. */\n/* {text} */")
-        git(tree, "commit", "-q", "-a", "-m", f"dax: hmem: change {number}")
-    return tree
-
-
-@pytest.fixture
-def tree(made_tree: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made_tree, tmp_path / "linux")
 
 
 def compiled(builder: Builder) -> dict[str, int]:
@@ -346,104 +274,3 @@ def test_a_series_of_which_a_patch_does_not_apply(
     ended = harness(*BISECT, tree, "--series", series)
     assert ended.code == 4
     assert "does not apply" in ended.err
-
-
-STEP = ("bisect-step", "--accel", "tcg")
-APPLIES_NOT = NotApplicableError("not so", hint="another")
-
-
-@pytest.mark.parametrize(
-    ("ending", "code"),
-    [
-        (Verdict.PASS, 0),
-        (Verdict.FAIL, 1),
-        (Verdict.INCONCLUSIVE, 125),
-        (Verdict.UNBUILDABLE, 125),
-        (APPLIES_NOT, 125),
-        (MissingModuleError("no dax_cxl", hint="another"), 125),
-        (UnbuildableError("no", hint="look"), 125),
-        (OSError(28, "No space left on device"), 128),
-        (RuntimeError("a defect"), 128),
-        (KeyboardInterrupt(), 130),
-    ],
-)
-def test_exit_codes_of_a_step(
-    harness: Harness,
-    guests: Guests,
-    tree: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    ending: Verdict | BaseException,
-    code: int,
-) -> None:
-    guests.answer = lambda _text, _count: ending
-    monkeypatch.chdir(tree / "drivers")
-    ended = harness(*STEP, "exact_cover")
-    assert ended.code == code, ended.err
-
-
-def test_a_step_that_does_not_build(
-    harness: Harness, guests: Guests, tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tree)
-    edit(tree, "int hmem_three", "#error no\nint hmem_three")
-    ended = harness(*STEP, "exact_cover")
-    assert ended.code == 125
-    assert "cannot tell exact_cover: UNBUILDABLE" in ended.out
-    assert guests.count == 0
-
-
-def test_a_full_disk_ends_the_bisection(
-    harness: Harness, guests: Guests, tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tree)
-    edit(tree, "return 3", "/* fake: full disk */\nreturn 3")
-    assert harness(*STEP, "exact_cover").code == 128
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        (),
-        ("no_such_scenario",),
-        ("exact_cover", "--frobnicate"),
-        ("exact_cover", "--timeout", "soon"),
-        ("exact_cover", "--config", "no_such_fragment"),
-        ("exact_cover", "--runs", "1", "--need", "2"),
-    ],
-)
-def test_wrong_use_of_a_step_ends_the_bisection(
-    harness: Harness,
-    guests: Guests,
-    tree: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: Sequence[str],
-) -> None:
-    monkeypatch.chdir(tree)
-    ended = harness(*STEP, *words)
-    assert (ended.code, ended.out, guests.count) == (128, "", 0)
-    assert ended.err
-
-
-def test_a_step_where_there_is_no_kernel(harness: Harness, guests: Guests, tmp_path: Path) -> None:
-    ended = harness(*STEP, "exact_cover")
-    assert ended.code == 128
-    assert "is not the source of a kernel" in ended.err
-
-
-def test_a_step_builds_what_is_checked_out(
-    harness: Harness, guests: Guests, tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tree)
-    git(tree, "checkout", "-q", "v0")
-    assert harness(*STEP, "exact_cover").code == 0
-    edit(tree, "/* Two. */", "/* stranded */")
-    ended = harness(*STEP, "exact_cover", "no_region")
-    assert ended.code == 1
-    assert ended.out == "bad exact_cover: FAIL\n    exact_cover: rule 1\n"
-
-
-def test_a_step_in_a_plain_folder(
-    harness: Harness, guests: Guests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(copy_fake(tmp_path / "plain"))
-    assert harness(*STEP, "exact_cover").code == 0
