@@ -119,6 +119,16 @@ def failures_of(result: RunResult) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _alike(failures: Sequence[str], bad_end: Sequence[str]) -> bool:
+    """Whether a run broke something that broke at the bad end, too.
+
+    A rule without a range (a warning, mostly) can be broken for many reasons: it counts where the
+    bad end has nothing better.
+    """
+    placed = {name for name in bad_end if " " in name.removeprefix("rule ")}
+    return bool(set(failures) & (placed or set(bad_end)))
+
+
 def decide(bad: int, unjudged: int, left: int, need: int) -> Outcome | None:
     """What a scenario's runs say about a commit; None while further runs can still say it.
 
@@ -164,7 +174,7 @@ def judge_runs(
     """
     failed = [one for one in results if one.verdict is Verdict.FAIL]
     broke = [failures_of(one) for one in failed]
-    same = [same_as is None or bool(set(one) & set(same_as)) for one in broke]
+    same = [same_as is None or _alike(one, same_as) for one in broke]
     others = same.count(False) if strict else 0
     passed = sum(one.verdict is Verdict.PASS for one in results)
     lost = [one for one in results if one.verdict not in (Verdict.PASS, Verdict.FAIL)]

@@ -125,6 +125,17 @@ def test_another_failure_than_the_bad_ends() -> None:
     assert judged is not None and judged.outcome is BAD, "the bad end is what it is"
 
 
+def test_a_warning_alone_is_another_failure_than_a_range_with_a_warning() -> None:
+    for same_as, other in (
+        (("rule 1 sr0", "rule 6"), True),
+        (("rule 6",), False),
+        (("step", "rule 6"), False),
+        (("use sr0", "rule 6"), True),
+    ):
+        judged = judge_runs("s", [OTHER], 0, 1, same_as)
+        assert judged is not None and judged.other_failure is other
+
+
 def test_a_lost_run_says_why() -> None:
     judged = judge_runs("s", [LOST], 0, 1)
     assert judged == Judged("s", UNKNOWN, ("INCONCLUSIVE",), reason="gone", evidence=("/there",))
