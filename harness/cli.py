@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from harness.cli_bisect import bisect, bisect_step
 from harness.cli_compare import compare
 from harness.cli_kernels import register_kernel_commands
 from harness.cli_options import USAGE, accel_options, explains_errors, kernel_options
@@ -100,4 +101,6 @@ main.add_command(run)
 main.add_command(compare)
 for command in (report, bundle, replay):
     main.add_command(command)
+main.add_command(bisect)
+main.add_command(bisect_step)
 register_kernel_commands(main, explains_errors)

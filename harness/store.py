@@ -105,9 +105,15 @@ class Store:
             link.replace(alias)
 
     @contextmanager
-    def lock(self, name: str, *, what: str, progress: Progress | None = None) -> Iterator[None]:
-        """Hold the store-wide lock `name`; `what` reads after "another harness is"."""
-        with self._explained(), self._claimed(f"{_LOCK}.{name}", what, progress):
+    def lock(
+        self, name: str, *, what: str, progress: Progress | None = None, wait: bool = True
+    ) -> Iterator[None]:
+        """Hold the store-wide lock `name`; `what` reads after "another harness is".
+
+        Raises:
+            UsageError: another process holds it, and this one is not to wait.
+        """
+        with self._explained(), self._claimed(f"{_LOCK}.{name}", what, progress, wait):
             yield
 
     def folder(self, name: str) -> Path:
@@ -164,7 +170,9 @@ class Store:
         return self.root / _ALIASES / _checked(kind) / quoted
 
     @contextmanager
-    def _claimed(self, name: str, what: str, progress: Progress | None = None) -> Iterator[Path]:
+    def _claimed(
+        self, name: str, what: str, progress: Progress | None = None, wait: bool = True
+    ) -> Iterator[Path]:
         """Lock a name in the temporary folder; yield a path there that does not exist yet.
 
         The path belongs to the lock's holder: what exists there when the lock is free was left by
@@ -182,6 +190,8 @@ class Store:
         )
         told = False
         while (held := _try_lock(lock)) is None:
+            if not wait:
+                raise UsageError(f"another harness is {what}", hint=deadline.hint)
             if not told and progress is not None:
                 progress.note(f"another harness is {what}; waiting for it")
                 told = True

@@ -29,8 +29,7 @@ def series_commit(
     base = source.base_commit(state)
     if series is None or not series.patches:
         return base
-    key = hashlib.sha256(f"{base} {series.digest}".encode()).hexdigest()[:20]
-    reference = f"{_REF}/{key}"
+    reference = _reference(base, series)
     known = source.repository.line("rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}")
     if known is not None:
         return known
@@ -41,16 +40,22 @@ def series_commit(
     with source.changing():
         for number, patch in enumerate(series.patches, start=1):
             done = _git(source, "am", "--3way", "--quiet", "--keep-non-patch", patch=patch)
-            if done.status != 0:
+            if done.status == 0:
+                # From one of its states to another only what differs is written, and compiled.
+                source.repository.git("update-ref", _reference(base, series.upto(number)), "HEAD")
+            else:
                 error = _failure(source, state, series, number, patch, done)
                 _forget_unfinished(source)
                 source.restore(base)
                 break
     if error is not None:
         raise error
-    commit = source.repository.git("rev-parse", "HEAD").stdout.strip()
-    source.repository.git("update-ref", reference, commit)
-    return commit
+    return source.repository.git("rev-parse", "HEAD").stdout.strip()
+
+
+def _reference(base: str, series: Series) -> str:
+    key = hashlib.sha256(f"{base} {series.digest}".encode()).hexdigest()[:20]
+    return f"{_REF}/{key}"
 
 
 def _git(source: SourceTree, *words: str, patch: Patch) -> Completed:

@@ -103,9 +103,15 @@ class Repository:
         return done.stdout.strip() if done.status == 0 else None
 
 
-def ask(folder: Path, *words: str) -> Completed:
-    """Ask the repository of a user something; nothing in it is written."""
-    deadline = Deadline(60, f"git {words[0]} in {folder}", hint="is the disk very slow?")
+def ask(folder: Path, *words: str, seconds: float = 60.0) -> Completed:
+    """Ask the repository of a user something; nothing in it is written.
+
+    Args:
+        folder: the top of its tree.
+        words: the command.
+        seconds: how long that may take.
+    """
+    deadline = Deadline(seconds, f"git {words[0]} in {folder}", hint="is the disk very slow?")
     env = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     argv = [git_program(), "-C", str(folder), *words]
     return run(argv, deadline=deadline, env=env, check=False)

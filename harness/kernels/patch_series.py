@@ -102,6 +102,11 @@ def read_series(path: Path) -> Series:
     return series
 
 
+def subject_of(patch: Patch) -> str:
+    """The subject of a patch, or the name of its file."""
+    return _subject(patch.data) or patch.name
+
+
 def _read_folder(folder: Path) -> Series:
     described, quilt = folder / _DESCRIPTION, folder / _QUILT
     base = policy = None

@@ -96,8 +96,9 @@ class SourceTree:
         if not self.files.exists():
             progress.note("writing out the source tree (once)")
             self.files.mkdir()
-        # Only what differs between two known states is looked at, else every file.
-        words = ("-m", before, commit) if before is not None else ("--reset", commit)
+        # From a known state only what differs is looked at, else every file. The tree of before
+        # is not named: the index has it, and git would go through all trees once more.
+        words = ("-m", commit) if before is not None else ("--reset", commit)
         with self.changing():
             self.index.with_suffix(".lock").unlink(missing_ok=True)
             self.repository.git(
@@ -220,17 +221,32 @@ def _ask_repository(path: Path, where: str) -> _TheirRepository | None:
 
 
 def _look_at_ref(source: SourceTree, path: Path, ref: str, where: str) -> SourceState:
-    done = ask(path, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
-    commit = done.stdout.split()[-1] if done.status == 0 else None
+    commit = commit_of(path, ref, where)
     tree = source.repository.line("rev-parse", "--verify", "-q", f"{commit}^{{tree}}")
-    if commit is None or tree is None:
-        import difflib
-
-        names = ask(path, "for-each-ref", "--format=%(refname:short)").stdout.split()
-        close = difflib.get_close_matches(ref, names, n=3, cutoff=0.5)
-        hint = f"close names: {', '.join(close)}" if close else "fetch it, or see git branch -a"
-        raise UsageError(f"the git tree {path} has no {ref!r}", where=where, hint=hint)
+    if tree is None:
+        raise _no_such(path, ref, where)
     return SourceState(tree, commit, False, f"{path}@{ref}")
+
+
+def commit_of(path: Path, ref: str, where: str) -> str:
+    """The commit that a REF of a user's git tree stands for now.
+
+    Raises:
+        UsageError: there is none.
+    """
+    done = ask(path, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+    if done.status != 0:
+        raise _no_such(path, ref, where)
+    return done.stdout.split()[-1]
+
+
+def _no_such(path: Path, ref: str, where: str) -> UsageError:
+    import difflib
+
+    names = ask(path, "for-each-ref", "--format=%(refname:short)").stdout.split()
+    close = difflib.get_close_matches(ref, names, n=3, cutoff=0.5)
+    hint = f"close names: {', '.join(close)}" if close else "fetch it, or see git branch -a"
+    return UsageError(f"the git tree {path} has no {ref!r}", where=where, hint=hint)
 
 
 def _look_at_files(

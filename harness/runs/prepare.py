@@ -53,6 +53,10 @@ class NotApplicableError(UsageError):
     """The kernel is not one that the scenario is about: nothing to judge."""
 
 
+class MissingModuleError(UsageError):
+    """The kernel lacks a module that the scenario names."""
+
+
 @dataclass(frozen=True)
 class Host:
     """What this machine offers to every run.
@@ -176,7 +180,8 @@ def prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...] 
     """Get a kernel, its initramfs with at least these modules, and an accelerator.
 
     Raises:
-        UsageError: no such kernel, it lacks a module, or the accelerator cannot be had.
+        UsageError: no such kernel, or the accelerator cannot be had.
+        MissingModuleError: the kernel lacks a module.
         UnbuildableError: it does not build, or a patch does not apply.
     """
     kernel = resolve_kernel(request, host.store, host.progress)
@@ -197,7 +202,7 @@ def prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...] 
     initramfs = shared_initramfs(kernel, wanted, programs, host.store, host.progress, plan, read)
     for name in (*BOOT_MODULES, *modules):
         if module_name(name) in initramfs.missing:
-            raise UsageError(
+            raise MissingModuleError(
                 initramfs.missing[module_name(name)],
                 where=f"kernel {request} ({kernel.release})",
                 hint="correct the name in guest.load, or use a kernel that has it",

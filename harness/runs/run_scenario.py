@@ -62,11 +62,13 @@ class Session:
         jobs: how many guests run at once, at least 1.
         repeat: how many guests each load of a scenario gets, at least 1.
         build: whether scenarios may build a kernel when a prebuilt one is asked for.
+        shorten: whether to look for the shortest load that shows a failure, with more guests.
         start: how guests start; `auto` restores a saved machine where there are several of one.
 
     Attributes:
         host: this machine.
         stack: what ends with the session.
+        shorten: whether failures are made shorter.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Session:
         repeat: int = 1,
         build: bool = True,
         start: AskedStart = "auto",
+        shorten: bool = True,
     ) -> None:
         self.host = host
         self.stack = ExitStack()
@@ -86,6 +89,7 @@ class Session:
         self._jobs = jobs
         self._repeat = repeat
         self._build = build
+        self.shorten = shorten
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="guest")
 
     def __enter__(self) -> Session:
@@ -234,7 +238,8 @@ class _Guests:
         with self._stack:
             results = self._confirmed([run.result() for run in self._runs])
             combined = combine(results, time.monotonic() - self._begin)
-            if len(results) > 1 and combined.verdict is Verdict.FAIL and not combined.known_issue:
+            new = combined.verdict is Verdict.FAIL and not combined.known_issue
+            if new and len(results) > 1 and self._session.shorten:
                 load = shortest_failing(combined, self._prepared, self._run_again)
                 combined = replace(combined, reproduce=self._command(load))
         return combined

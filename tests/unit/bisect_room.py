@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the tests of bisections share: a tree, and guests that read its source."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from fake_sources import Builder, edit, git, git_fake
+
+from harness.kernels.resolve import resolve_kernel
+from harness.model.kernel_request import KernelRequest
+from harness.model.verdict import Finding, RunResult, Verdict
+from harness.progress import SilentProgress
+from harness.runs.catalogue import Case
+from harness.runs.prepare import NotApplicableError
+from harness.runs.run_scenario import Session, Skipped
+
+Answer = Callable[[str, int], Verdict | BaseException]
+
+
+@pytest.fixture
+def builder(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
+    """The builder of the fake kernel, with the store that the command line uses."""
+    return Builder(room, monkeypatch)
+
+
+class Guests:
+    """Ends a run by the text of the kernel that it boots.
+
+    Attributes:
+        answer: from that text, and how many runs there were, to how a run ends.
+        count: how many runs there were.
+        rule: that a failed run broke.
+    """
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+        self.count = 0
+        self.rule = "1"
+        self.answer: Answer = lambda text, _count: (
+            Verdict.FAIL if "stranded" in text else Verdict.PASS
+        )
+
+    def run_all(
+        self, session: Session, cases: Sequence[Case], kernel: KernelRequest
+    ) -> Iterator[RunResult | Skipped]:
+        assert not session.shorten, "a guest more for a shorter load that nobody asked for"
+        for case in cases:
+            built = resolve_kernel(kernel, self.builder.store, SilentProgress())
+            text = built.image.read_bytes().decode(errors="replace")
+            ending = self.answer(text, self.count)
+            self.count += 1
+            if isinstance(ending, NotApplicableError):
+                yield Skipped(case, ending)
+            elif isinstance(ending, BaseException):
+                raise ending
+            else:
+                broke = (Finding(self.rule, "x"),) if ending is Verdict.FAIL else ()
+                yield RunResult(case.name, str(kernel), "per_range", verdict=ending, findings=broke)
+
+
+@pytest.fixture
+def guests(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> Guests:
+    guests = Guests(builder)
+    monkeypatch.setattr(Session, "run_all", lambda *words: guests.run_all(*words))
+    return guests
+
+
+@pytest.fixture(scope="module")
+def made_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight commits on top of v0; the fifth strands memory."""
+    tree = git_fake(tmp_path_factory.mktemp("made") / "linux")
+    git(tree, "tag", "v0")
+    for number in range(1, 9):
+        text = "stranded" if number == 5 else f"number {number}"
+        edit(tree, "/* Two. */", f"/* Two. */\n/* {text} */")
+        git(tree, "commit", "-q", "-a", "-m", f"dax: hmem: change {number}")
+    return tree
+
+
+@pytest.fixture
+def tree(made_tree: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made_tree, tmp_path / "linux")
