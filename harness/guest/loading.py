@@ -25,17 +25,20 @@ wait
 cd /tmp && cat {files} && rm {files}
 """
 
-# What udev does at boot and on every uevent: devices appear while modules load, so it is done until
-# nothing new has appeared for a while.
+# What udev does at boot and on every uevent, by what is in the event, as not every device has a file
+# with its modalias. Devices appear while modules load, so it is done until nothing new has appeared
+# for a while, which is longer as long as a wanted module is not there.
 _BY_MODALIAS = """\
 {mark}
-quiet=0; before=
-while [ "$quiet" -lt 5 ]; do
-    find /sys/devices -name modalias -exec cat {{}} + | sort -u > /tmp/aliases
-    while read -r alias; do modprobe -q -b "$alias"; done < /tmp/aliases
+quiet=0; before=; enough=50
+while [ "$quiet" -lt "$enough" ]; do
+    find /sys/devices -name uevent -exec grep -hs ^MODALIAS= {{}} + | sort -u > /tmp/aliases
+    while read -r alias; do modprobe -q -b "${{alias#*=}}"; done < /tmp/aliases
     now="$(cksum < /tmp/aliases) $(cut -d' ' -f1 /proc/modules | cksum)"
     if [ "$now" = "$before" ]; then quiet=$((quiet + 1)); usleep 100000; else quiet=0; fi
     before=$now
+    enough=5
+    for name in {names}; do grep -q "^$name " /proc/modules || enough=50; done
 done
 rm /tmp/aliases
 cut -d' ' -f1 /proc/modules
@@ -78,7 +81,10 @@ def _load_at_once(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...
 
 
 def _load_by_modalias(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...]:
-    script = _BY_MODALIAS.format(mark=shell.begin("modprobe by modalias"))
+    script = _BY_MODALIAS.format(
+        mark=shell.begin("modprobe by modalias"),
+        names=" ".join(shlex.quote(module_name(name)) for name in modules),
+    )
     done = shell.run(script, Deadline(_SECONDS, "modules to be loaded by modalias in the guest"))
     loaded = set(done.output.split())
     return tuple(

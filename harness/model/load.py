@@ -90,7 +90,8 @@ def loads_of(
     if asked.parallel:
         return (Load("at_once", asked.parallel),) * ((asked.times or 3) * repeat)
     if asked.modalias:
-        return (Load("by_modalias", asked.modalias),) * times
+        files = tuple(name for name in asked.modalias if module_name(name) in depends)
+        return (Load("by_modalias", files),) * times
     orders = [Load("in_order", order) for order in orders_of(asked.all_orders, depends)]
     return tuple(one for one in orders for _ in range(times))
 
