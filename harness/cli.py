@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from harness.cli_compare import compare
+from harness.cli_fuzz import fuzz
 from harness.cli_kernels import register_kernel_commands
 from harness.cli_options import USAGE, accel_options, explains_errors, kernel_options
 from harness.cli_report import bundle, replay, report
@@ -98,6 +99,7 @@ def doctor() -> None:
 
 main.add_command(run)
 main.add_command(compare)
+main.add_command(fuzz)
 for command in (report, bundle, replay):
     main.add_command(command)
 register_kernel_commands(main, explains_errors)
