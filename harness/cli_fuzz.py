@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 7 * 24 * 60),
     default=10,
     show_default=True,
-    help="How long layouts are drawn; shrinking what was found last can take 4 minutes more.",
+    help="How long layouts are drawn; what is under way then is finished.",
+)
+@click.option(
+    "--shrink-minutes",
+    type=click.FloatRange(0, 24 * 60),
+    default=4,
+    show_default=True,
+    help="How long each new failure is shrunk at most; 0 saves it as it was drawn.",
 )
 @click.option("--seed", type=click.IntRange(0), help="Draws the same layouts again.")
 @click.option(
@@ -39,7 +46,12 @@ if TYPE_CHECKING:
 @guest_options
 @explains_errors
 def fuzz(
-    minutes: float, seed: int | None, folder: Path, request: KernelRequest, guests: GuestOptions
+    minutes: float,
+    shrink_minutes: float,
+    seed: int | None,
+    folder: Path,
+    request: KernelRequest,
+    guests: GuestOptions,
 ) -> None:
     """Draw random layouts, and hold a kernel against the oracle.
 
@@ -59,7 +71,9 @@ def fuzz(
     click.echo(f"seed {seed}")
     with guests.session(forgetful, request) as session:
         policy = policy_for(guests.policy, request)
-        campaign = Campaign(session, request, policy, load_known_issues(), folder, seed)
+        campaign = Campaign(
+            session, request, policy, load_known_issues(), folder, seed, shrink_minutes * 60
+        )
         tally = campaign.run(minutes * 60)
     _print_tally(tally)
     if tally.new:
@@ -70,7 +84,7 @@ def fuzz(
 
 def _print_tally(tally: Tally) -> None:
     for failure in tally.new:
-        click.echo(f"NEW {failure.file}" + ("" if failure.shrunk else ", not every time"))
+        click.echo(f"NEW {failure.file}" + f", {failure.how}")
         for line in sorted(failure.signature):
             click.echo(f"  {line}")
         click.echo(f"  evidence: {failure.result.evidence}")

@@ -37,7 +37,6 @@ from harness.runs.run_scenario import Session, Skipped
 ROUND = 20
 """How many layouts are drawn at once; part of what a seed stands for."""
 
-_SHRINK_SECONDS = 240.0
 _PROGRESS_SECONDS = 15.0
 
 Signature = frozenset[str]
@@ -71,14 +70,13 @@ class NewFailure:
         signature: what it has in common with others like it.
         file: the scenario file of the smallest layout that was found to fail so.
         result: of the first run that failed so.
-        shrunk: how many guests it took to get there; None where the layout as it was drawn did
-            not fail a second time.
+        how: how it was shrunk, or why it was not.
     """
 
     signature: Signature
     file: Path
     result: RunResult
-    shrunk: int | None
+    how: str
 
 
 @dataclass
@@ -129,7 +127,7 @@ class Campaign:
     known: KnownIssues
     folder: Path
     seed: int
-    shrink_seconds: float = _SHRINK_SECONDS
+    shrink_seconds: float
 
     def run(self, seconds: float) -> Tally:
         """Draw and run layouts, at least one, for so long; what is under way is finished.
@@ -152,7 +150,9 @@ class Campaign:
                 if signs - seen:
                     failed.append((case, result, signs))
                     seen |= signs
-                elif result.verdict in (Verdict.PASS, Verdict.FAIL):
+                    continue
+                tally.known += bool(signs)
+                if result.verdict in (Verdict.PASS, Verdict.FAIL):
                     shutil.rmtree(result.evidence, ignore_errors=True)
             for case, result, signs in failed:
                 tally.new.append(self._shrunk(number, case, result, signs))
@@ -221,9 +221,9 @@ class Campaign:
         self, number: int, case: DrawnCase, result: RunResult, signs: Signature
     ) -> NewFailure:
         """Look for the smallest layout that fails so, and save it."""
-        self._note(f"new: {'; '.join(sorted(signs))}\n  shrinking {case.case.name}")
+        self._note(f"new: {'; '.join(sorted(signs))}\n  in {case.case.name}, {result.evidence}")
         end = time.monotonic() + self.shrink_seconds
-        kept = {case.layout.key: case}
+        kept: dict[str, DrawnCase] = {}
         tried: dict[str, bool] = {}
 
         def fails(layout: Layout) -> bool:
@@ -233,15 +233,15 @@ class Campaign:
                 )
             return tried[layout.key]
 
-        shrunk = None
-        if fails(case.layout):
-            smallest = shrink_layout(self.seed, number, case.layout, fails)
-            case, shrunk = kept[smallest.key], len(tried)
-        how = "not every time" if shrunk is None else f"shrunk with {shrunk} guests"
+        how = "as it was drawn"
+        if self.shrink_seconds > 0:
+            how = "as it was drawn, since it does not fail every time"
+            if fails(case.layout):
+                smallest = shrink_layout(self.seed, number, case.layout, fails)
+                case, how = kept[smallest.key], f"shrunk with {len(kept)} guests"
         file = case.save(self.folder, self._comment(*sorted(signs), how))
-        failure = NewFailure(signs, file, result, shrunk)
         self._note(f"  {how}: {file}")
-        return failure
+        return NewFailure(signs, file, result, how)
 
     def _fails(
         self, layout: Layout, first: DrawnCase, signs: Signature, kept: dict[str, DrawnCase]
