@@ -10,6 +10,7 @@ from harness.model.verdict import Finding
 
 _WHO = re.compile(r"^\w+: ")
 _PHASE = re.compile(r" \(during [^)]*\)$")
+_USE = re.compile(r"\b(dax_cxl|dax_hmem)/\w+")
 _BY = re.compile(r", by .*$")
 # The codes of errors stay: -16 is another failure than -12.
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{6,16}\b|(?<![-\d])\d+")
@@ -18,7 +19,8 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{6,16}\b|(?<![-\d])\d+")
 def signature(findings: Iterable[Finding]) -> frozenset[str]:
     """The rules that findings broke, each with what happened, without names and numbers.
 
-    Of a range: who should own it and who does. Of a kernel message: its first line.
+    Of a range: who should own it and who does, with the use only where that is what is wrong. Of a
+    kernel message: its first line.
     """
     return frozenset(f"rule {one.rule}: {_essence(one)}" for one in findings)
 
@@ -27,4 +29,5 @@ def _essence(finding: Finding) -> str:
     text = finding.text.splitlines()[0] if finding.text else ""
     if finding.rule == "6":
         return _NUMBER.sub("N", _PHASE.sub("", text))
-    return _NUMBER.sub("N", _BY.sub("", _WHO.sub("", text)))
+    text = _BY.sub("", _WHO.sub("", text))
+    return _NUMBER.sub("N", text if finding.rule == "use" else _USE.sub(r"\1", text))

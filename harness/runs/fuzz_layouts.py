@@ -154,6 +154,8 @@ def layouts(draw: Draw) -> Layout:
             reserved["srnode"] = {"node": 1}
     srat = _srat(draw, room, spans, described, len(nodes), hmat=hmat)
     profile: dict[str, Any] = {"summary": "Drawn by harness fuzz.", "nodes": nodes}
+    if draw(st.sampled_from((False, False, True))):
+        profile |= {"slots": 2, "maxmem": "8G"}
     if hmat:
         profile["hmat"] = [
             {"initiator": 0, "target": node, "latency": 110 + 100 * node, "bandwidth": "10000M"}

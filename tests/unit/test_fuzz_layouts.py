@@ -74,6 +74,7 @@ def kinds_of(case: DrawnCase) -> set[str]:
         ),
         "region without a range": lambda: any(name.startswith("decoder") for name in owners),
         "decoders disagree": lambda: any(one.ports_range != one.range for one in state.decoders),
+        "hotplug room": lambda: bool(state.hotplug_room),
         "HMAT": lambda: bool(profile.hmat),
         "SRAT": lambda: bool(state.srat),
         "missing module": lambda: bool(scenario.guest.missing),
@@ -86,7 +87,7 @@ def kinds_of(case: DrawnCase) -> set[str]:
 
 def test_all_kinds_of_layouts_come_up() -> None:
     count = Counter(kind for one in drawn(12) for kind in kinds_of(case_of(one, "x", layout_of)))
-    assert len(count) == 20, sorted(count)
+    assert len(count) == 21, sorted(count)
     assert min(count.values()) >= 2, count
 
 

@@ -102,6 +102,11 @@ def test_an_issue_of_every_scenario_is_one_of_every_layout() -> None:
     [
         ("1", "sr0: expected dax_hmem, found nobody, by x", "sr1: expected dax_hmem, found nobody"),
         (
+            "2",
+            "sr0: expected dax_cxl/system_ram, found dax_hmem/system_ram, by hmem.2 > dax2.0",
+            "sr10: expected dax_cxl, found dax_hmem, by hmem.1 > dax1.0",
+        ),
+        (
             "6",
             "an error: kmem dax2.0: mapping0: 0x110000000-0x18fffffff failed with error -16",
             "an error: kmem dax0.0: mapping1: 0x1-0x2 failed with error -16 (during modprobe kmem)",
@@ -119,6 +124,8 @@ def test_failures_differ_by_rule_owner_and_error() -> None:
         ("1", "sr0: expected dax_hmem, found nobody"),
         ("2", "sr0: expected dax_hmem, found nobody"),
         ("1", "sr0: expected dax_cxl, found nobody"),
+        ("use", "sr0: expected dax_cxl/system_ram, found dax_cxl/offline"),
+        ("use", "sr0: expected dax_cxl/system_ram, found dax_cxl"),
         ("6", "an error: kmem dax0.0: error -12"),
         ("6", "an error: kmem dax0.0: error -16"),
     ]
