@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from hypothesis import strategies as st
 
-from harness.model.memory_range import MIB, format_size
+from harness.runs.fuzz_devices import (
+    GRAIN,
+    HIDDEN,
+    HIDDEN_DEVICE,
+    Draw,
+    DrawnTree,
+    draw_bridges,
+    draw_tree,
+    draw_turns,
+    size_text,
+)
 
 MODULES = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
 
-# In MiB. CXL capacity comes in steps of 256 MiB, x86 memory blocks have 128 MiB.
-_GRAIN = 256
+# MiB of a memory block of x86.
 _BLOCK = 128
-_MOST_OF_A_DEVICE = 2048
-_MOST_BEHIND_WINDOWS = 3072
-_DECODERS_PER_COMPONENT = 4
-
-# Each root port of a host bridge: a device, or a switch with two.
-_PORTS = (("device",), ("device", "device"), ("switch",), ("device", "switch"), ("switch",) * 2)
-_BUSES = (0x20, 0x50, 0x80)
-_HIDDEN = "hbh"
-_HIDDEN_DEVICE = "memh"
 
 # What may be gone, with what needs it.
 _GONE = ((), ("kmem",), ("cxl_acpi",), ("cxl_pci",), ("cxl_mem", "cxl_pci"))
@@ -47,15 +47,6 @@ _NO_WINDOW = {
     "reason": "a device decodes where the CEDT mentions no window",
 }
 
-T = TypeVar("T")
-
-
-class Draw(Protocol):
-    """Draws from a strategy, as Hypothesis hands it to a composite one."""
-
-    def __call__(self, strategy: st.SearchStrategy[T], /) -> T:
-        """A value of the strategy."""
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -74,35 +65,6 @@ class Layout:
     def key(self) -> str:
         """The same for the same layout."""
         return json.dumps([self.profile, self.scenario])
-
-
-@dataclass
-class _Tree:
-    """The host bridges, and what their decoders are used for so far."""
-
-    bridges: list[dict[str, Any]] = field(default_factory=list)
-    above: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    groups: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
-    decoders: dict[str, int] = field(default_factory=dict)
-    used: dict[str, int] = field(default_factory=dict)
-    behind: int = 0
-
-    def take(self, devices: tuple[str, ...], size: int) -> bool:
-        """Use decoders and capacity, unless there are none left."""
-        parts = {*devices, *(one for device in devices for one in self.above[device])}
-        share = size // len(devices)
-        if (
-            any(self.decoders.get(one, 0) >= _DECODERS_PER_COMPONENT for one in parts)
-            or any(self.used.get(one, 0) + share > _MOST_OF_A_DEVICE for one in devices)
-            or self.behind + size > _MOST_BEHIND_WINDOWS
-        ):
-            return False
-        for one in parts:
-            self.decoders[one] = self.decoders.get(one, 0) + 1
-        for one in devices:
-            self.used[one] = self.used.get(one, 0) + share
-        self.behind += size
-        return True
 
 
 @dataclass
@@ -139,7 +101,7 @@ class _Room:
 @st.composite
 def layouts(draw: Draw) -> Layout:
     """Layouts with one to three host bridges and windows, at most 3 GiB behind the windows."""
-    tree = _bridges(draw)
+    tree = draw_tree(draw)
     room = _windows(draw, tree)
     ram_node = draw(st.sampled_from((False, False, True)))
     hmat = draw(st.booleans())
@@ -161,9 +123,9 @@ def layouts(draw: Draw) -> Layout:
             {"initiator": 0, "target": node, "latency": 110 + 100 * node, "bandwidth": "10000M"}
             for node in range(len(nodes))
         ]
-    profile["host_bridges"] = _sized(draw, tree)
+    profile["host_bridges"] = draw_bridges(draw, tree)
     profile["windows"] = [_written(window) for window in room.windows]
-    if f'"{_HIDDEN}"' not in json.dumps(profile["windows"]):
+    if f'"{HIDDEN}"' not in json.dumps(profile["windows"]):
         profile["host_bridges"].pop()
     firmware: dict[str, Any] = {
         "soft_reserved": reserved,
@@ -181,51 +143,9 @@ def layouts(draw: Draw) -> Layout:
     return Layout(profile, scenario)
 
 
-def _bridges(draw: Draw) -> _Tree:
-    tree = _Tree()
-    devices = 0
-    for number in range(draw(st.integers(1, 2))):
-        bridge = f"hb{number}"
-        ports: list[dict[str, Any]] = []
-        below: list[list[str]] = []
-        for place, kind in enumerate(draw(st.sampled_from(_PORTS))):
-            port = f"rp{number}{place}"
-            names = [f"mem{devices + index}" for index in range(2 if kind == "switch" else 1)]
-            devices += len(names)
-            below.append(names)
-            plugged = [{"name": name} for name in names]
-            if kind == "switch":
-                downstream = [
-                    {"name": f"dp{number}{place}{index}", "device": one}
-                    for index, one in enumerate(plugged)
-                ]
-                ports.append({"name": port, "switch": {"ports": downstream}})
-            else:
-                ports.append({"name": port, "device": plugged[0]})
-            for name in names:
-                tree.above[name] = (bridge, port) if kind == "switch" else (bridge,)
-        tree.bridges.append({"name": bridge, "bus": _BUSES[number], "ports": ports})
-        tree.groups[bridge] = _groups(below)
-    hidden = {"name": "rph", "device": {"name": _HIDDEN_DEVICE}}
-    tree.bridges.append({"name": _HIDDEN, "bus": _BUSES[2], "hidden": True, "ports": [hidden]})
-    tree.above[_HIDDEN_DEVICE] = (_HIDDEN,)
-    tree.groups[_HIDDEN] = [(_HIDDEN_DEVICE,)]
-    return tree
-
-
-def _groups(below: list[list[str]]) -> list[tuple[str, ...]]:
-    """The devices of one host bridge that can interleave: each level of ports takes turns."""
-    every = [name for names in below for name in names]
-    groups: list[tuple[str, ...]] = [(name,) for name in every]
-    groups += [(one, other) for one in every for other in every if one < other]
-    if len(every) == 4:
-        groups.append((below[0][0], below[1][0], below[0][1], below[1][1]))
-    return groups
-
-
-def _windows(draw: Draw, tree: _Tree) -> _Room:
+def _windows(draw: Draw, tree: DrawnTree) -> _Room:
     room = _Room()
-    told = [bridge["name"] for bridge in tree.bridges if bridge["name"] != _HIDDEN]
+    told = [bridge["name"] for bridge in tree.bridges if bridge["name"] != HIDDEN]
     kinds = ["told", "told", "untold", "interleaved"] if len(told) > 1 else ["told", "untold"]
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(kinds))
@@ -234,18 +154,18 @@ def _windows(draw: Draw, tree: _Tree) -> _Room:
         elif kind == "told":
             targets = [draw(st.sampled_from(told))]
         else:
-            targets = [draw(st.sampled_from((_HIDDEN, told[0])))]
+            targets = [draw(st.sampled_from((HIDDEN, told[0])))]
         _window(draw, tree, room, targets, untold=kind == "untold")
     return room
 
 
-def _window(draw: Draw, tree: _Tree, room: _Room, targets: list[str], *, untold: bool) -> None:
+def _window(draw: Draw, tree: DrawnTree, room: _Room, targets: list[str], *, untold: bool) -> None:
     """Add a window: up to three slots, each with devices behind it, or with nothing."""
     kinds = ("decoded", "decoded", "hole") if untold else ("decoded", "lone", "hole", "disagree")
     slots: list[tuple[str, tuple[str, ...], int]] = []
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(kinds))
-        devices = (_HIDDEN_DEVICE,) if kind == "lone" else _turns(draw, tree, targets)
+        devices = (HIDDEN_DEVICE,) if kind == "lone" else draw_turns(draw, tree, targets)
         slots.append((kind, devices, draw(st.integers(1, 3))))
     ways = max(len(targets), *(len(devices) for _, devices, _ in slots))
     start, at = room.end, 0
@@ -254,18 +174,18 @@ def _window(draw: Draw, tree: _Tree, room: _Room, targets: list[str], *, untold:
     decoders = []
     backed = []
     for kind, devices, units in slots:
-        size = units * _GRAIN * ways
+        size = units * GRAIN * ways
         decoder: dict[str, Any] = {"window": number, "offset": at, "size": size}
         if kind == "disagree" and units > 1:
-            decoder |= {"size": size - _GRAIN * ways, "ports_size": size}
+            decoder |= {"size": size - GRAIN * ways, "ports_size": size}
         if kind != "hole" and tree.take(devices, decoder["size"]):
             decoders.append(decoder | {"devices": list(devices)})
             backed.append((start + at, decoder["size"]))
             if "ports_size" in decoder:
                 room.expect(*_NO_REGION)
-            if untold and _HIDDEN not in targets:
+            if untold and HIDDEN not in targets:
                 room.expect(_NO_WINDOW)
-        behind = [_HIDDEN] if kind == "lone" else targets
+        behind = [HIDDEN] if kind == "lone" else targets
         if parts and parts[-1]["targets"] == behind:
             parts[-1]["size"] += size
         else:
@@ -286,18 +206,6 @@ def _window(draw: Draw, tree: _Tree, room: _Room, targets: list[str], *, untold:
         room.back(where, size)
 
 
-def _turns(draw: Draw, tree: _Tree, targets: list[str]) -> tuple[str, ...]:
-    """Devices that take turns over a window's targets, as many below each."""
-    ways = draw(st.sampled_from((1, 1, 2, 4)))
-    chosen = []
-    for bridge in targets:
-        ways = min(ways, max(len(group) for group in tree.groups[bridge]))
-    for bridge in targets:
-        groups = [group for group in tree.groups[bridge] if len(group) == ways]
-        chosen.append(draw(st.sampled_from(groups)))
-    return tuple(device for turn in zip(*chosen, strict=True) for device in turn)
-
-
 def _spans(draw: Draw, room: _Room, *, apart: bool) -> list[tuple[int, int]]:
     """Soft Reserved ranges, in MiB from the first window's start, none without memory behind it.
 
@@ -307,13 +215,14 @@ def _spans(draw: Draw, room: _Room, *, apart: bool) -> list[tuple[int, int]]:
         apart: whether the SRAT tells ranges apart that follow each other without a gap.
     """
     spans: list[tuple[int, int]] = []
+    counts = (1, 2, 3, 0) if apart else (1, 1, 1, 2, 0)
     for begin, end in room.backed:
         at = begin
         edges = sorted(
             {begin, end, *room.starts}
             | {room.starts[one["window"]] + one["offset"] for one in room.decoders}
         )
-        for _ in range(draw(st.sampled_from((1, 1, 1, 2, 0)))):
+        for _ in range(draw(st.sampled_from(counts))):
             if at >= end:
                 break
             start = _point(draw, [one for one in edges if at <= one < end], at, end - _BLOCK)
@@ -345,11 +254,11 @@ def _position(room: _Room, span: tuple[int, int]) -> dict[str, Any]:
     offset = span[0] - room.starts[first]
     position: dict[str, Any] = {"window": first}
     if offset:
-        position["offset"] = _size(offset)
+        position["offset"] = size_text(offset)
     if last > first:
         position["last_window"] = last
     elif span != (room.starts[first], room.starts[first] + room.size(first)):
-        position["size"] = _size(span[1] - span[0])
+        position["size"] = size_text(span[1] - span[0])
     return position
 
 
@@ -391,9 +300,9 @@ def _srat(
         window = room.window_at(start)
         entry: dict[str, Any] = {"window": window, "node": number}
         if start != room.starts[window]:
-            entry["offset"] = _size(start - room.starts[window])
+            entry["offset"] = size_text(start - room.starts[window])
         if end != room.starts[window] + room.size(window):
-            entry["size"] = _size(end - start)
+            entry["size"] = size_text(end - start)
         entries.append(entry)
     if entries and draw(st.sampled_from((False, False, False, True))):
         entries = [entry | {"hotplug": True} for entry in entries]
@@ -409,23 +318,6 @@ def _guest(draw: Draw) -> dict[str, Any]:
     return guest
 
 
-def _sized(draw: Draw, tree: _Tree) -> list[dict[str, Any]]:
-    """The host bridges with the sizes of their devices."""
-    spare = draw(st.sampled_from((0, 0, _GRAIN)))
-
-    def filled(port: dict[str, Any]) -> dict[str, Any]:
-        if "switch" in port:
-            below = [filled(one) for one in port["switch"]["ports"]]
-            return port | {"switch": {"ports": below}}
-        name = port["device"]["name"]
-        size = min(max(tree.used.get(name, 0) + spare, _GRAIN), _MOST_OF_A_DEVICE)
-        return port | {"device": {"name": name, "size": _size(size)}}
-
-    return [
-        bridge | {"ports": [filled(port) for port in bridge["ports"]]} for bridge in tree.bridges
-    ]
-
-
 def _written(values: dict[str, Any]) -> dict[str, Any]:
     """Sizes in MiB as a file has them; offsets of 0 are left out."""
     shown: dict[str, Any] = {}
@@ -434,11 +326,7 @@ def _written(values: dict[str, Any]) -> dict[str, Any]:
             shown[name] = [_written(part) for part in value]
         elif name in ("size", "offset", "ports_size"):
             if value:
-                shown[name] = _size(value)
+                shown[name] = size_text(value)
         else:
             shown[name] = value
     return shown
-
-
-def _size(mebibytes: int) -> str:
-    return format_size(mebibytes * MIB)

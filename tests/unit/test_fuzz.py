@@ -206,9 +206,6 @@ def test_a_kernel_that_does_not_build_ends_it(tmp_path: Path) -> None:
 def test_layouts_that_are_refused_are_counted_by_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.runs.fuzz_layouts._MOST_OF_A_DEVICE", 100 * 1024)
-    monkeypatch.setattr("harness.runs.fuzz_layouts._MOST_BEHIND_WINDOWS", 100 * 1024)
-    monkeypatch.setattr("harness.runs.fuzz_layouts._DECODERS_PER_COMPONENT", 1)
     monkeypatch.setattr("harness.model.scenario_rules._DECODERS_PER_COMPONENT", 0)
     guests = Guests(tmp_path, passing)
     tally = campaign(guests)
