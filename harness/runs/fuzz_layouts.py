@@ -29,8 +29,13 @@ MODULES = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
 # MiB of a memory block of x86.
 _BLOCK = 128
 
-# What may be gone, with what needs it.
-_GONE = ((), ("kmem",), ("cxl_acpi",), ("cxl_pci",), ("cxl_mem", "cxl_pci"))
+# What is behind a slot of a window: devices, a device of the hidden host bridge, nothing, devices
+# of which the host bridge decodes more.
+_KINDS_TOLD = (*("decoded",) * 4, *("lone",) * 3, "hole", "disagree")
+_KINDS_UNTOLD = ("decoded", "decoded", "decoded", "hole")
+
+# What may be gone, with what needs it; mostly nothing.
+_GONE = (*((),) * 8, ("kmem",), ("cxl_acpi",), ("cxl_pci",), ("cxl_mem", "cxl_pci"))
 
 _NO_REGION = (
     {
@@ -104,8 +109,8 @@ def layouts(draw: Draw) -> Layout:
     tree = draw_tree(draw)
     room = _windows(draw, tree)
     ram_node = draw(st.sampled_from((False, False, True)))
-    hmat = draw(st.booleans())
-    described = draw(st.sampled_from(("nothing", "ranges", "windows")))
+    described = draw(st.sampled_from(("nothing", "nothing", "ranges", "windows")))
+    hmat = draw(st.sampled_from((False, True, described != "nothing")))
     spans = _spans(draw, room, apart=hmat and described == "ranges")
     reserved = {f"sr{number}": _position(room, span) for number, span in enumerate(spans)}
     nodes = [{"cpus": 2, "memory": "1G"}]
@@ -161,7 +166,7 @@ def _windows(draw: Draw, tree: DrawnTree) -> _Room:
 
 def _window(draw: Draw, tree: DrawnTree, room: _Room, targets: list[str], *, untold: bool) -> None:
     """Add a window: up to three slots, each with devices behind it, or with nothing."""
-    kinds = ("decoded", "decoded", "hole") if untold else ("decoded", "lone", "hole", "disagree")
+    kinds = _KINDS_UNTOLD if untold else _KINDS_TOLD
     slots: list[tuple[str, tuple[str, ...], int]] = []
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(kinds))
@@ -215,17 +220,21 @@ def _spans(draw: Draw, room: _Room, *, apart: bool) -> list[tuple[int, int]]:
         apart: whether the SRAT tells ranges apart that follow each other without a gap.
     """
     spans: list[tuple[int, int]] = []
-    counts = (1, 2, 3, 0) if apart else (1, 1, 1, 2, 0)
+    counts = (1, 2, 3, 0) if apart else (1, 1, 2, 2, 0)
     for begin, end in room.backed:
         at = begin
         edges = sorted(
             {begin, end, *room.starts}
             | {room.starts[one["window"]] + one["offset"] for one in room.decoders}
+            | {room.starts[one["window"]] + one["offset"] + one["size"] for one in room.decoders}
         )
         for _ in range(draw(st.sampled_from(counts))):
             if at >= end:
                 break
-            start = _point(draw, [one for one in edges if at <= one < end], at, end - _BLOCK)
+            starts = [one for one in edges if at <= one < end]
+            if apart and at > begin:
+                starts = [at, *starts]
+            start = _point(draw, starts, at, end - _BLOCK)
             stops = [one for one in reversed(edges) if start < one <= end]
             stop = _ending(room, start, _point(draw, stops, start + _BLOCK, end), end)
             spans.append((start, stop))
@@ -235,7 +244,7 @@ def _spans(draw: Draw, room: _Room, *, apart: bool) -> list[tuple[int, int]]:
 
 def _point(draw: Draw, edges: list[int], first: int, last: int) -> int:
     """An edge of something, or now and then any memory block's."""
-    if edges and draw(st.sampled_from((True, True, True, False))):
+    if edges and draw(st.sampled_from((True, False))):
         return draw(st.sampled_from(edges))
     return draw(st.sampled_from(range(first, last + 1, _BLOCK)))
 
@@ -310,7 +319,7 @@ def _srat(
 
 
 def _guest(draw: Draw) -> dict[str, Any]:
-    gone = draw(st.sampled_from(((), *_GONE)))
+    gone = draw(st.sampled_from(_GONE))
     order = draw(st.permutations(MODULES))
     guest: dict[str, Any] = {"load": [name for name in order if name not in gone]}
     if gone:
