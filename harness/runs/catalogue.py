@@ -69,9 +69,7 @@ def load_case(name: str, scenarios: Path = SCENARIOS, profiles: Path = PROFILES)
     return Case(path.stem, document, profile.value, profile_text=profile.text)
 
 
-def _profile_of(
-    document: Document[Scenario], path: Path, profiles: Path
-) -> Document[Profile]:
+def _profile_of(document: Document[Scenario], path: Path, profiles: Path) -> Document[Profile]:
     name = document.value.profile
     if "/" in name:
         file = path.parent / name

@@ -29,6 +29,7 @@ from harness.model.scenario import Policy
 from harness.model.signature import signature
 from harness.model.topology import Profile
 from harness.model.verdict import RunResult, Verdict
+from harness.runs.catalogue import Case
 from harness.runs.fuzz_files import DrawnCase, case_of
 from harness.runs.fuzz_layouts import Layout, layouts
 from harness.runs.prepare import Host
@@ -38,6 +39,7 @@ ROUND = 20
 """How many layouts are drawn at once; part of what a seed stands for."""
 
 _PROGRESS_SECONDS = 15.0
+_AS_DRAWN = "as it was drawn"
 
 Signature = frozenset[str]
 
@@ -148,11 +150,13 @@ class Campaign:
                 done.add(case.layout.key)
                 signs = self._judge(case, result, tally)
                 if signs - seen:
-                    failed.append((case, result, signs))
                     seen |= signs
+                    # At once: who interrupts the campaign keeps what it has found.
+                    self._save(case, signs, _AS_DRAWN)
+                    failed.append((case, result, signs))
                     continue
                 tally.known += bool(signs)
-                if result.verdict in (Verdict.PASS, Verdict.FAIL):
+                if result.verdict is not Verdict.INCONCLUSIVE:
                     shutil.rmtree(result.evidence, ignore_errors=True)
             for case, result, signs in failed:
                 tally.new.append(self._shrunk(number, case, result, signs))
@@ -165,23 +169,20 @@ class Campaign:
     ) -> Iterator[tuple[DrawnCase, RunResult]]:
         under_way: list[DrawnCase] = []
 
-        def cases() -> Iterator[DrawnCase]:
+        def cases() -> Iterator[Case]:
             for index, layout in enumerate(drawn):
                 if tally.layouts and time.monotonic() >= end:
                     return
+                name = f"fuzz_{self.seed}_{number}_{index}"
                 try:
-                    yield case_of(layout, f"fuzz_{self.seed}_{number}_{index}", self._machine)
+                    under_way.append(case_of(layout, name, self._machine))
                 except UsageError as error:
                     tally.refused[error.message] += 1
-
-        def started() -> Iterator[DrawnCase]:
-            for case in cases():
-                under_way.append(case)
-                yield case
+                else:
+                    yield under_way[-1].case
 
         said = time.monotonic()
-        results = self.session.run_all((one.case for one in started()), self.request)
-        for index, result in enumerate(results):
+        for index, result in enumerate(self.session.run_all(cases(), self.request)):
             if isinstance(result, Skipped):
                 raise result.error
             if result.verdict is Verdict.UNBUILDABLE:
@@ -233,13 +234,13 @@ class Campaign:
                 )
             return tried[layout.key]
 
-        how = "as it was drawn"
+        how = _AS_DRAWN
         if self.shrink_seconds > 0:
-            how = "as it was drawn, since it does not fail every time"
+            how = f"{_AS_DRAWN}, since it does not fail every time"
             if fails(case.layout):
                 smallest = shrink_layout(self.seed, number, case.layout, fails)
                 case, how = kept[smallest.key], f"shrunk with {len(kept)} guests"
-        file = case.save(self.folder, self._comment(*sorted(signs), how))
+        file = self._save(case, signs, how)
         self._note(f"  {how}: {file}")
         return NewFailure(signs, file, result, how)
 
@@ -254,6 +255,9 @@ class Campaign:
         result = self.session.run(case.case, self.request)
         shutil.rmtree(result.evidence, ignore_errors=True)
         return signs <= self._signs(case, result)
+
+    def _save(self, case: DrawnCase, signs: Signature, how: str) -> Path:
+        return case.save(self.folder, self._comment(*sorted(signs), how))
 
     def _machine(self, profile: Profile) -> MachineLayout:
         host = self.session.host

@@ -96,7 +96,7 @@ def case_of(
     text = _scenario(layout, name, owners)
     document = read_scenario(text, f"{name}.yaml")
     check_scenario(document, profile)
-    case = Case(name, document, profile)
+    case = Case(name, document, profile, profile_text=profile_text)
     return DrawnCase(layout, case, machine, state, (profile_text, text))
 
 
