@@ -146,4 +146,11 @@ def test_a_failing_layout_is_shrunk_as_far_as_it_fails() -> None:
 
 def test_a_layout_that_nothing_smaller_fails_like_stays() -> None:
     failing = draw_layouts(7, 2)[-1]
-    assert shrink_layout(7, 2, failing, lambda one: one.key == failing.key).key == failing.key
+    tried: list[str] = []
+
+    def fails(layout: Layout) -> bool:
+        tried.append(layout.key)
+        return layout.key == failing.key
+
+    assert shrink_layout(7, 2, failing, fails).key == failing.key
+    assert tried[0] == failing.key, "each of those before would be a guest for nothing"
