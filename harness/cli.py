@@ -11,6 +11,7 @@ import click
 
 from harness.cli_bisect import bisect, bisect_step
 from harness.cli_compare import compare
+from harness.cli_fuzz import fuzz
 from harness.cli_kernels import register_kernel_commands
 from harness.cli_options import USAGE, accel_options, explains_errors, kernel_options
 from harness.cli_report import bundle, replay, report
@@ -99,6 +100,7 @@ def doctor() -> None:
 
 main.add_command(run)
 main.add_command(compare)
+main.add_command(fuzz)
 for command in (report, bundle, replay):
     main.add_command(command)
 main.add_command(bisect)

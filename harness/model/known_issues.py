@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 
+from harness.model.acpi_tables import MemoryAffinity
 from harness.model.document import Document, read_document
+from harness.model.layout_troubles import Trouble, troubled
+from harness.model.memory_range import MemoryRange
+from harness.model.placement import FirmwareState
 from harness.model.scenario import Policy
 from harness.model.verdict import Finding
 
@@ -28,6 +32,8 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         rules: the rules that are broken.
         lines: regular expressions of the kernel messages that break rule 6, required with it.
         sometimes: whether a run may pass as well: a race, or not every scenario meets it.
+        where: what is special about the layouts that it breaks, for those that `harness fuzz`
+            draws: what it covers there lies where that is so.
         seen: what is seen, in the words of the kernel's own messages and /proc/iomem.
         why: why it happens.
     """
@@ -43,6 +49,7 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ]
     lines: tuple[str, ...] = ()
     sometimes: bool = False
+    where: Trouble | None = None
     seen: Annotated[str, msgspec.Meta(min_length=20)]
     why: Annotated[str, msgspec.Meta(min_length=20)]
 
@@ -58,6 +65,15 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         text = "\n".join((finding.text, *finding.dmesg))
         return finding.rule != "6" or any(re.search(line, text) for line in self.lines)
 
+    def concerns(self, release: str, policy: Policy) -> bool:
+        """Whether it is there on a kernel release, under a policy."""
+        version = _version(release)
+        return (
+            (not self.policies or policy in self.policies)
+            and (not self.since or version >= _version(self.since))
+            and (not self.until or version < _version(self.until))
+        )
+
 
 class KnownIssues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The file tests/known_issues.yaml."""
@@ -66,14 +82,10 @@ class KnownIssues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def about(self, scenario: str, release: str, policy: Policy) -> tuple[KnownIssue, ...]:
         """The known failures of a scenario on a kernel release."""
-        version = _version(release)
         return tuple(
             issue
             for issue in self.issues
-            if {scenario, "*"} & set(issue.scenarios)
-            and (not issue.policies or policy in issue.policies)
-            and (not issue.since or version >= _version(issue.since))
-            and (not issue.until or version < _version(issue.until))
+            if {scenario, "*"} & set(issue.scenarios) and issue.concerns(release, policy)
         )
 
     def explain(
@@ -88,6 +100,43 @@ class KnownIssues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 return ()
             used[covering[0]] = None
         return tuple(used)
+
+    def unexplained(
+        self,
+        findings: Iterable[Finding],
+        release: str,
+        policy: Policy,
+        state: FirmwareState,
+        described: Sequence[MemoryAffinity],
+    ) -> tuple[Finding, ...]:
+        """The findings in a layout that nobody wrote which no known issue covers.
+
+        An issue covers there what lies where its `where` says, and, where that is anywhere at all,
+        the kernel messages of its lines; an issue of every scenario covers what it always does.
+
+        Args:
+            findings: of a run with the layout.
+            release: of the kernel.
+            policy: whose rules were judged.
+            state: what the firmware left.
+            described: as for `troubled`.
+        """
+        spans: dict[KnownIssue, tuple[MemoryRange, ...]] = {
+            issue: troubled(issue.where, state, described) if issue.where else ()
+            for issue in self.issues
+            if (issue.where or "*" in issue.scenarios) and issue.concerns(release, policy)
+        }
+
+        def explains(issue: KnownIssue, finding: Finding) -> bool:
+            if not issue.covers(finding):
+                return False
+            if "*" in issue.scenarios:
+                return True
+            if finding.range is None:
+                return finding.rule == "6" and bool(spans[issue])
+            return any(span.contains(finding.range) for span in spans[issue])
+
+        return tuple(one for one in findings if not any(explains(issue, one) for issue in spans))
 
 
 def read_known_issues(text: str, name: str) -> Document[KnownIssues]:

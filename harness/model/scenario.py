@@ -156,7 +156,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     Attributes:
         summary: what the case is about.
         source: where in the discussion or the specification it comes from.
-        profile: name of the profile in qemu_profiles/.
+        profile: name of the profile in qemu_profiles/, or, with a / in it, the path of its file
+            from the scenario's folder.
     """
 
     summary: str

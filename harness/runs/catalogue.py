@@ -64,16 +64,30 @@ def load_case(name: str, scenarios: Path = SCENARIOS, profiles: Path = PROFILES)
     """
     path = _find(name, scenarios, "scenario", "harness list shows all scenarios")
     document = read_scenario(_text(path), _shown(path))
-    known = profile_names(profiles)
-    if document.value.profile not in known:
-        raise document.error(
-            "profile",
-            f"no profile is called {document.value.profile!r}",
-            hint=suggest(document.value.profile, known, "profiles"),
-        )
-    profile = _profile_document(document.value.profile, profiles)
+    profile = _profile_of(document, path, profiles)
     check_scenario(document, profile.value)
     return Case(path.stem, document, profile.value, profile_text=profile.text)
+
+
+def _profile_of(document: Document[Scenario], path: Path, profiles: Path) -> Document[Profile]:
+    name = document.value.profile
+    if "/" in name:
+        file = path.parent / name
+        if not file.is_file():
+            raise document.error(
+                "profile",
+                f"there is no profile file {file}",
+                hint="a profile with a / in it is a path from the scenario's folder",
+            )
+        return _profile_document(str(file), profiles)
+    known = profile_names(profiles)
+    if name not in known:
+        raise document.error(
+            "profile",
+            f"no profile is called {name!r}",
+            hint=suggest(name, known, "profiles"),
+        )
+    return _profile_document(name, profiles)
 
 
 def load_cases(names: Iterable[str]) -> tuple[Case, ...]:

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command `harness fuzz`: random layouts, the oracle against a real kernel."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.cli_options import GuestOptions, explains_errors, guest_options, kernel_options
+from harness.model.verdict import Verdict
+
+if TYPE_CHECKING:
+    from harness.model.kernel_request import KernelRequest
+    from harness.runs.fuzz import Tally
+
+
+@click.command()
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, 7 * 24 * 60),
+    default=10,
+    show_default=True,
+    help="How long layouts are drawn; what is under way then is finished.",
+)
+@click.option(
+    "--shrink-minutes",
+    type=click.FloatRange(0, 24 * 60),
+    default=4,
+    show_default=True,
+    help="How long each new failure is shrunk at most; 0 saves it as it was drawn.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Draws the same layouts again.")
+@click.option(
+    "--save",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("fuzz-found"),
+    show_default=True,
+    help="Folder for the scenarios of what was found.",
+)
+@kernel_options
+@guest_options
+@explains_errors
+def fuzz(
+    minutes: float,
+    shrink_minutes: float,
+    seed: int | None,
+    folder: Path,
+    request: KernelRequest,
+    guests: GuestOptions,
+) -> None:
+    """Draw random layouts, and hold a kernel against the oracle.
+
+    What fails in a way that no known issue explains is shrunk to the smallest layout that fails so,
+    and saved as a scenario that `harness run FILE` runs again.
+
+    Exit code: 0 nothing new, 1 a new failure, 2 wrong input, 3 a layout that could not be judged,
+    4 the kernel does not build.
+    """
+    from harness.runs.catalogue import load_known_issues
+    from harness.runs.fuzz import Campaign, ForgetfulHost
+    from harness.runs.prepare import policy_for
+
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    host = guests.host()
+    forgetful = ForgetfulHost(host.qemu, host.store, host.progress, host.accel)
+    click.echo(f"seed {seed}")
+    with guests.session(forgetful, request) as session:
+        policy = policy_for(guests.policy, request)
+        campaign = Campaign(
+            session, request, policy, load_known_issues(), folder, seed, shrink_minutes * 60
+        )
+        tally = campaign.run(minutes * 60)
+    _print_tally(tally)
+    if tally.new:
+        sys.exit(Verdict.FAIL.value)
+    if tally.inconclusive or tally.refused:
+        sys.exit(Verdict.INCONCLUSIVE.value)
+
+
+def _print_tally(tally: Tally) -> None:
+    for failure in tally.new:
+        click.echo(f"NEW {failure.file}" + f", {failure.how}")
+        for line in sorted(failure.signature):
+            click.echo(f"  {line}")
+        click.echo(f"  evidence: {failure.result.evidence}")
+    for file in tally.inconclusive:
+        click.echo(f"INCONCLUSIVE {file}")
+    for reason, count in tally.refused.most_common():
+        click.echo(f"REFUSED {count} times: {reason}")
+    click.echo(str(tally))

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A campaign with made-up guests: what counts as what, is shrunk, saved and said."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from click.testing import CliRunner
+from layouts import layout_of, state_of
+
+from harness.cli import main
+from harness.errors import UnbuildableError
+from harness.model.kernel_request import KernelRequest
+from harness.model.known_issues import KnownIssue, KnownIssues
+from harness.model.verdict import Finding, RunResult, Verdict
+from harness.progress import SilentProgress
+from harness.runs import fuzz
+from harness.runs.catalogue import Case, load_case
+from harness.runs.fuzz import Campaign, ForgetfulHost, NewFailure, Tally
+from harness.runs.prepare import Host, NotApplicableError
+from harness.runs.run_scenario import Session, Skipped
+
+Judge = Callable[[Case], tuple[Verdict, tuple[Finding, ...]]]
+SPLAT = Finding("6", "a WARN: cxl fell over at 0x123")
+KNOWN = KnownIssue(
+    scenario="partial_region",
+    where="covered_in_part",
+    rules=("1",),
+    seen="something in the way of it",
+    why="because somebody holds a part of it",
+)
+
+
+class Guests:
+    """Guests that end as a function says; knows which cases ran."""
+
+    def __init__(self, root: Path, judge: Judge) -> None:
+        self.root = root
+        self.judge = judge
+        self.ran: list[Case] = []
+        self.said: list[str] = []
+        progress = SimpleNamespace(note=self.said.append)
+        self.host = SimpleNamespace(qemu=None, remember=lambda _kind: None, progress=progress)
+
+    def run(self, case: Case, _kernel: object) -> RunResult:
+        self.ran.append(case)
+        verdict, findings = self.judge(case)
+        evidence = self.root / f"run{len(self.ran)}"
+        evidence.mkdir()
+        return RunResult(
+            scenario=case.name,
+            kernel_spec="debian:7.2",
+            policy="per_range",
+            kernel_release="7.2.0",
+            verdict=verdict,
+            findings=findings,
+            reason="guest lost" if verdict is Verdict.INCONCLUSIVE else "",
+            evidence=str(evidence),
+        )
+
+    def run_all(self, cases: Iterable[Case], kernel: object) -> Iterator[RunResult | Skipped]:
+        for case in cases:
+            yield self.run(case, kernel)
+
+
+@pytest.fixture(autouse=True)
+def without_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        fuzz, "machine_layout", lambda _qemu, profile, _remember: layout_of(profile)
+    )
+
+
+def campaign(guests: Guests, *, shrink: float = 600.0, seed: int = 5) -> Tally:
+    request, known = KernelRequest("debian:7.2"), KnownIssues(issues=(KNOWN,))
+    session = cast(Session, guests)
+    folder = guests.root / "found"
+    return Campaign(session, request, "per_range", known, folder, seed, shrink).run(0.0)
+
+
+def has_hidden_window(case: Case) -> bool:
+    return any(window.hidden for window in case.profile.windows)
+
+
+def passing(_case: Case) -> tuple[Verdict, tuple[Finding, ...]]:
+    return Verdict.PASS, ()
+
+
+@pytest.fixture(autouse=True)
+def one_whole_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time stands still in a round, and is over behind it."""
+    begin = time.monotonic()
+    real = fuzz.draw_layouts
+    now = begin
+
+    def draw(seed: int, number: int) -> list[Any]:
+        nonlocal now
+        now = begin + 1 if number else begin - 1
+        return real(seed, number)
+
+    monkeypatch.setattr(fuzz, "draw_layouts", draw)
+    monkeypatch.setattr("harness.runs.fuzz.time.monotonic", lambda: now)
+
+
+def test_layouts_that_pass_are_counted_and_leave_nothing(tmp_path: Path) -> None:
+    guests = Guests(tmp_path, passing)
+    tally = campaign(guests)
+    assert tally.layouts == tally.passed == len(guests.ran) >= 1
+    assert (tally.known, tally.new, tally.inconclusive, tally.refused) == (0, [], [], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_failure_is_shrunk_saved_and_told_once(tmp_path: Path) -> None:
+    def judge(case: Case) -> tuple[Verdict, tuple[Finding, ...]]:
+        return (Verdict.FAIL, (SPLAT,)) if has_hidden_window(case) else (Verdict.PASS, ())
+
+    guests = Guests(tmp_path, judge)
+    tally = campaign(guests)
+    (failure,) = tally.new
+    assert failure.signature == {"rule 6: a WARN: cxl fell over at N"}
+    assert tally.layouts == tally.passed + tally.known + 1
+    assert tally.known > 0, "that fail in the same way"
+    smallest = load_case(str(failure.file))
+    assert has_hidden_window(smallest)
+    assert len(smallest.profile.windows) == 1
+    assert len(smallest.scenario.firmware.decoders) <= 1
+    text = failure.file.read_text()
+    assert "# harness fuzz --kernel debian:7.2 --seed 5\n" in text
+    assert "# rule 6: a WARN: cxl fell over at N\n" in text
+    assert re.search(r"# shrunk with \d+ guests\n", text)
+    assert [path.name for path in tmp_path.glob("run*")] == [Path(failure.result.evidence).name]
+
+
+def test_without_time_a_failure_is_saved_as_it_was_drawn(tmp_path: Path) -> None:
+    guests = Guests(tmp_path, lambda _case: (Verdict.FAIL, (SPLAT,)))
+    (failure,) = campaign(guests, shrink=0.0).new
+    assert failure.how == "as it was drawn"
+    first = guests.ran[0]
+    saved = load_case(str(failure.file))
+    assert (saved.scenario, saved.profile) == (first.scenario, first.profile)
+
+
+def test_a_failure_that_comes_only_once_is_not_shrunk(tmp_path: Path) -> None:
+    ends = iter([(Verdict.FAIL, (SPLAT,))])
+    guests = Guests(tmp_path, lambda _case: next(ends, (Verdict.PASS, ())))
+    (failure,) = campaign(guests).new
+    assert "not fail every time" in failure.how
+    assert load_case(str(failure.file)).scenario == guests.ran[0].scenario
+
+
+def test_what_a_known_issue_explains_is_not_new_elsewhere_it_is(tmp_path: Path) -> None:
+    def stranded(case: Case) -> tuple[Verdict, tuple[Finding, ...]]:
+        state = state_of(case)
+        found = tuple(
+            Finding("1", f"{one.name}: expected x, found nobody", one.range)
+            for one in state.soft_reserved
+            if any(
+                one.range.overlaps(other) and not other.contains(one.range)
+                for other in (*state.windows, *(region.range for region in state.regions()))
+            )
+        )
+        return (Verdict.FAIL if found else Verdict.PASS), found
+
+    tally = Tally()
+    for seed in range(3):
+        one = campaign(
+            Guests(tmp_path / str(seed), stranded_in(tmp_path, seed, stranded)), seed=seed
+        )
+        tally.known += one.known
+        tally.new += one.new
+    assert (tally.known > 0, tally.new) == (True, [])
+    everywhere = Guests(tmp_path, lambda case: (Verdict.FAIL, first_range(case)))
+    assert campaign(everywhere, shrink=0.0).new
+
+
+def stranded_in(root: Path, seed: int, judge: Judge) -> Judge:
+    (root / str(seed)).mkdir()
+    return judge
+
+
+def first_range(case: Case) -> tuple[Finding, ...]:
+    """That the first Soft Reserved range, or the machine's first page, is stranded."""
+    spans = [one.range for one in state_of(case).soft_reserved]
+    return (Finding("1", "sr: expected x, found nobody", spans[0] if spans else None),)
+
+
+def test_what_cannot_be_judged_is_counted_and_saved(tmp_path: Path) -> None:
+    guests = Guests(tmp_path, lambda _case: (Verdict.INCONCLUSIVE, ()))
+    tally = campaign(guests)
+    assert len(tally.inconclusive) == tally.layouts == len(guests.ran)
+    assert "# INCONCLUSIVE: guest lost\n" in tally.inconclusive[0].read_text()
+    assert any("guest lost" in line for line in guests.said)
+
+
+def test_a_kernel_that_does_not_build_ends_it(tmp_path: Path) -> None:
+    with pytest.raises(UnbuildableError):
+        campaign(Guests(tmp_path, lambda _case: (Verdict.UNBUILDABLE, ())))
+
+
+def test_layouts_that_are_refused_are_counted_by_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.model.scenario_rules._DECODERS_PER_COMPONENT", 0)
+    guests = Guests(tmp_path, passing)
+    tally = campaign(guests)
+    assert tally.refused.total() > 0
+    assert all("HDM decoders" in reason for reason in tally.refused)
+    assert "refused" in str(tally)
+
+
+def test_a_forgetful_host_keeps_a_layout_only_for_a_moment() -> None:
+    host = ForgetfulHost(cast(Any, None), cast(Any, None), SilentProgress(), cast(Any, "tcg"))
+    asked: list[str] = []
+
+    def recall(key: str) -> None:
+        def ask() -> dict[str, str]:
+            asked.append(key)
+            return {"key": key}
+
+        assert host.remember("layouts")(key, ask) == {"key": key}
+
+    recall("a")
+    recall("a")
+    assert asked == ["a"]
+    for number in range(100):
+        recall(str(number))
+    recall("a")
+    assert asked.count("a") == 2
+
+
+@pytest.mark.parametrize(
+    ("tally", "code", "words"),
+    [
+        (Tally(layouts=2, passed=1, known=1), 0, "2 layouts: 1 PASS, 1 known, 0 new"),
+        (Tally(layouts=1, inconclusive=[Path("a.yaml")]), 3, "INCONCLUSIVE a.yaml"),
+        (Tally(refused=Counter(["no window"])), 3, "REFUSED 1 times: no window"),
+        (
+            Tally(
+                layouts=1,
+                new=[
+                    NewFailure(
+                        frozenset(["rule 1: stranded"]),
+                        Path("new.yaml"),
+                        RunResult(scenario="x", kernel_spec="k", policy="per_range"),
+                        "shrunk with 9 guests",
+                    )
+                ],
+                inconclusive=[Path("a.yaml")],
+            ),
+            1,
+            "NEW new.yaml, shrunk with 9 guests\n  rule 1: stranded",
+        ),
+    ],
+)
+def test_the_command_says_what_was_found_by_its_exit_code(
+    tally: Tally, code: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Campaign] = []
+
+    def run(self: Campaign, seconds: float) -> Tally:
+        assert seconds == 30.0
+        seen.append(self)
+        return tally
+
+    monkeypatch.setattr(Campaign, "run", run)
+    host = Host(cast(Any, None), cast(Any, None), SilentProgress(), "tcg")
+    monkeypatch.setattr("harness.cli_options.GuestOptions.host", lambda _self: host)
+    words_given = ["fuzz", "--minutes", "0.5", "--seed", "9", "--save", "there"]
+    ended = CliRunner().invoke(main, words_given)
+    assert (ended.exit_code, "seed 9" in ended.output, words in ended.output) == (code, True, True)
+    assert (seen[0].seed, seen[0].folder, seen[0].shrink_seconds) == (9, Path("there"), 240.0)
+    assert isinstance(seen[0].session.host, ForgetfulHost)
+
+
+def test_a_kernel_that_layouts_are_not_about_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guests = Guests(tmp_path, passing)
+    error = NotApplicableError("not so", hint="another")
+
+    def run_all(cases: Iterable[Case], _kernel: object) -> Iterator[RunResult | Skipped]:
+        return (Skipped(case, error) for case in cases)
+
+    monkeypatch.setattr(guests, "run_all", run_all)
+    with pytest.raises(NotApplicableError):
+        campaign(guests)
