@@ -11,6 +11,7 @@ import click
 
 from harness.cli_compare import compare
 from harness.cli_kernels import register_kernel_commands
+from harness.cli_matrix import matrix, matrix_worker
 from harness.cli_options import USAGE, accel_options, explains_errors, kernel_options
 from harness.cli_run import run
 from harness.model.kernel_request import KernelRequest
@@ -97,4 +98,6 @@ def doctor() -> None:
 
 main.add_command(run)
 main.add_command(compare)
+main.add_command(matrix)
+main.add_command(matrix_worker)
 register_kernel_commands(main, explains_errors)

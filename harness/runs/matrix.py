@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from harness.model.matrix import (
     configs_of,
     plan_matrix,
     read_matrix,
+    shard,
 )
 from harness.model.scenario import KernelNeeds, Policy
 from harness.runs.catalogue import Case, load_cases, suggest
@@ -74,6 +75,37 @@ def is_matrix(path: Path) -> bool:
         return re.search(r"^(kernels|scenarios)\s*:", path.read_text(), re.M) is not None
     except (OSError, UnicodeDecodeError):
         return False
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts of a matrix.
+
+    Attributes:
+        number: which, 1 to `count`.
+        count: how many there are.
+    """
+
+    number: int
+    count: int
+
+    def of(self, combinations: Sequence[Combination]) -> tuple[Combination, ...]:
+        """The combinations of this part."""
+        return shard(combinations, self.number, self.count)
+
+
+def parse_shard(text: str) -> Shard:
+    """Read `I/N`.
+
+    Raises:
+        UsageError: it is not that.
+    """
+    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(
+            f"{text!r} is no part of a matrix", hint="write I/N with 1 <= I <= N, such as 2/8"
+        )
+    return Shard(int(match[1]), int(match[2]))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Workers on one or several hosts: what a dead host had to do, another does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.errors import HarnessError, NotConfigurableError, UsageError
+from harness.guest.userland import PACKAGES, userland
+from harness.kernels.resolve import resolve_kernel
+from harness.kernels.stored import kernel_in_use
+from harness.model.hosts import LabHost
+from harness.model.kernel import Kernel
+from harness.model.matrix import Combination
+from harness.progress import Progress
+from harness.runs.catalogue import load_case
+from harness.runs.combination import Message, Say, ending_of_error
+from harness.runs.prepare import not_about, request_for
+from harness.runs.worker_process import (
+    WorkerLostError,
+    WorkerProcess,
+    started_worker,
+    worker_argv,
+)
+from harness.store import Store
+
+_MOST_LOSSES = 3
+"""How often a combination may lose its worker, or a host lose workers without a result between."""
+_RETRY_SECONDS = 2.0
+
+
+class NoHostError(HarnessError):
+    """No host is left that could run anything."""
+
+
+@dataclass(eq=False)
+class _Host:
+    """What is known of a host; `lock` guards sending to it."""
+
+    lab: LabHost
+    losses: int = 0
+    dead: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(eq=False)
+class _Slot:
+    """Room for one guest at a time on a host, with its worker once that runs."""
+
+    host: _Host
+    worker: WorkerProcess | None = None
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        self.worker = None
+        self.stack.close()
+
+
+class Ticket:
+    """One combination under way, which any thread may cancel."""
+
+    def __init__(self) -> None:
+        self.worker: WorkerProcess | None = None
+        self._cancelled = threading.Event()
+
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled it."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Let nothing more come of it."""
+        self._cancelled.set()
+        worker = self.worker
+        if worker is not None:
+            worker.kill()
+
+
+class WorkerPool:
+    """Runs combinations on hosts. `run` is for any thread.
+
+    Args:
+        hosts: the machines.
+        store: of this machine, from which kernels are sent.
+        progress: hears of hosts that are lost.
+        argv_of: the command that starts a worker on a host.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[LabHost],
+        store: Store,
+        progress: Progress,
+        argv_of: Callable[[LabHost], Sequence[str]] = worker_argv,
+    ) -> None:
+        self._hosts = [_Host(one) for one in hosts]
+        self._store = store
+        self._progress = progress
+        self._argv_of = argv_of
+        self._slots: list[_Slot] = []
+        self._changed = threading.Condition()
+        self._free: list[_Slot] = []
+
+    @property
+    def size(self) -> int:
+        """How many combinations run at once."""
+        return len(self._slots)
+
+    def connect(self) -> None:
+        """Reach every host, and learn how many guests each takes.
+
+        Raises:
+            UsageError: none can run guests; says why of each.
+        """
+        for host in self._hosts:
+            first = _Slot(host)
+            try:
+                hello = self._start(first).hello
+            except HarnessError as error:
+                self._give_up(host, error)
+                continue
+            guests = host.lab.guests or int(hello["guests"])
+            self._slots += [first, *(_Slot(host) for _ in range(guests - 1))]
+        if not self._slots:
+            raise UsageError(
+                "no host can run guests:\n" + self._why_dead(),
+                hint="put one of them right, or run the matrix here without --hosts",
+            )
+        self._free = list(reversed(self._slots))
+
+    def close(self) -> None:
+        """End all workers."""
+        for slot in self._slots:
+            slot.close()
+
+    def run(self, one: Combination, output: Path, say: Say, ticket: Ticket) -> None:
+        """Run a combination on some host, on another where the first is lost.
+
+        Whatever happens, unless it is cancelled, `say` hears a `finished`.
+        """
+        told = _Told(say, ticket)
+        try:
+            self._run(one, output, told, ticket)
+        except HarnessError as error:
+            told({"status": "started"})
+            told(ending_of_error(error))
+
+    def _run(self, one: Combination, output: Path, told: _Told, ticket: Ticket) -> None:
+        losses = 0
+        while not ticket.is_cancelled():
+            with self._slot() as slot:
+                try:
+                    self._run_in(slot, one, output, told, ticket)
+                    slot.host.losses = 0
+                    return
+                except (WorkerLostError, _HostError) as error:
+                    slot.close()
+                    if ticket.is_cancelled():
+                        return
+                    cause = error.cause if isinstance(error, _HostError) else error
+                    self._count_loss(slot.host, cause, final=isinstance(error, _HostError))
+                    losses += isinstance(error, WorkerLostError)
+                    if losses == _MOST_LOSSES:
+                        raise WorkerLostError(
+                            f"{losses} workers were lost while they ran it, the last: "
+                            f"{cause.message}",
+                            where=cause.where,
+                            hint="run it by hand: does it need more memory than there is?",
+                        ) from None
+                    told(_note(f"{slot.host.lab.name} is lost, again elsewhere: {cause}"))
+
+    def _run_in(
+        self, slot: _Slot, one: Combination, output: Path, told: _Told, ticket: Ticket
+    ) -> None:
+        remote = slot.host.lab.ssh is not None
+        kernel = self._kernel(one) if remote else None
+        try:
+            worker = slot.worker or self._start(slot)
+            ticket.worker = worker
+            if kernel is not None:
+                self._send(slot.host, worker, kernel)
+            told(_note(f"on {slot.host.lab.name} ({worker.hello.get('machine')})"), later=True)
+            stored = kernel.identity if kernel else None
+            worker.run(one, output, told, shared=not remote, stored=stored)
+        except WorkerLostError:
+            raise
+        except HarnessError as error:
+            raise _HostError(error) from error
+        finally:
+            ticket.worker = None
+
+    def _kernel(self, one: Combination) -> Kernel:
+        """The combination's kernel, in the store of this machine."""
+        if one.kernel.startswith("image:"):
+            raise UsageError(
+                f"{one.kernel} is a file of this machine, which other hosts do not have",
+                hint="name a kernel with debian: or build: where --hosts is used",
+            )
+        case = load_case(one.scenario)
+        try:
+            return resolve_kernel(request_for(case, one.request), self._store, self._progress)
+        except NotConfigurableError as error:
+            raise not_about(case, error) from error
+
+    def _send(self, host: _Host, worker: WorkerProcess, kernel: Kernel) -> None:
+        """Give a host what it lacks: the kernel, and the programs of the guest."""
+        programs = userland(self._store, self._progress).parent
+        entries = ((kernel.image.parent, None), (programs, "+".join(PACKAGES)))
+        with host.lock, kernel_in_use(kernel):
+            for entry, alias in entries:
+                kind = entry.parent.name
+                if not worker.has(kind, entry.name, alias):
+                    size = worker.put(entry, alias)
+                    self._progress.note(
+                        f"{host.lab.name}: sent {kind}/{entry.name[:12]}, {size >> 20} MiB"
+                    )
+
+    def _start(self, slot: _Slot) -> WorkerProcess:
+        def start() -> WorkerProcess:
+            return slot.stack.enter_context(started_worker(slot.host.lab, self._argv_of))
+
+        try:
+            slot.worker = start()
+        except WorkerLostError:
+            time.sleep(_RETRY_SECONDS)
+            try:
+                slot.worker = start()
+            except WorkerLostError as error:
+                raise _HostError(error) from error
+        return slot.worker
+
+    @contextmanager
+    def _slot(self) -> Iterator[_Slot]:
+        """A slot that nobody else uses, for the length of the block.
+
+        Raises:
+            NoHostError: there is none any more.
+        """
+        with self._changed:
+            # Whoever has a slot gives it back: its own waits have deadlines.
+            self._changed.wait_for(lambda: self._usable() or not self._alive())
+            if not self._alive():
+                raise NoHostError(
+                    "no host is left:\n" + self._why_dead(), hint="put one of them right"
+                )
+            slot = self._usable()[-1]
+            self._free.remove(slot)
+        try:
+            yield slot
+        finally:
+            with self._changed:
+                self._free.append(slot)
+                self._changed.notify_all()
+
+    def _usable(self) -> list[_Slot]:
+        return [slot for slot in self._free if not slot.host.dead]
+
+    def _alive(self) -> bool:
+        return any(not slot.host.dead for slot in self._slots)
+
+    def _count_loss(self, host: _Host, error: HarnessError, *, final: bool) -> None:
+        with self._changed:
+            host.losses += 1
+            if final or host.losses >= _MOST_LOSSES:
+                self._give_up(host, error)
+                self._changed.notify_all()
+
+    def _give_up(self, host: _Host, error: HarnessError) -> None:
+        if isinstance(error, _HostError):
+            error = error.cause
+        if not host.dead:
+            host.dead = str(error)
+            self._progress.note(f"host {host.lab.name} is out: {error}")
+
+    def _why_dead(self) -> str:
+        return "\n".join(host.dead for host in self._hosts if host.dead)
+
+
+class _HostError(HarnessError):
+    """Not the combination's fault, and nothing that another try on this host would mend."""
+
+    def __init__(self, cause: HarnessError) -> None:
+        super().__init__(cause.message, hint=cause.hint, where=cause.where)
+        self.cause = cause
+
+
+class _Told:
+    """Passes messages on: one `started`, and nothing of what was cancelled."""
+
+    def __init__(self, say: Say, ticket: Ticket) -> None:
+        self._say = say
+        self._ticket = ticket
+        self._started = False
+        self._held: list[Message] = []
+
+    def __call__(self, message: Message, *, later: bool = False) -> None:
+        if later and not self._started:
+            self._held.append(message)  # avocado wants `started` first
+            return
+        if message["status"] == "started":
+            if self._started:
+                return
+            self._started = True
+        if not self._ticket.is_cancelled():
+            self._say(message)
+            held, self._held = self._held, []
+            for one in held:
+                self._say(one)
+
+
+def _note(text: str) -> Message:
+    return {"status": "running", "type": "stdout", "log": f"{text}\n".encode(), "log_only": True}
