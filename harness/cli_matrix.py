@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,9 @@ def _run_job(
 ) -> int:
     """Run an avocado job; the exit code."""
     job = _job(chosen, pool, results, run_timeout)
+    for handler in logging.getLogger().handlers:
+        # Avocado logs all it does through the same root, and shows what is for people itself.
+        handler.addFilter(lambda record: not record.name.startswith("avocado"))
     with job:
         click.echo(f"{len(chosen)} combinations, {pool.size} at once; results in {job.logdir}")
         job.run()

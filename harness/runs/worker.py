@@ -7,6 +7,7 @@ the other, `has`, `put` or `run`. It lives as long as its standard input.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import queue
@@ -17,13 +18,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
 from harness.errors import HarnessError, UsageError
 from harness.machine.qemu_binary import require_qemu
-from harness.paths import store_root
+from harness.paths import PROJECT, store_root
 from harness.progress import SilentProgress
 from harness.runs.combination import CombinationRun, Describe, Message, decode, encode
 from harness.runs.matrix import read_combination, this_capacity
@@ -35,12 +37,25 @@ BEAT_SECONDS = 5.0
 _ROOM = 256 * 1024 * 1024
 
 
+@cache
 def harness_version() -> str:
-    """The version of this package."""
+    """The version of this package, with a digest of all that decides what comes of a run."""
+    digest = hashlib.sha256()
+    for folder, pattern in (
+        ("harness", "*.py"),
+        ("harness", "*.sh"),
+        ("qemu_profiles", "*"),
+        ("tests/scenarios", "*.yaml"),
+        ("tests", "*.yaml"),
+    ):
+        paths = (PROJECT / folder).rglob(pattern) if folder == "harness" else None
+        for path in sorted(paths or (PROJECT / folder).glob(pattern)):
+            digest.update(f"{path.relative_to(PROJECT)}\0".encode() + path.read_bytes())
     try:
-        return version("cxl-ownership-harness")
+        number = version("cxl-ownership-harness")
     except PackageNotFoundError:
-        return "unknown"
+        number = "unknown"
+    return f"{number}+{digest.hexdigest()[:12]}"
 
 
 class Worker:

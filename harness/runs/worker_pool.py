@@ -30,8 +30,10 @@ from harness.runs.worker_process import (
 from harness.store import Store
 
 _MOST_LOSSES = 3
-"""How often a combination may lose its worker, or a host lose workers without a result between."""
+"""How often a combination may lose its worker, and how many combinations may lose theirs on a host
+without any result between."""
 _RETRY_SECONDS = 2.0
+_CLOSE_SECONDS = 10.0
 
 
 class NoHostError(HarnessError):
@@ -40,10 +42,10 @@ class NoHostError(HarnessError):
 
 @dataclass(eq=False)
 class _Host:
-    """What is known of a host; `lock` guards sending to it."""
+    """What is known of a host: what has lost its worker there. `lock` guards sending to it."""
 
     lab: LabHost
-    losses: int = 0
+    lost: set[str] = field(default_factory=set)
     dead: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -77,7 +79,7 @@ class Ticket:
         self._cancelled.set()
         worker = self.worker
         if worker is not None:
-            worker.kill()
+            worker.terminate()
 
 
 class WorkerPool:
@@ -104,6 +106,7 @@ class WorkerPool:
         self._slots: list[_Slot] = []
         self._changed = threading.Condition()
         self._free: list[_Slot] = []
+        self._closed = False
 
     @property
     def size(self) -> int:
@@ -133,7 +136,16 @@ class WorkerPool:
         self._free = list(reversed(self._slots))
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers. Combinations under way come to nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            busy = [slot for slot in self._slots if slot not in self._free]
+            for slot in busy:
+                if slot.worker is not None:
+                    slot.worker.terminate()
+            # Whoever has a slot gives it back soon: its worker is ending.
+            self._changed.wait_for(lambda: len(self._free) == len(self._slots), _CLOSE_SECONDS)
         for slot in self._slots:
             slot.close()
 
@@ -151,19 +163,22 @@ class WorkerPool:
 
     def _run(self, one: Combination, output: Path, told: _Told, ticket: Ticket) -> None:
         losses = 0
+        avoid: set[_Host] = set()
         while not ticket.is_cancelled():
-            with self._slot() as slot:
+            with self._slot(avoid) as slot:
                 try:
                     self._run_in(slot, one, output, told, ticket)
-                    slot.host.losses = 0
+                    slot.host.lost.clear()
                     return
                 except (WorkerLostError, _HostError) as error:
                     slot.close()
-                    if ticket.is_cancelled():
+                    if ticket.is_cancelled() or self._closed:
                         return
                     cause = error.cause if isinstance(error, _HostError) else error
-                    self._count_loss(slot.host, cause, final=isinstance(error, _HostError))
-                    losses += isinstance(error, WorkerLostError)
+                    final = isinstance(error, _HostError)
+                    self._count_loss(slot.host, one, cause, final=final)
+                    losses += not final
+                    avoid.add(slot.host)
                     if losses == _MOST_LOSSES:
                         raise WorkerLostError(
                             f"{losses} workers were lost while they ran it, the last: "
@@ -181,6 +196,8 @@ class WorkerPool:
         try:
             worker = slot.worker or self._start(slot)
             ticket.worker = worker
+            if ticket.is_cancelled():
+                return
             if kernel is not None:
                 self._send(slot.host, worker, kernel)
             told(_note(f"on {slot.host.lab.name} ({worker.hello.get('machine')})"), later=True)
@@ -199,6 +216,11 @@ class WorkerPool:
             raise UsageError(
                 f"{one.kernel} is a file of this machine, which other hosts do not have",
                 hint="name a kernel with debian: or build: where --hosts is used",
+            )
+        if "/" in one.scenario:
+            raise UsageError(
+                f"the scenario {one.scenario} is a file of this machine",
+                hint="put it into tests/scenarios on all hosts, and name it",
             )
         case = load_case(one.scenario)
         try:
@@ -234,20 +256,23 @@ class WorkerPool:
         return slot.worker
 
     @contextmanager
-    def _slot(self) -> Iterator[_Slot]:
+    def _slot(self, avoid: set[_Host]) -> Iterator[_Slot]:
         """A slot that nobody else uses, for the length of the block.
+
+        Args:
+            avoid: hosts to take only when there are no others.
 
         Raises:
             NoHostError: there is none any more.
         """
         with self._changed:
             # Whoever has a slot gives it back: its own waits have deadlines.
-            self._changed.wait_for(lambda: self._usable() or not self._alive())
+            self._changed.wait_for(lambda: self._usable(avoid) or not self._alive())
             if not self._alive():
                 raise NoHostError(
                     "no host is left:\n" + self._why_dead(), hint="put one of them right"
                 )
-            slot = self._usable()[-1]
+            slot = self._usable(avoid)[-1]
             self._free.remove(slot)
         try:
             yield slot
@@ -256,16 +281,26 @@ class WorkerPool:
                 self._free.append(slot)
                 self._changed.notify_all()
 
-    def _usable(self) -> list[_Slot]:
-        return [slot for slot in self._free if not slot.host.dead]
+    def _usable(self, avoid: set[_Host]) -> list[_Slot]:
+        others = any(not one.dead and one not in avoid for one in self._serving())
+        return [
+            slot
+            for slot in self._free
+            if not slot.host.dead and not (others and slot.host in avoid)
+        ]
+
+    def _serving(self) -> set[_Host]:
+        return {slot.host for slot in self._slots}
 
     def _alive(self) -> bool:
-        return any(not slot.host.dead for slot in self._slots)
+        return not self._closed and any(not host.dead for host in self._serving())
 
-    def _count_loss(self, host: _Host, error: HarnessError, *, final: bool) -> None:
+    def _count_loss(
+        self, host: _Host, one: Combination, error: HarnessError, *, final: bool
+    ) -> None:
         with self._changed:
-            host.losses += 1
-            if final or host.losses >= _MOST_LOSSES:
+            host.lost.add(one.name)
+            if final or len(host.lost) >= _MOST_LOSSES:
                 self._give_up(host, error)
                 self._changed.notify_all()
 

@@ -143,9 +143,12 @@ class WorkerProcess:
         while not (answer := self._answer()).get("done"):
             say(answer["message"])
 
-    def kill(self) -> None:
-        """End it. For any thread."""
-        self._process.kill()
+    def terminate(self) -> None:
+        """Have it end its guest and itself; whoever waits for it sees that it is lost. Any thread.
+
+        Behind SSH that goes by its standard input, which ends with the connection.
+        """
+        self._process.terminate()
 
     def close(self) -> None:
         """Tell it that there is nothing more to do."""
