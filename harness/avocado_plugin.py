@@ -7,6 +7,7 @@ Avocado loads this module whenever it starts, so what runs guests is imported on
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import queue
 import signal
@@ -181,7 +182,7 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
             except HarnessError as error:
                 LOG_UI.error("%s", error)
                 return False
-            self._job.funcatexit.register(self._pool.close)
+            atexit.register(self._pool.close)  # a spawner is not told when its job is over
         return True
 
     def _ready_pool(self) -> WorkerPool:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.guest
 
 
 def qemus(room: Path) -> list[int]:
-    """The QEMUs of jobs whose folder is below `room`: their serial log is there."""
+    """The guests of jobs that were started in a room."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -31,7 +31,8 @@ def qemus(room: Path) -> list[int]:
                 environment = (process / "environ").read_bytes()
             except OSError:
                 continue
-            if b"qemu-system" in words.split(b"\0")[0] and str(room).encode() in environment:
+            guest = b"qemu-system" in words.split(b"\0")[0] and b"/serial.log" in words
+            if guest and str(room).encode() in environment:
                 found.append(int(process.name))
     return found
 
@@ -54,10 +55,10 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harness_host: Host) ->
 
 
 def test_avocado_run_gives_verdict_and_evidence(room: Path, request: pytest.FixtureRequest) -> None:
-    accel = request.config.getoption("accel")
+    accel = f"accel={request.config.getoption('accel')}"
     done = python(
         room, "avocado", "run", "--disable-sysinfo", "--job-results-dir", "res",
-        f"ownership:partial_region?accel={accel}", f"ownership:no_cxl?kernel=image:/x&accel={accel}",
+        f"ownership:partial_region?{accel}", f"ownership:no_cxl?kernel=image:/x&{accel}",
         timeout=600,
     )  # fmt: skip
     results = json.loads((room / "res/latest/results.json").read_text())
