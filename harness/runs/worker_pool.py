@@ -200,7 +200,7 @@ class WorkerPool:
                 return
             if kernel is not None:
                 self._send(slot.host, worker, kernel)
-            told(_note(f"on {slot.host.lab.name} ({worker.hello.get('machine')})"), later=True)
+            told(_note(f"on {slot.host.lab.name} ({worker.hello.get('machine')})"))
             stored = kernel.identity if kernel else None
             worker.run(one, output, told, shared=not remote, stored=stored)
         except WorkerLostError:
@@ -324,7 +324,10 @@ class _HostError(HarnessError):
 
 
 class _Told:
-    """Passes messages on: one `started`, and nothing of what was cancelled."""
+    """Passes messages on: `started` first and once, and nothing of what was cancelled.
+
+    Avocado 113 gives up on a whole job, without a word, when something else comes before `started`.
+    """
 
     def __init__(self, say: Say, ticket: Ticket) -> None:
         self._say = say
@@ -332,19 +335,22 @@ class _Told:
         self._started = False
         self._held: list[Message] = []
 
-    def __call__(self, message: Message, *, later: bool = False) -> None:
-        if later and not self._started:
-            self._held.append(message)  # avocado wants `started` first
-            return
+    def __call__(self, message: Message) -> None:
         if message["status"] == "started":
             if self._started:
                 return
             self._started = True
+            self._pass_on(message)
+            for one in self._held:
+                self._pass_on(one)
+        elif self._started:
+            self._pass_on(message)
+        else:
+            self._held.append(message)
+
+    def _pass_on(self, message: Message) -> None:
         if not self._ticket.is_cancelled():
             self._say(message)
-            held, self._held = self._held, []
-            for one in held:
-                self._say(one)
 
 
 def _note(text: str) -> Message:

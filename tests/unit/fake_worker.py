@@ -3,7 +3,7 @@
 
     python fake_worker.py HOST [refuse|mute|babble|no_qemu|full|old|hang_all]
 
-`kill_HOST` ends the worker on that host, `kill` on every one; `hang` never ends; anything else
+`early_HOST` ends the worker on that host at once, `kill_HOST` later, `kill` on every one; `hang` never ends; anything else
 passes. What follows a hyphen does not count.
 """
 
@@ -41,6 +41,8 @@ class FakeRun:
         self._told = {"output": str(output), "shared": shared, "stored": stored}
 
     def run(self, say: Say) -> None:
+        if self._scenario == f"early_{HOST}":
+            os._exit(7)
         say({"status": "started"})
         if self._scenario in ("kill", f"kill_{HOST}"):
             os._exit(7)

@@ -105,6 +105,16 @@ def test_what_a_lost_host_had_to_do_another_does(make: MakePool) -> None:
         assert (said[-1]["result"], said[-1]["host"]) == ("pass", "ab".replace(scenario[-1], ""))
 
 
+def test_nothing_comes_before_started(make: MakePool) -> None:
+    # Avocado then processes no message of any test any more.
+    pool = make(a="", b="")
+    for scenario in ("early_a", "early_b"):
+        said = run(pool, scenario)
+        assert [one["status"] for one in said].index("started") == 0
+        assert "is lost, again elsewhere" in str([one.get("log") for one in said])
+        assert said[-1]["result"] == "pass"
+
+
 def test_beside_a_host_that_loses_everything_the_others_do_all(
     make: MakePool, notes: Notes
 ) -> None:
