@@ -3,8 +3,8 @@
 
     python fake_worker.py HOST [refuse|mute|babble|no_qemu|full|old|hang_all]
 
-`early_HOST` ends the worker on that host at once, `kill_HOST` later, `kill` on every one; `hang` never ends; anything else
-passes. What follows a hyphen does not count.
+`early_HOST` ends the worker on that host at once, `kill_HOST` later, `kill` on every one; `hang`
+never ends; anything else passes. What follows a hyphen does not count.
 """
 
 from __future__ import annotations
