@@ -38,6 +38,7 @@ KIND = "ownership"
 _PREFIX = f"{KIND}:"
 _SECTION = KIND
 _END_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 
 
 class OwnershipInit(Init):  # type: ignore[misc]
@@ -203,7 +204,11 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
             self._threads = ThreadPoolExecutor(workers, thread_name_prefix="combination")
         task = runtime_task.task
         os.makedirs(task.runnable.output_dir, exist_ok=True)
-        runtime_task.spawner_handle = _Handle(self._threads, self._ready_pool(), task)
+        handle = _Handle(self._threads, self._ready_pool(), task)
+        runtime_task.spawner_handle = handle
+        while not handle.ticket.begun.is_set():
+            # Its time begins with its slot, of which there are fewer once a host is out.
+            await asyncio.sleep(_POLL_SECONDS)
         return True
 
     @staticmethod

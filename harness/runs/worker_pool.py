@@ -64,9 +64,15 @@ class _Slot:
 
 
 class Ticket:
-    """One combination under way, which any thread may cancel."""
+    """One combination under way, which any thread may cancel.
+
+    Attributes:
+        begun: set once it has had a slot, or will not get one.
+        worker: who runs it now.
+    """
 
     def __init__(self) -> None:
+        self.begun = threading.Event()
         self.worker: WorkerProcess | None = None
         self._cancelled = threading.Event()
 
@@ -160,12 +166,15 @@ class WorkerPool:
         except HarnessError as error:
             told({"status": "started"})
             told(ending_of_error(error))
+        finally:
+            ticket.begun.set()
 
     def _run(self, one: Combination, output: Path, told: _Told, ticket: Ticket) -> None:
         losses = 0
         avoid: set[_Host] = set()
         while not ticket.is_cancelled():
             with self._slot(avoid) as slot:
+                ticket.begun.set()
                 try:
                     self._run_in(slot, one, output, told, ticket)
                     slot.host.lost.clear()
