@@ -13,6 +13,7 @@ from harness.cli_bisect import bisect, bisect_step
 from harness.cli_compare import compare
 from harness.cli_fuzz import fuzz
 from harness.cli_kernels import register_kernel_commands
+from harness.cli_matrix import matrix, matrix_worker
 from harness.cli_options import USAGE, accel_options, explains_errors, kernel_options
 from harness.cli_report import bundle, replay, report
 from harness.cli_run import run
@@ -98,11 +99,9 @@ def doctor() -> None:
         sys.exit(USAGE)
 
 
-main.add_command(run)
-main.add_command(compare)
-main.add_command(fuzz)
-for command in (report, bundle, replay):
+for command in (
+    *(run, compare, fuzz, report, bundle, replay),
+    *(bisect, bisect_step, matrix, matrix_worker),
+):
     main.add_command(command)
-main.add_command(bisect)
-main.add_command(bisect_step)
 register_kernel_commands(main, explains_errors)

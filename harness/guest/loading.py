@@ -25,7 +25,7 @@ wait
 cd /tmp && cat {files} && rm {files}
 """
 
-# What udev does at boot and on every uevent, by what is in the event, as not every device has a file
+# What udev does at boot and on every uevent, by what is in the event: not every device has a file
 # with its modalias. Devices appear while modules load, so it is done until nothing new has appeared
 # for a while, which is longer as long as a wanted module is not there.
 _BY_MODALIAS = """\

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness.errors import UsageError
 from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.stored import KIND, read_stored
@@ -33,6 +35,8 @@ def resolve_kernel(
     """
     request = as_request(asked)
     parsed = parse_kernel_spec(request.spec)
+    if request.stored is not None:
+        return read_stored(str(request), _stored(request.stored, store))
     if parsed.source.startswith("build"):
         from harness.kernels.from_source import build_from_source
 
@@ -54,3 +58,14 @@ def resolve_kernel(
 
         entry_or_none = fetch_debian_kernel(parsed, store, progress, refresh=refresh)
     return read_stored(str(parsed), entry_or_none)
+
+
+def _stored(key: str, store: Store) -> Path:
+    found = store.find(KIND, key)
+    if found is None:
+        raise UsageError(
+            f"the store has no kernel {key}",
+            where=str(store.root),
+            hint="it was there a moment ago: start again, and it is sent again",
+        )
+    return found

@@ -55,13 +55,16 @@ class Document(Generic[T]):
         return UsageError(message, where=self.where(path), hint=hint)
 
 
-def read_document(text: str, name: str, kind: type[T]) -> Document[T]:
+def read_document(
+    text: str, name: str, kind: type[T], guide: str = "docs/scenarios.md"
+) -> Document[T]:
     """Decode YAML text into `kind`, a frozen msgspec Struct.
 
     Args:
         text: the YAML.
         name: the file's name, for errors.
         kind: what the document must be.
+        guide: what describes such documents.
 
     Raises:
         UsageError: not YAML, an unknown, missing or doubled field, or a value of the wrong kind;
@@ -91,7 +94,7 @@ def read_document(text: str, name: str, kind: type[T]) -> Document[T]:
             "nested too deep, or in itself", where=name, hint="use no anchors and aliases"
         ) from None
     except msgspec.ValidationError as error:
-        raise _explain(str(error), raw, kind, Document(None, name, lines)) from None
+        raise _explain(str(error), raw, kind, Document(None, name, lines), guide) from None
     return Document(value, name, lines, text)
 
 
@@ -167,7 +170,9 @@ def _read_custom(kind: type[Any], raw: Any) -> Any:
     raise NotImplementedError(kind)
 
 
-def _explain(text: str, raw: Any, kind: type[Any], document: Document[None]) -> UsageError:
+def _explain(
+    text: str, raw: Any, kind: type[Any], document: Document[None], guide: str
+) -> UsageError:
     message, _, at = text.rpartition(" - at `")
     if not message:
         message, at = text, "$`"
@@ -193,7 +198,7 @@ def _explain(text: str, raw: Any, kind: type[Any], document: Document[None]) -> 
             hint=f"add {missing['name']}",
         )
     wrong = message[0].lower() + message[1:]
-    return document.error(path, wrong, hint="see docs/scenarios.md for what this field takes")
+    return document.error(path, wrong, hint=f"see {guide} for what this field takes")
 
 
 def _follow(path: str, raw: Any, kind: Any) -> tuple[Any, str]:

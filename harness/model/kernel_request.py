@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,8 @@ class KernelRequest:
         series: a folder or mbox of patches to apply, or None.
         upto: stop after this many patches, counted from 1; None applies all.
         toolchain: what compiles.
+        stored: the key of the store's entry that this very request led to elsewhere, with which
+            nothing is fetched or built; None to find out.
     """
 
     spec: str
@@ -28,6 +31,7 @@ class KernelRequest:
     series: Path | None = None
     upto: int | None = None
     toolchain: Toolchain = "gcc"
+    stored: str | None = None
 
     @property
     def shapes_build(self) -> bool:
@@ -51,3 +55,16 @@ class KernelRequest:
 def as_request(asked: str | KernelRequest) -> KernelRequest:
     """The request that a bare SPEC stands for, or the request itself."""
     return KernelRequest(asked) if isinstance(asked, str) else asked
+
+
+def with_configs(asked: KernelRequest, needed: Iterable[str]) -> KernelRequest:
+    """What was asked for, with fragments that must be on top.
+
+    No distribution ships a kernel with fragments: a prebuilt version then stands for the same
+    version, built from the distribution's source.
+    """
+    configs = tuple(name for name in needed if name not in asked.configs)
+    if not configs or asked.spec.startswith("image:"):
+        return asked
+    spec = f"build:{asked.spec}" if asked.spec.startswith("debian:") else asked.spec
+    return replace(asked, spec=spec, configs=(*asked.configs, *configs))

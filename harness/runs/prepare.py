@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from harness.model.expected_messages import expected_messages
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_modules import ModulePlan, module_name
-from harness.model.kernel_request import KernelRequest
+from harness.model.kernel_request import KernelRequest, with_configs
 from harness.model.layout import MachineLayout
 from harness.model.ownership import expected_owners
 from harness.model.placement import FirmwareState, place_firmware
@@ -153,14 +153,9 @@ class Bootable:
 def request_for(case: Case, asked: KernelRequest) -> KernelRequest:
     """The kernel that a scenario runs on: what was asked for, with the fragments that it needs.
 
-    A scenario that needs fragments is about a kernel that no distribution ships: a prebuilt
-    version then stands for the same version, built from the distribution's source.
+    A scenario that needs fragments is about a kernel that no distribution ships.
     """
-    configs = tuple(name for name in case.scenario.kernel.configs if name not in asked.configs)
-    if not configs or asked.spec.startswith("image:"):
-        return asked
-    spec = f"build:{asked.spec}" if asked.spec.startswith("debian:") else asked.spec
-    return replace(asked, spec=spec, configs=(*asked.configs, *configs))
+    return with_configs(asked, case.scenario.kernel.configs)
 
 
 def policy_for(asked: Policy | None, request: KernelRequest) -> Policy:
@@ -270,7 +265,7 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     try:
         bootable = prepare_kernel(host, request, modules)
     except NotConfigurableError as error:
-        raise _not_about(case, error) from error
+        raise not_about(case, error) from error
     _check_config(case, bootable.kernel)
     tables = {"CEDT": layout.cedt} if layout.cedt else {}
     if state.srat:
@@ -290,7 +285,7 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     )
 
 
-def _not_about(case: Case, error: NotConfigurableError) -> HarnessError:
+def not_about(case: Case, error: NotConfigurableError) -> HarnessError:
     """What it means for a scenario that a source cannot be configured as asked.
 
     A source that forbids what the scenario itself asks for is none that the scenario is about.

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The avocado door: references, the runner of one combination, and a spawner with workers.
+
+Avocado loads this module whenever it starts, so what runs guests is imported only when it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from avocado.core.nrunner.app import BaseRunnerApp
+from avocado.core.nrunner.runnable import Runnable
+from avocado.core.nrunner.runner import BaseRunner
+from avocado.core.plugin_interfaces import Init, Resolver, Spawner
+from avocado.core.resolver import ReferenceResolution, ReferenceResolutionResult
+from avocado.core.settings import settings
+from avocado.core.spawners.common import SpawnCapabilities, SpawnerMixin, SpawnMethod
+
+from harness.errors import HarnessError, UsageError
+
+if TYPE_CHECKING:
+    from harness.model.matrix import Combination, Plan
+    from harness.runs.combination import Message
+    from harness.runs.worker_pool import Ticket, WorkerPool
+
+KIND = "ownership"
+_PREFIX = f"{KIND}:"
+_SECTION = KIND
+_END_SECONDS = 5.0
+_POLL_SECONDS = 0.02
+
+
+class OwnershipInit(Init):  # type: ignore[misc]
+    """Settings."""
+
+    name = KIND
+    description = "Settings of the CXL ownership harness"
+
+    def initialize(self) -> None:
+        """Register them with avocado."""
+        settings.register_option(
+            section=_SECTION,
+            key="shard",
+            default="",
+            help_msg="Which part of a matrix to run, such as 2/8.",
+        )
+        settings.register_option(
+            section=_SECTION,
+            key="hosts",
+            default="",
+            help_msg="A file that lists hosts, for the spawner 'ownership'.",
+        )
+
+
+class OwnershipResolver(Resolver):  # type: ignore[misc]
+    """Turns `ownership:SCENARIO[?kernel=SPEC&...]` and matrix files into runnables."""
+
+    name = KIND
+    description = "Scenarios of the CXL ownership harness, and matrix files"
+
+    def resolve(self, reference: str) -> ReferenceResolution:
+        """The runnables that a reference stands for."""
+        try:
+            if reference.startswith(_PREFIX):
+                chosen: tuple[Combination, ...] = _asked(reference.removeprefix(_PREFIX))
+            elif reference.endswith((".yaml", ".yml")) and os.path.isfile(reference):
+                from harness.runs.matrix import is_matrix, load_matrix
+
+                if not is_matrix(Path(reference)):
+                    return _not_found(reference, f'"{reference}" is no matrix')
+                chosen = _sharded(load_matrix(Path(reference)), self.config)
+            else:
+                return _not_found(reference, f'"{reference}" is no matrix and no {_PREFIX}SCENARIO')
+        except HarnessError as error:
+            return ReferenceResolution(
+                reference, ReferenceResolutionResult.CORRUPT, info=f"\n{error}"
+            )
+        return ReferenceResolution(
+            reference, ReferenceResolutionResult.SUCCESS, [runnable_of(one) for one in chosen]
+        )
+
+
+def runnable_of(one: Combination) -> Runnable:
+    """A combination as avocado runs it."""
+    import msgspec
+
+    return Runnable(
+        KIND,
+        f"{_PREFIX}{one.scenario}",
+        identifier=one.name,
+        combination=msgspec.to_builtins(one),
+    )
+
+
+class OwnershipRunner(BaseRunner):  # type: ignore[misc]
+    """Runs one combination in this process."""
+
+    name = KIND
+    description = "Runner of scenarios of the CXL ownership harness"
+
+    def run(self, runnable: Runnable) -> Iterator[Message]:
+        """Run it; every message as soon as it is there."""
+        from harness.progress import SilentProgress
+        from harness.reports.terminal import result_lines
+        from harness.runs.combination import CombinationRun
+        from harness.runs.matrix import read_combination
+
+        output = runnable.output_dir
+        raw = runnable.kwargs.get("combination")
+        try:
+            one = read_combination(raw) if raw else _asked(runnable.uri.removeprefix(_PREFIX))[0]
+        except HarnessError as error:
+            yield self.prepare_status("started")
+            yield self.prepare_status("finished", {"result": "error", "fail_reason": str(error)})
+            return
+        run = CombinationRun(
+            one,
+            Path(output or "."),
+            SilentProgress(),
+            describe=result_lines,
+            shared=bool(output) and os.path.isdir(output),
+        )
+        messages: queue.Queue[Message | None] = queue.Queue()
+
+        def work() -> None:
+            try:
+                run.run(messages.put)
+            finally:
+                messages.put(None)
+
+        thread = threading.Thread(target=work, name="combination", daemon=True)
+        thread.start()
+        try:
+            while True:
+                try:
+                    message = messages.get(timeout=0.5)
+                except queue.Empty:
+                    yield self.prepare_status("running")
+                    continue
+                if message is None:
+                    return
+                yield self.prepare_status(message["status"], message)
+        finally:
+            # Terminated, or left: no guest may stay behind.
+            run.stop()
+            thread.join(_END_SECONDS)
+
+
+class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
+    """Runs combinations in workers that stay: on this machine, or on hosts behind SSH."""
+
+    description = "Workers of the CXL ownership harness, here or on other hosts"
+    METHODS = [SpawnMethod.STANDALONE_EXECUTABLE]  # noqa: RUF012 - as avocado declares it
+    CAPABILITIES = [SpawnCapabilities.AUTOMATIC_ENVIRONMENT_PROVISIONING]  # noqa: RUF012
+
+    def __init__(self, config: dict[str, Any] | None = None, job: Any = None) -> None:
+        super().__init__(config, job)
+        self._threads: ThreadPoolExecutor | None = None
+        self._pool: WorkerPool | None = getattr(job, "ownership_pool", None)
+
+    def is_operational(self) -> bool:
+        """Whether some host can run guests; says why not."""
+        if self._pool is None:
+            from avocado.core.output import LOG_UI
+
+            from harness.progress import TerminalProgress
+            from harness.runs.lab import connected_pool
+
+            hosts = self.config.get(f"{_SECTION}.hosts")
+            try:
+                self._pool = connected_pool(Path(hosts) if hosts else None, TerminalProgress())
+            except HarnessError as error:
+                LOG_UI.error("%s", error)
+                return False
+            atexit.register(self._pool.close)  # a spawner is not told when its job is over
+        return True
+
+    def _ready_pool(self) -> WorkerPool:
+        if self._pool is None:
+            raise RuntimeError("is_operational() comes first")
+        return self._pool
+
+    @staticmethod
+    def is_task_alive(runtime_task: Any) -> bool:
+        """Whether it is under way."""
+        handle = runtime_task.spawner_handle
+        return handle is not None and not handle.future.done()
+
+    async def spawn_task(self, runtime_task: Any) -> bool:
+        """Begin a task, as soon as there is room for it."""
+        if self._threads is None:
+            workers = self.config.get("run.max_parallel_tasks")
+            self._threads = ThreadPoolExecutor(workers, thread_name_prefix="combination")
+        task = runtime_task.task
+        os.makedirs(task.runnable.output_dir, exist_ok=True)
+        handle = _Handle(self._threads, self._ready_pool(), task)
+        runtime_task.spawner_handle = handle
+        while not handle.ticket.begun.is_set():
+            # Its time begins with its slot, of which there are fewer once a host is out.
+            await asyncio.sleep(_POLL_SECONDS)
+        return True
+
+    @staticmethod
+    async def wait_task(runtime_task: Any) -> None:
+        """Wait for its end."""
+        await asyncio.shield(asyncio.wrap_future(runtime_task.spawner_handle.future))
+
+    @staticmethod
+    async def terminate_task(runtime_task: Any) -> bool:
+        """End it and its guests now."""
+        handle = runtime_task.spawner_handle
+        handle.ticket.cancel()
+        await asyncio.wait([asyncio.wrap_future(handle.future)], timeout=_END_SECONDS)
+        return bool(handle.future.done())
+
+    @staticmethod
+    async def check_task_requirements(runtime_task: Any) -> bool:
+        """Whether it is one of ours: a worker can run nothing else."""
+        return bool(runtime_task.task.runnable.kind == KIND)
+
+    @staticmethod
+    async def is_requirement_in_cache(runtime_task: Any) -> bool:
+        """No requirements are kept."""
+        return False
+
+    @staticmethod
+    async def save_requirement_in_cache(runtime_task: Any) -> None:
+        """No requirements are kept."""
+
+    @staticmethod
+    async def update_requirement_cache(runtime_task: Any, result: str) -> None:
+        """No requirements are kept."""
+
+
+class _Handle:
+    """A task under way: its thread talks to a worker and to avocado's status server."""
+
+    def __init__(self, threads: ThreadPoolExecutor, pool: WorkerPool, task: Any) -> None:
+        from harness.runs.matrix import read_combination
+        from harness.runs.worker_pool import Ticket
+
+        self.ticket: Ticket = Ticket()
+        one = read_combination(task.runnable.kwargs["combination"])
+
+        def say(message: Message) -> None:
+            # The clocks of hosts differ: what counts is when it arrives here.
+            status = BaseRunner.prepare_status(message["status"], message)
+            status |= {"id": str(task.identifier), "job_id": task.job_id}
+            if status["status"] == "started":
+                status["output_dir"] = task.runnable.output_dir
+            for service in task.status_services:
+                service.post(status)
+
+        self.future = threads.submit(
+            pool.run, one, Path(task.runnable.output_dir), say, self.ticket
+        )
+
+
+def _asked(text: str) -> tuple[Combination, ...]:
+    """The combinations of `SCENARIO[?name=value&...]`.
+
+    Raises:
+        UsageError: there is no such scenario or name, or a value is wrong.
+    """
+    import msgspec
+
+    from harness.model.matrix import Combination, configs_of
+    from harness.runs.catalogue import load_cases, suggest
+    from harness.runs.matrix import read_combination
+    from harness.runs.prepare import policy_for
+
+    pattern, _, query = text.partition("?")
+    names = tuple(one.name for one in msgspec.structs.fields(Combination) if one.name != "scenario")
+    given: dict[str, Any] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        name = {"config": "configs"}.get(name, name)
+        if name not in names:
+            raise UsageError(
+                f"unknown parameter {name!r}",
+                where=f"{_PREFIX}{text}",
+                hint=suggest(name, names, "parameters"),
+            )
+        whole = name in ("repeat", "timeout") and value.isdigit()
+        given[name] = configs_of(value) if name == "configs" else int(value) if whole else value
+    is_file = "/" in pattern or pattern.endswith((".yaml", ".yml"))
+    found = []
+    for case in load_cases([pattern]):
+        scenario = str(Path(pattern).absolute()) if is_file else case.name
+        one = read_combination({**given, "scenario": scenario})
+        if "policy" not in given:
+            one = msgspec.structs.replace(one, policy=policy_for(None, one.request))
+        found.append(one)
+    return tuple(found)
+
+
+def _sharded(plan: Plan, config: dict[str, Any]) -> tuple[Combination, ...]:
+    from harness.runs.matrix import parse_shard
+
+    asked = config.get(f"{_SECTION}.shard")
+    return parse_shard(asked).of(plan.chosen) if asked else plan.chosen
+
+
+def _not_found(reference: str, info: str) -> ReferenceResolution:
+    return ReferenceResolution(reference, ReferenceResolutionResult.NOTFOUND, info=info)
+
+
+class RunnerApp(BaseRunnerApp):  # type: ignore[misc]
+    """The program avocado-runner-ownership."""
+
+    PROG_NAME = f"avocado-runner-{KIND}"
+    PROG_DESCRIPTION = "nrunner application for scenarios of the CXL ownership harness"
+    RUNNABLE_KINDS_CAPABLE = [KIND]  # noqa: RUF012 - as avocado declares it
+
+
+def main() -> None:
+    """Be a runner."""
+    # Avocado ends a runner so when its time is over: as an exception, every `with` does its part.
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
+    RunnerApp(print).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One combination of a matrix: it is run, and what comes of it is said in avocado's messages."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError, UnbuildableError
+from harness.model.kernel_request import KernelRequest
+from harness.model.matrix import Combination
+from harness.model.verdict import RunResult, Verdict
+from harness.progress import Progress
+from harness.runs.catalogue import load_case, load_known_issues
+from harness.runs.prepare import NotApplicableError, this_host
+from harness.runs.run_guest import Judging
+from harness.runs.run_scenario import Session
+
+Message = dict[str, Any]
+"""A status message of avocado's, without what only the task knows (id, job_id, time)."""
+
+Say = Callable[[Message], None]
+
+Describe = Callable[[RunResult], Sequence[str]]
+
+EVIDENCE = "evidence"
+_CHUNK = 256 * 1024
+_BYTES = "__base64_encoded__"
+
+
+class CombinationRun:
+    """A run of one combination, which another thread may stop.
+
+    Args:
+        combination: what to run.
+        output: the task's output folder.
+        progress: hears of what takes time.
+        describe: makes lines for people of a result.
+        shared: whether the folder is there for this process to write to. Without it the evidence
+            is made elsewhere, and sent with the messages.
+        stored: the key of the kernel in this machine's store; None to fetch or build it.
+    """
+
+    def __init__(
+        self,
+        combination: Combination,
+        output: Path,
+        progress: Progress,
+        *,
+        describe: Describe,
+        shared: bool,
+        stored: str | None = None,
+    ) -> None:
+        self._combination = combination
+        self._output = output
+        self._progress = progress
+        self._describe = describe
+        self._shared = shared
+        self._stored = stored
+        self._stopped = False
+        self._stop: Callable[[], None] = lambda: None
+
+    def stop(self) -> None:
+        """End its guests now; `run` then returns soon. For any thread."""
+        self._stopped = True
+        self._stop()
+
+    def run(self, say: Say) -> None:
+        """Run it, from `started` to `finished`: whatever happens has a message."""
+        say({"status": "started"})
+        with ExitStack() as stack:
+            here = self._output
+            if not self._shared:
+                here = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ownership-")))
+            try:
+                result = self._result(here / EVIDENCE)
+                ending = ending_of(result)
+            except HarnessError as error:
+                result, ending = None, ending_of_error(error)
+            except Exception as error:
+                import traceback
+
+                result = None
+                ending = _ending("error", f"a defect of the harness: {error!r}", "Defect")
+                say(_output("stderr", traceback.format_exc()))
+            if result is not None:
+                moved = _moved(result.as_json(), str(here), str(self._output))
+                result = replace(result, evidence=moved["evidence"])
+                say(_output("stdout", "\n".join(self._describe(result)) + "\n"))
+                say({"status": "running", "type": "whiteboard", "log": _json(moved)})
+            else:
+                say(_output("stdout", f"{ending['fail_reason']}\n"))
+            if not self._shared:
+                for message in sent_files(here, {str(here): str(self._output)}):
+                    say(message)
+        say(ending)
+
+    def _result(self, evidence: Path) -> RunResult:
+        one = self._combination
+        host = this_host(self._progress, one.accel, one.qemu)
+        self._stop = host.live.stop
+        if self._stopped:
+            host.live.stop()
+        case = load_case(one.scenario)
+        judging = Judging(one.policy, evidence, load_known_issues(), one.timeout)
+        request: KernelRequest = replace(one.request, stored=self._stored)
+        with Session(host, judging, jobs=1, repeat=one.repeat) as session:
+            return session.run(case, request)
+
+
+def ending_of(result: RunResult) -> Message:
+    """The `finished` message of a run.
+
+    PASS is pass, a FAIL that is known warn, any other FAIL fail, and all else error: avocado's
+    cancel would not fail a job, so what did not build is an error too.
+    """
+    if result.verdict is Verdict.PASS:
+        return _ending("pass", "")
+    if result.verdict is Verdict.FAIL:
+        broken = "; ".join(dict.fromkeys(one.text for one in result.findings)) or "contract broken"
+        if result.known_issue:
+            return _ending("warn", f"known issue: {broken}", "KnownIssue")
+        return _ending("fail", broken, "OwnershipBroken")
+    hint = f" (hint: {result.hint})" if result.hint else ""
+    return _ending("error", f"{result.verdict.name}: {result.reason}{hint}", result.verdict.name)
+
+
+def ending_of_error(error: HarnessError) -> Message:
+    """The `finished` message when no guest was judged."""
+    if isinstance(error, NotApplicableError):
+        return _ending("skip", f"not applicable: {error.message}", "NotApplicable")
+    kind = "UNBUILDABLE" if isinstance(error, UnbuildableError) else "INCONCLUSIVE"
+    return _ending("error", f"{kind}: {str(error).strip()}", kind)
+
+
+def sent_files(folder: Path, moved: dict[str, str]) -> Iterator[Message]:
+    """Messages that make the files of a folder again where the job is.
+
+    Args:
+        folder: its files, at any depth; links are left out.
+        moved: what verdicts say of this folder, and what they are to say.
+    """
+    for place, names, files in os.walk(folder):
+        names.sort()
+        for name in sorted(files):
+            path = Path(place, name)
+            if path.is_symlink() or not path.is_file():
+                continue
+            message = {"status": "running", "type": "file", "path": str(path.relative_to(folder))}
+            if name == "verdict.json":
+                text = path.read_text()
+                for before, after in moved.items():
+                    text = text.replace(before, after)
+                yield {**message, "log": text.encode()}
+                continue
+            with path.open("rb") as file:
+                yield {**message, "log": file.read(_CHUNK)}
+                while chunk := file.read(_CHUNK):
+                    yield {**message, "log": chunk}
+
+
+def encode(message: Message) -> bytes:
+    """One line of JSON, bytes as avocado writes them in it."""
+    return json.dumps(message, default=_as_base64).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """What `encode` made.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    message = json.loads(line, object_hook=_from_base64)
+    if not isinstance(message, dict):
+        raise ValueError("not an object")
+    return message
+
+
+def _as_base64(value: object) -> dict[str, str]:
+    if isinstance(value, bytes):
+        return {_BYTES: base64.b64encode(value).decode()}
+    raise TypeError(type(value).__name__)
+
+
+def _from_base64(found: dict[str, Any]) -> Any:
+    return base64.b64decode(found[_BYTES]) if _BYTES in found else found
+
+
+def _ending(result: str, reason: str, kind: str = "") -> Message:
+    return {"status": "finished", "result": result, "fail_reason": reason, "fail_class": kind}
+
+
+def _output(kind: str, text: str) -> Message:
+    return {"status": "running", "type": kind, "log": text.encode(errors="replace")}
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _moved(value: Any, before: str, after: str) -> Any:
+    """A JSON value with the folder that its paths begin with replaced."""
+    if isinstance(value, str):
+        return after + value[len(before) :] if value.startswith(before) else value
+    if isinstance(value, list):
+        return [_moved(one, before, after) for one in value]
+    if isinstance(value, dict):
+        return {name: _moved(one, before, after) for name, one in value.items()}
+    return value

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The far end of a matrix: does combinations that it is told on its standard input.
+
+Both sides write lines of JSON. The worker begins with `hello`; then it answers one request after
+the other, `has`, `put` or `run`. It lives as long as its standard input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import queue
+import signal
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO
+
+from harness.errors import HarnessError, UsageError
+from harness.machine.qemu_binary import require_qemu
+from harness.paths import PROJECT, store_root
+from harness.progress import SilentProgress
+from harness.runs.combination import CombinationRun, Describe, Message, decode, encode
+from harness.runs.matrix import read_combination, this_capacity
+from harness.store import Store
+
+PROTOCOL = 1
+BEAT_SECONDS = 5.0
+# The largest run leaves a few MB, and QEMU's machines are in memory.
+_ROOM = 256 * 1024 * 1024
+
+
+@cache
+def harness_version() -> str:
+    """The version of this package, with a digest of all that decides what comes of a run."""
+    digest = hashlib.sha256()
+    for folder, pattern in (
+        ("harness", "*.py"),
+        ("harness", "*.sh"),
+        ("qemu_profiles", "*"),
+        ("tests/scenarios", "*.yaml"),
+        ("tests", "*.yaml"),
+    ):
+        paths = (PROJECT / folder).rglob(pattern) if folder == "harness" else None
+        for path in sorted(paths or (PROJECT / folder).glob(pattern)):
+            digest.update(f"{path.relative_to(PROJECT)}\0".encode() + path.read_bytes())
+    try:
+        number = version("cxl-ownership-harness")
+    except PackageNotFoundError:
+        number = "unknown"
+    return f"{number}+{digest.hexdigest()[:12]}"
+
+
+class Worker:
+    """Answers requests until there are no more.
+
+    Args:
+        requests: lines of JSON.
+        answers: where answers go.
+        describe: makes lines for people of a result.
+    """
+
+    def __init__(self, requests: IO[bytes], answers: IO[bytes], describe: Describe) -> None:
+        self._requests = requests
+        self._answers = answers
+        self._describe = describe
+        self._lock = threading.Lock()
+        self._lines: queue.Queue[bytes] = queue.Queue(maxsize=16)
+        self._store = Store(store_root())
+
+    def serve(self) -> None:
+        """Say hello, then answer requests until the input ends."""
+        self._answer(self._hello())
+        threading.Thread(target=self._listen, daemon=True, name="requests").start()
+        with self._beating():
+            while line := self._lines.get():
+                try:
+                    self._do(decode(line))
+                except HarnessError as error:
+                    self._answer(_problem(error))
+
+    def _hello(self) -> Message:
+        capacity = this_capacity()
+        said: Message = {
+            "protocol": PROTOCOL,
+            "version": harness_version(),
+            "python": platform.python_version(),
+            "machine": platform.node(),
+            "cores": capacity.cores,
+            "memory": capacity.memory,
+            "guests": capacity.guests,
+        }
+        try:
+            said["qemu"] = require_qemu().version_text
+            self._require_room()
+        except HarnessError as error:
+            return {**_problem(error), "hello": said}
+        return {"hello": said}
+
+    def _listen(self) -> None:
+        for line in self._requests:
+            self._lines.put(line)
+        # Whoever asked has gone. The signal ends what is under way, with every `with` of it.
+        self._lines.put(b"")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _do(self, request: Message) -> None:
+        match request.get("do"):
+            case "has":
+                self._answer({"has": self._find(request) is not None})
+            case "put":
+                self._put(request)
+                self._answer({"put": True})
+            case "run":
+                self._require_room()
+                run = CombinationRun(
+                    read_combination(request["combination"]),
+                    Path(request["output"]),
+                    SilentProgress(),
+                    describe=self._describe,
+                    shared=request["shared"],
+                    stored=request["stored"],
+                )
+                run.run(lambda message: self._answer({"message": message}))
+                self._answer({"done": True})
+            case other:
+                raise UsageError(
+                    f"a worker cannot {other!r}", hint="use the same version on all hosts"
+                )
+
+    def _find(self, request: Message) -> Path | None:
+        if request.get("alias"):
+            return self._store.find_alias(request["kind"], request["alias"])
+        return self._store.find(request["kind"], request["key"])
+
+    def _put(self, request: Message) -> None:
+        """Take an entry of the store, a tar archive in parts."""
+        kind, key, size = request["kind"], request["key"], request["size"]
+        parts = _Parts(self._lines, size)
+        try:
+            self._store.require_space(size + _ROOM, f"{kind}/{key[:12]}")
+            self._store.build(kind, key, parts.unpack, what=f"receiving {kind}/{key[:12]}")
+        finally:
+            parts.drain()
+        if request.get("alias"):
+            self._store.set_alias(kind, request["alias"], key)
+
+    def _require_room(self) -> None:
+        for place in (self._store.root, Path(tempfile.gettempdir())):
+            _require_room(place)
+
+    def _answer(self, message: Message) -> None:
+        with self._lock:
+            self._answers.write(encode(message))
+            self._answers.flush()
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Say now and then that this worker lives."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT_SECONDS):
+                try:
+                    self._answer({"beat": True})
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True, name="beat")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+
+
+class _Parts:
+    """A file that comes in lines of JSON: `data`, until `end`."""
+
+    def __init__(self, lines: queue.Queue[bytes], size: int) -> None:
+        self._lines = lines
+        self._size = size
+        self._ended = False
+
+    def unpack(self, folder: Path) -> None:
+        """Unpack all of it.
+
+        Raises:
+            UsageError: it is not whole.
+        """
+        with tempfile.TemporaryFile(dir=folder.parent) as file:
+            while part := self._next():
+                file.write(part)
+            if file.tell() != self._size:
+                raise UsageError(
+                    f"{file.tell()} of {self._size} bytes arrived", hint="is the network whole?"
+                )
+            file.seek(0)
+            with tarfile.open(fileobj=file) as archive:
+                if hasattr(tarfile, "tar_filter"):
+                    archive.extractall(folder, filter="tar")
+                else:
+                    archive.extractall(folder)  # from who may run any command here
+
+    def drain(self) -> None:
+        """Take the rest, so that the next line is a request."""
+        while self._next():
+            pass
+
+    def _next(self) -> bytes:
+        line = b"" if self._ended else self._lines.get()
+        message: Message = decode(line) if line else {}
+        data: bytes = message.get("data", b"")
+        self._ended = not data
+        return data
+
+
+def _require_room(place: Path) -> None:
+    while not place.exists():
+        place = place.parent
+    status = os.statvfs(place)
+    free = status.f_bavail * status.f_frsize
+    if free < _ROOM:
+        raise UsageError(
+            f"{free >> 20} MiB are free, runs want {_ROOM >> 20} MiB",
+            where=str(place),
+            hint="free some space, or set HARNESS_STORE and TMPDIR to folders on another disk",
+        )
+
+
+def _problem(error: HarnessError) -> Message:
+    return {"problem": {"message": error.message, "hint": error.hint, "where": error.where}}
+
+
+def serve_standard_input(describe: Describe) -> None:
+    """Be a worker for whoever started this process."""
+    requests = sys.stdin.buffer
+    # What anything else prints must not come between the lines.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    Worker(requests, answers, describe).serve()

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Workers on one or several hosts: what a dead host had to do, another does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.errors import HarnessError, NotConfigurableError, UsageError
+from harness.guest.userland import PACKAGES, userland
+from harness.kernels.resolve import resolve_kernel
+from harness.kernels.stored import kernel_in_use
+from harness.model.hosts import LabHost
+from harness.model.kernel import Kernel
+from harness.model.matrix import Combination
+from harness.progress import Progress
+from harness.runs.catalogue import load_case
+from harness.runs.combination import Message, Say, ending_of_error
+from harness.runs.prepare import not_about, request_for
+from harness.runs.worker_process import (
+    WorkerLostError,
+    WorkerProcess,
+    started_worker,
+    worker_argv,
+)
+from harness.store import Store
+
+_MOST_LOSSES = 3
+"""How often a combination may lose its worker, and how many combinations may lose theirs on a host
+without any result between."""
+_RETRY_SECONDS = 2.0
+_CLOSE_SECONDS = 10.0
+
+
+class NoHostError(HarnessError):
+    """No host is left that could run anything."""
+
+
+@dataclass(eq=False)
+class _Host:
+    """What is known of a host: what has lost its worker there. `lock` guards sending to it."""
+
+    lab: LabHost
+    lost: set[str] = field(default_factory=set)
+    dead: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(eq=False)
+class _Slot:
+    """Room for one guest at a time on a host, with its worker once that runs."""
+
+    host: _Host
+    worker: WorkerProcess | None = None
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        self.worker = None
+        self.stack.close()
+
+
+class Ticket:
+    """One combination under way, which any thread may cancel.
+
+    Attributes:
+        begun: set once it has had a slot, or will not get one.
+        worker: who runs it now.
+    """
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.worker: WorkerProcess | None = None
+        self._cancelled = threading.Event()
+
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled it."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Let nothing more come of it."""
+        self._cancelled.set()
+        worker = self.worker
+        if worker is not None:
+            worker.terminate()
+
+
+class WorkerPool:
+    """Runs combinations on hosts. `run` is for any thread.
+
+    Args:
+        hosts: the machines.
+        store: of this machine, from which kernels are sent.
+        progress: hears of hosts that are lost.
+        argv_of: the command that starts a worker on a host.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[LabHost],
+        store: Store,
+        progress: Progress,
+        argv_of: Callable[[LabHost], Sequence[str]] = worker_argv,
+    ) -> None:
+        self._hosts = [_Host(one) for one in hosts]
+        self._store = store
+        self._progress = progress
+        self._argv_of = argv_of
+        self._slots: list[_Slot] = []
+        self._changed = threading.Condition()
+        self._free: list[_Slot] = []
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        """How many combinations run at once."""
+        return len(self._slots)
+
+    def connect(self) -> None:
+        """Reach every host, and learn how many guests each takes.
+
+        Raises:
+            UsageError: none can run guests; says why of each.
+        """
+        for host in self._hosts:
+            first = _Slot(host)
+            try:
+                hello = self._start(first).hello
+            except HarnessError as error:
+                self._give_up(host, error)
+                continue
+            guests = host.lab.guests or int(hello["guests"])
+            self._slots += [first, *(_Slot(host) for _ in range(guests - 1))]
+        if not self._slots:
+            raise UsageError(
+                "no host can run guests:\n" + self._why_dead(),
+                hint="put one of them right, or run the matrix here without --hosts",
+            )
+        self._free = list(reversed(self._slots))
+
+    def close(self) -> None:
+        """End all workers. Combinations under way come to nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            busy = [slot for slot in self._slots if slot not in self._free]
+            for slot in busy:
+                if slot.worker is not None:
+                    slot.worker.terminate()
+            # Whoever has a slot gives it back soon: its worker is ending.
+            self._changed.wait_for(lambda: len(self._free) == len(self._slots), _CLOSE_SECONDS)
+        for slot in self._slots:
+            slot.close()
+
+    def run(self, one: Combination, output: Path, say: Say, ticket: Ticket) -> None:
+        """Run a combination on some host, on another where the first is lost.
+
+        Whatever happens, unless it is cancelled, `say` hears a `finished`.
+        """
+        told = _Told(say, ticket)
+        try:
+            self._run(one, output, told, ticket)
+        except HarnessError as error:
+            told({"status": "started"})
+            told(ending_of_error(error))
+        finally:
+            ticket.begun.set()
+
+    def _run(self, one: Combination, output: Path, told: _Told, ticket: Ticket) -> None:
+        losses = 0
+        avoid: set[_Host] = set()
+        while not ticket.is_cancelled():
+            with self._slot(avoid) as slot:
+                ticket.begun.set()
+                try:
+                    self._run_in(slot, one, output, told, ticket)
+                    slot.host.lost.clear()
+                    return
+                except (WorkerLostError, _HostError) as error:
+                    slot.close()
+                    if ticket.is_cancelled() or self._closed:
+                        return
+                    cause = error.cause if isinstance(error, _HostError) else error
+                    final = isinstance(error, _HostError)
+                    self._count_loss(slot.host, one, cause, final=final)
+                    losses += not final
+                    avoid.add(slot.host)
+                    if losses == _MOST_LOSSES:
+                        raise WorkerLostError(
+                            f"{losses} workers were lost while they ran it, the last: "
+                            f"{cause.message}",
+                            where=cause.where,
+                            hint="run it by hand: does it need more memory than there is?",
+                        ) from None
+                    told(_note(f"{slot.host.lab.name} is lost, again elsewhere: {cause}"))
+
+    def _run_in(
+        self, slot: _Slot, one: Combination, output: Path, told: _Told, ticket: Ticket
+    ) -> None:
+        remote = slot.host.lab.ssh is not None
+        kernel = self._kernel(one) if remote else None
+        try:
+            worker = slot.worker or self._start(slot)
+            ticket.worker = worker
+            if ticket.is_cancelled():
+                return
+            if kernel is not None:
+                self._send(slot.host, worker, kernel)
+            told(_note(f"on {slot.host.lab.name} ({worker.hello.get('machine')})"))
+            stored = kernel.identity if kernel else None
+            worker.run(one, output, told, shared=not remote, stored=stored)
+        except WorkerLostError:
+            raise
+        except HarnessError as error:
+            raise _HostError(error) from error
+        finally:
+            ticket.worker = None
+
+    def _kernel(self, one: Combination) -> Kernel:
+        """The combination's kernel, in the store of this machine."""
+        if one.kernel.startswith("image:"):
+            raise UsageError(
+                f"{one.kernel} is a file of this machine, which other hosts do not have",
+                hint="name a kernel with debian: or build: where --hosts is used",
+            )
+        if "/" in one.scenario:
+            raise UsageError(
+                f"the scenario {one.scenario} is a file of this machine",
+                hint="put it into tests/scenarios on all hosts, and name it",
+            )
+        case = load_case(one.scenario)
+        try:
+            return resolve_kernel(request_for(case, one.request), self._store, self._progress)
+        except NotConfigurableError as error:
+            raise not_about(case, error) from error
+
+    def _send(self, host: _Host, worker: WorkerProcess, kernel: Kernel) -> None:
+        """Give a host what it lacks: the kernel, and the programs of the guest."""
+        programs = userland(self._store, self._progress).parent
+        entries = ((kernel.image.parent, None), (programs, "+".join(PACKAGES)))
+        with host.lock, kernel_in_use(kernel):
+            for entry, alias in entries:
+                kind = entry.parent.name
+                if not worker.has(kind, entry.name, alias):
+                    size = worker.put(entry, alias)
+                    self._progress.note(
+                        f"{host.lab.name}: sent {kind}/{entry.name[:12]}, {size >> 20} MiB"
+                    )
+
+    def _start(self, slot: _Slot) -> WorkerProcess:
+        def start() -> WorkerProcess:
+            return slot.stack.enter_context(started_worker(slot.host.lab, self._argv_of))
+
+        try:
+            slot.worker = start()
+        except WorkerLostError:
+            time.sleep(_RETRY_SECONDS)
+            try:
+                slot.worker = start()
+            except WorkerLostError as error:
+                raise _HostError(error) from error
+        return slot.worker
+
+    @contextmanager
+    def _slot(self, avoid: set[_Host]) -> Iterator[_Slot]:
+        """A slot that nobody else uses, for the length of the block.
+
+        Args:
+            avoid: hosts to take only when there are no others.
+
+        Raises:
+            NoHostError: there is none any more.
+        """
+        with self._changed:
+            # Whoever has a slot gives it back: its own waits have deadlines.
+            self._changed.wait_for(lambda: self._usable(avoid) or not self._alive())
+            if not self._alive():
+                raise NoHostError(
+                    "no host is left:\n" + self._why_dead(), hint="put one of them right"
+                )
+            slot = self._usable(avoid)[-1]
+            self._free.remove(slot)
+        try:
+            yield slot
+        finally:
+            with self._changed:
+                self._free.append(slot)
+                self._changed.notify_all()
+
+    def _usable(self, avoid: set[_Host]) -> list[_Slot]:
+        others = any(not one.dead and one not in avoid for one in self._serving())
+        return [
+            slot
+            for slot in self._free
+            if not slot.host.dead and not (others and slot.host in avoid)
+        ]
+
+    def _serving(self) -> set[_Host]:
+        return {slot.host for slot in self._slots}
+
+    def _alive(self) -> bool:
+        return not self._closed and any(not host.dead for host in self._serving())
+
+    def _count_loss(
+        self, host: _Host, one: Combination, error: HarnessError, *, final: bool
+    ) -> None:
+        with self._changed:
+            host.lost.add(one.name)
+            if final or len(host.lost) >= _MOST_LOSSES:
+                self._give_up(host, error)
+                self._changed.notify_all()
+
+    def _give_up(self, host: _Host, error: HarnessError) -> None:
+        if isinstance(error, _HostError):
+            error = error.cause
+        if not host.dead:
+            host.dead = str(error)
+            self._progress.note(f"host {host.lab.name} is out: {error}")
+
+    def _why_dead(self) -> str:
+        return "\n".join(host.dead for host in self._hosts if host.dead)
+
+
+class _HostError(HarnessError):
+    """Not the combination's fault, and nothing that another try on this host would mend."""
+
+    def __init__(self, cause: HarnessError) -> None:
+        super().__init__(cause.message, hint=cause.hint, where=cause.where)
+        self.cause = cause
+
+
+class _Told:
+    """Passes messages on: `started` first and once, and nothing of what was cancelled.
+
+    Avocado 113 gives up on a whole job, without a word, when something else comes before `started`.
+    """
+
+    def __init__(self, say: Say, ticket: Ticket) -> None:
+        self._say = say
+        self._ticket = ticket
+        self._started = False
+        self._held: list[Message] = []
+
+    def __call__(self, message: Message) -> None:
+        if message["status"] == "started":
+            if self._started:
+                return
+            self._started = True
+            self._pass_on(message)
+            for one in self._held:
+                self._pass_on(one)
+        elif self._started:
+            self._pass_on(message)
+        else:
+            self._held.append(message)
+
+    def _pass_on(self, message: Message) -> None:
+        if not self._ticket.is_cancelled():
+            self._say(message)
+
+
+def _note(text: str) -> Message:
+    return {"status": "running", "type": "stdout", "log": f"{text}\n".encode(), "log_only": True}
