@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import shlex
 import socket
@@ -82,7 +83,7 @@ class GuestShell:
             of the step's own command, so that both take one way to the guest.
         """
         self.step = " ".join(step.split())
-        mark = shlex.quote(f"<6>{self.marks.line(self.step)}")
+        mark = shlex.quote(f"<6>{self.marks.begin(self.step)}")
         return f"echo {mark} > /dev/kmsg"
 
     @contextmanager
@@ -158,6 +159,8 @@ class GuestShell:
             at = data.find(end, searched)
             if at >= 0 and data.find(b"\n", at + len(end)) >= 0:
                 status = bytes(data[at + len(end) :]).split(b"\n", 1)[0]
+                if re.fullmatch(rb"\d{1,3}", status) is None:
+                    raise self._lost(command, f"its status is {status[:20]!r}")
                 return data[:at].decode(errors="replace"), int(status)
             searched = max(0, at if at >= 0 else len(data) - len(end))
             if len(data) > _MOST_OUTPUT:
