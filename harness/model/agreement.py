@@ -62,10 +62,16 @@ def _about_regions(observation: Observation) -> Iterator[str]:
     listed = sorted(set(_named(observation.cxl_list, "region")))
     if in_sysfs != listed:
         yield f"sysfs has regions {_list(in_sysfs)}, cxl lists {_list(listed)}"
-    names = set(in_sysfs)
-    for entry in observation.iomem.named(r"region\d+"):
-        if entry.name not in names:
-            yield f"iomem has {entry.name}, sysfs does not"
+    regions = {(one.name, one.range) for one in observation.regions if one.range is not None}
+    shown = {(entry.name, entry.range) for entry in observation.iomem.named(r"region\d+")}
+    for name, span in sorted(regions ^ shown):
+        where = "sysfs" if (name, span) in regions else "iomem"
+        yield f"only {where} has {name} at {span}"
+    windows = {one.range for one in observation.decoders if one.depth == 0 and one.range}
+    shown_windows = {entry.range for entry in observation.iomem.named(r"CXL Window \d+")}
+    for span in sorted(windows ^ shown_windows):
+        where = "a root decoder" if span in windows else "iomem"
+        yield f"only {where} has a window at {span}"
 
 
 def _about_drivers(observation: Observation) -> Iterator[str]:

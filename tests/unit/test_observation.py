@@ -63,6 +63,10 @@ cxl/devices/decoder2.0/start:0x0
 cxl/devices/decoder2.0/size:0x0
 cxl/devices/decoder2.0/region:region0
 """
+IOMEM = """\
+110000000-18fffffff : CXL Window 0
+  110000000-18fffffff : region0
+"""
 BLOCKS = """\
 8000000
 /sys/devices/system/memory/memory0/state:online
@@ -74,7 +78,7 @@ BLOCKS = """\
 def sections(**changes: str) -> dict[str, str]:
     whole = {
         "release": "7.2.0-test\n",
-        "iomem": "110000000-18fffffff : CXL Window 0\n",
+        "iomem": IOMEM,
         "dax_links": DAX_LINKS,
         "dax_values": DAX_VALUES,
         "cxl_links": CXL_LINKS,
@@ -158,7 +162,8 @@ def test_every_memory_block_that_is_not_online_is_offline() -> None:
 
 
 def test_a_guest_without_dax_or_cxl_is_read_too() -> None:
-    seen = observe(**dict.fromkeys(set(SECTIONS) - {"release", "iomem", "dmesg"}, ""))
+    bare = dict.fromkeys(set(SECTIONS) - {"release", "dmesg"}, "")
+    seen = observe(**bare | {"iomem": "00100000-3fffffff : System RAM\n"})
     assert (seen.cxl_list, seen.daxctl_list) == (None, None)
     assert (seen.dax, seen.dax_drivers, seen.regions, seen.decoders) == ((), (), (), ())
 
@@ -190,7 +195,7 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, str], why: str) -> No
         observe(**changes)
 
 
-IOMEM = "110000000-18fffffff : CXL Window 0\n"
+IN_DAX = f"{IOMEM}    110000000-18fffffff : dax0.0\n      "
 
 
 @pytest.mark.parametrize(
@@ -200,12 +205,15 @@ IOMEM = "110000000-18fffffff : CXL Window 0\n"
         ({"cxl_list": "[]\n"}, "sysfs has regions region0, region1, cxl lists none"),
         ({"cxl_values": CXL_VALUES.replace("commit:1", "commit:0")}, "a region that is not commi"),
         ({"cxl_values": CXL_VALUES.replace("0x80000000", "0x40000000")}, "not committed over all"),
-        ({"iomem": f"{IOMEM}  110000000-18fffffff : region7\n"}, "iomem has region7, sysfs does"),
+        ({"iomem": IOMEM.replace("region0", "region1")}, "only iomem has region1 at 110000000-18"),
+        ({"iomem": IOMEM.replace("region0", "rEgion0")}, "only sysfs has region0 at 110000000-18"),
+        ({"iomem": IOMEM.replace("Window 0", "Window")}, "only a root decoder has a window at 11"),
+        ({"cxl_values": CXL_VALUES.replace("r0.0/start", "r0.0/begin")}, "only iomem has a window"),
         ({"dax_links": DAX_LINKS.replace("drivers/device_dax", "drivers/other")}, None),
         ({"dax_links": DAX_LINKS.replace("drivers/kmem", "drivers/other", 1)}, "driver other, wh"),
         ({"dax_links": DAX_LINKS.rpartition("drwx")[0]}, "kmem is loaded, and the driver kmem is"),
-        ({"iomem": f"{IOMEM}  110000000-127ffffff : System RAM (kmem)\n"}, "has memory blocks"),
-        ({"iomem": f"{IOMEM}  110000000-11fffffff : System RAM (kmem)\n"}, None),
+        ({"iomem": f"{IN_DAX}110000000-127ffffff : System RAM (kmem)\n"}, "has memory blocks"),
+        ({"iomem": f"{IN_DAX}110000000-11fffffff : System RAM (kmem)\n"}, None),
         ({"dax_links": DAX_LINKS.replace("hmem.2/dax2.0", "hmem.2/dax3.0")}, "dax2.0 leads to"),
         ({"dax_links": DAX_LINKS * 2}, "dax/devices/dax0.0 stands twice"),
         ({"dax_links": DAX_LINKS.replace("lrwx", "rwx")}, "not a link or folder of sysfs"),
