@@ -97,7 +97,7 @@ def qemu_argv(
                     "a path has a line break in it", where=repr(str(path)), hint="rename it"
                 )
     argv = [str(qemu.path)]
-    for line in text.splitlines():
+    for line in text.split("\n"):
         argv.extend(line.strip().split(" ", 1) if line.strip() else ())
     return tuple(argv)
 
