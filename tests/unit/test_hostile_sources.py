@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -170,10 +171,8 @@ def test_a_package_that_leaves_its_folder(tmp_path: Path) -> None:
     ):
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir()
-        try:
+        with suppress(HarnessError):
             unpack(package(tmp_path / "evil.deb", *members), into)
-        except HarnessError:
-            pass
         assert (into / "fine").exists(), "the package was read at all"
         assert not (tmp_path / "owned").exists()
 
@@ -225,7 +224,7 @@ def test_no_word_of_a_scenario_reaches_a_shell(word: str) -> None:
         ([], {"then": [{"offline": word}]}),
         ([], {"then": [{"reconfigure": "sr0", "mode": word}]}),
     ):
-        with pytest.raises(UsageError, match="made_up.yaml"):
+        with pytest.raises(UsageError, match=r"made_up\.yaml"):
             scenario_of(guest={"load": load, **guest})
 
 
