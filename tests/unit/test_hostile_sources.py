@@ -214,18 +214,22 @@ WORDS = [
 @pytest.mark.parametrize("word", WORDS)
 def test_no_word_of_a_scenario_reaches_a_shell(word: str) -> None:
     bind = {"bus": "platform", "driver": "hmem_platform", "device": "hmem_platform.0"}
-    for load, guest in (
-        ([word], {}),
-        ([], {"missing": [word]}),
-        ([], {"async": [word]}),
-        ([], {"then": [{"unload": word}]}),
-        ([], {"then": [{"reload": ["kmem", word]}]}),
-        *(([], {"then": [{"bind": bind | {field: word}}]}) for field in bind),
-        ([], {"then": [{"offline": word}]}),
-        ([], {"then": [{"reconfigure": "sr0", "mode": word}]}),
-    ):
+    then: list[dict[str, object]] = [
+        {"unload": word},
+        {"reload": ["kmem", word]},
+        *({"bind": bind | {field: word}} for field in bind),
+        {"offline": word},
+        {"reconfigure": "sr0", "mode": word},
+    ]
+    guests: list[dict[str, object]] = [
+        {"load": [word]},
+        {"load": [], "missing": [word]},
+        {"load": [], "async": [word]},
+        *({"load": [], "then": [step]} for step in then),
+    ]
+    for guest in guests:
         with pytest.raises(UsageError, match=r"made_up\.yaml"):
-            scenario_of(guest={"load": load, **guest})
+            scenario_of(guest=guest)
 
 
 @pytest.mark.parametrize(
