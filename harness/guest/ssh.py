@@ -120,6 +120,8 @@ class GuestShell:
             DeadlineExpiredError: the command did not end in time.
             HarnessError: whatever `check_machine` raises.
         """
+        import paramiko
+
         self._count += 1
         deadline = deadline.times(self._patience)
         mark = f"{self._token}-{self._count}"
@@ -131,8 +133,8 @@ class GuestShell:
         except TimeoutError:
             self._check_machine()
             raise deadline.error() from None
-        except OSError as error:
-            raise self._lost(command, str(error)) from None
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise self._lost(command, str(error) or "it is closed") from None
         return GuestCommand(command, status, output)
 
     def close(self) -> None:
