@@ -345,9 +345,15 @@ def _package_file(package: Package, folder: Path) -> Path:
 
 def updated_suites(output: str) -> frozenset[str]:
     """The suites whose lists `apt-get update` has fetched, or found unchanged, and verified."""
-    seen = re.findall(r"^(?:Hit|Get):\d+ \S+ (\S+) (?:InRelease|Release)\b", output, re.M)
+
+    def suites(verbs: str, file: str) -> set[str]:
+        return set(re.findall(rf"^(?:{verbs}):\d+ \S+ (\S+) {file}(?: |$)", output, re.M))
+
+    # Of a file: address, apt first says that it gets what is not there.
+    inline = suites("Hit|Get", "InRelease") - suites("Ign", "InRelease")
+    detached = suites("Hit|Get", "Release") - suites("Ign", r"Release\.gpg")
     refused = re.findall(r"^Err:\d+ \S+ ([^\s/]+)", output, re.M)
-    return frozenset(seen) - frozenset(refused)
+    return frozenset((inline | detached) - set(refused))
 
 
 def parse_madison(output: str) -> frozenset[tuple[str, str, str]]:

@@ -56,6 +56,13 @@ def explains_errors(command: Command) -> Command:
                 err=True,
             )
             sys.exit(Verdict.INCONCLUSIVE.value)
+        except MemoryError:
+            click.echo(
+                "harness: the machine has no memory left; nothing was judged\n"
+                "  hint: close something, run fewer guests at once (--jobs 1), or raise ulimit -v",
+                err=True,
+            )
+            sys.exit(Verdict.INCONCLUSIVE.value)
         except Exception:
             click.echo(traceback.format_exc(), err=True)
             click.echo(

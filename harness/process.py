@@ -128,8 +128,10 @@ def spawn(
     words = [os.fspath(word) for word in argv]
     log.debug("starting: %s", shlex.join(words))
     # setpriv (util-linux) sets the parent-death signal after fork and before exec, which a
-    # preexec_fn could not do safely once there are threads.
-    guarded = ["setpriv", "--pdeathsig", "KILL", "--", *words]
+    # preexec_fn could not do safely once there are threads. A harness that was killed before that
+    # is no parent any more: then the program is not started at all.
+    alive = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
+    guarded = ["setpriv", "--pdeathsig", "KILL", "--", *alive, *words]
     child = subprocess.Popen(
         guarded,
         cwd=cwd,

@@ -141,3 +141,12 @@ def bench(full_store: Path, options: tuple[str, ...], tmp_path: Path) -> Iterato
     yield bench
     for machine in bench.machines():  # only after a test that failed
         os.kill(machine, signal.SIGKILL)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long ones to those who ask for them, with -m soak."""
+    if "soak" in config.getoption("-m"):
+        return
+    long = [item for item in items if item.get_closest_marker("soak")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]

@@ -17,6 +17,7 @@ from harness.model.life_plan import Command, RegionMakeup, makeup_line, read_mak
 from harness.model.module_holders import parse_holders
 
 _STEP_SECONDS = 60.0
+_GARBLED_HINT = "see serial.log in the evidence, and run it again"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ def run_while_pending(shell: GuestShell, commands: Sequence[Command]) -> StepDon
     transcript, problem, printed = [], None, outputs[0]
     for command, after in zip(commands, outputs[1:], strict=True):
         status, _, more = after.partition("\n")
+        if not status.isdecimal():
+            raise GuestLostError(
+                f"the guest gives {status[:40]!r} for a status", hint=_GARBLED_HINT
+            )
         transcript.append(_told(command, int(status), printed))
         problem = problem or _problem(command, int(status), printed)
         printed = more

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 from harness.deadline import Deadline
 from harness.errors import GuestLostError
 from harness.guest.ssh import GuestShell
+from harness.model.boot_phases import StepMarks, require_whole
 from harness.model.dmesg import DmesgError, Record, parse_dmesg
 from harness.model.observation import (
     Observation,
@@ -45,6 +47,27 @@ def read_sections(sections: dict[str, str]) -> Observation:
         return parse_observation(sections)
     except ObservationError as error:
         raise _unreadable(str(error)) from None
+
+
+def require_whole_log(records: Sequence[Record], marks: StepMarks, *, from_boot: bool) -> None:
+    """Refuse a log in which a line that counts may be missing.
+
+    Args:
+        records: the guest's log.
+        marks: the marks of its steps.
+        from_boot: whether the boot counts too.
+
+    Raises:
+        GuestLostError: it is not whole.
+    """
+    try:
+        require_whole(records, marks, from_boot=from_boot)
+    except DmesgError as error:
+        raise GuestLostError(
+            f"the guest's kernel log cannot be trusted: {error}",
+            hint="did something flood it? see observation/dmesg in the evidence; kernel.cmdline: "
+            "[log_buf_len=16M] in the scenario makes it larger",
+        ) from None
 
 
 def early_messages(shell: GuestShell, seconds: float = _SECONDS) -> tuple[Record, ...]:

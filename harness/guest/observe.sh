@@ -7,8 +7,9 @@ cd /sys/bus || exit 1
 # The slowest two go beside the rest. Buses and ports, which cost cxl most, are in cxl_links.
 cxl list -EMDRi >/tmp/cxl_list 2>/dev/null &
 daxctl list -RDi >/tmp/daxctl_list 2>/dev/null &
-section release; cat /proc/sys/kernel/osrelease
-section iomem; cat /proc/iomem
+# A reader that is killed, for want of memory say, must not leave a part that looks whole.
+section release; cat /proc/sys/kernel/osrelease || exit 1
+section iomem; cat /proc/iomem || exit 1
 section dax_links; ls -ld dax/devices/* dax/devices/*/driver dax/drivers/* 2>/dev/null
 section dax_values
 grep -s . dax/devices/*/size dax/devices/*/resource dax/devices/*/target_node dax/devices/*/align \
@@ -23,9 +24,9 @@ grep -s . cxl/devices/region*/resource cxl/devices/region*/size cxl/devices/regi
 section memory_blocks
 cat /sys/devices/system/memory/block_size_bytes
 grep -s . /sys/devices/system/memory/memory*/state
-section modules; cat /proc/modules
+section modules; cat /proc/modules || exit 1
 wait
 section cxl_list; cat /tmp/cxl_list
 section daxctl_list; cat /tmp/daxctl_list
-section dmesg; dmesg -r
+section dmesg; dmesg -r || exit 1
 section end

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import shlex
 import socket
@@ -82,7 +83,7 @@ class GuestShell:
             of the step's own command, so that both take one way to the guest.
         """
         self.step = " ".join(step.split())
-        mark = shlex.quote(f"<6>{self.marks.line(self.step)}")
+        mark = shlex.quote(f"<6>{self.marks.begin(self.step)}")
         return f"echo {mark} > /dev/kmsg"
 
     @contextmanager
@@ -119,6 +120,8 @@ class GuestShell:
             DeadlineExpiredError: the command did not end in time.
             HarnessError: whatever `check_machine` raises.
         """
+        import paramiko
+
         self._count += 1
         deadline = deadline.times(self._patience)
         mark = f"{self._token}-{self._count}"
@@ -130,8 +133,8 @@ class GuestShell:
         except TimeoutError:
             self._check_machine()
             raise deadline.error() from None
-        except OSError as error:
-            raise self._lost(command, str(error)) from None
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise self._lost(command, str(error) or "it is closed") from None
         return GuestCommand(command, status, output)
 
     def close(self) -> None:
@@ -158,6 +161,8 @@ class GuestShell:
             at = data.find(end, searched)
             if at >= 0 and data.find(b"\n", at + len(end)) >= 0:
                 status = bytes(data[at + len(end) :]).split(b"\n", 1)[0]
+                if re.fullmatch(rb"\d{1,3}", status) is None:
+                    raise self._lost(command, f"its status is {status[:20]!r}")
                 return data[:at].decode(errors="replace"), int(status)
             searched = max(0, at if at >= 0 else len(data) - len(end))
             if len(data) > _MOST_OUTPUT:

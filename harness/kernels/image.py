@@ -102,7 +102,11 @@ def _find_image_file(path: Path, where: str) -> Path:
     named = [*sorted(path.glob("vmlinuz-*")), *sorted(path.glob("boot/vmlinuz-*"))]
     if len(named) > 1:
         names = ", ".join(str(one.relative_to(path)) for one in named)
-        raise UsageError(f"several kernels in one folder: {names}", where=where, hint="name one")
+        raise UsageError(
+            f"several kernels in one folder: {names}",
+            where=where,
+            hint="name one of the files instead of the folder",
+        )
     if named:
         return named[0]
     what = "a kernel tree that is not built" if (path / "Kbuild").exists() else "no kernel in it"

@@ -123,6 +123,9 @@ def _read_folder(folder: Path) -> Series:
     patches = []
     for name in names:
         file = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            hint = "name a file in the folder, without .. in its path"
+            raise UsageError(f"a patch outside the series' folder: {name}", where=listed, hint=hint)
         if not file.is_file():
             raise UsageError(f"there is no patch {name}", where=listed, hint=_listing(folder))
         patches.append(_checked(name, file.read_bytes(), str(file)))

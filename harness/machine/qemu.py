@@ -117,6 +117,15 @@ class Qemu:
             self._process.wait(timeout=patience)
             raise self._ended()
 
+    @contextmanager
+    def telling_its_end(self) -> Iterator[None]:
+        """When QEMU has ended, say so, and not which connection has closed because of it."""
+        try:
+            yield
+        except MachineLostError:
+            self.check_alive(PATIENCE)
+            raise
+
     def wait(self, deadline: Deadline) -> int:
         """Wait until QEMU ends by itself and return its exit status."""
         try:
@@ -135,11 +144,8 @@ class Qemu:
             self._monitor = None
 
     def _ask(self, action: Callable[[], Any]) -> Any:
-        try:
+        with self.telling_its_end():
             return action()
-        except MachineLostError:
-            self.check_alive(PATIENCE)  # that it has ended says more than that it is silent
-            raise
 
     def _await_readable(self, connection: socket.socket, deadline: Deadline) -> None:
         pidfd = os.pidfd_open(self._process.pid)

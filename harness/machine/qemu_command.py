@@ -94,10 +94,12 @@ def qemu_argv(
         for path in (boot.kernel, boot.initramfs, boot.console.log if boot.console else ""):
             if "\n" in str(path):
                 raise UsageError(
-                    "a path has a line break in it", where=repr(str(path)), hint="rename it"
+                    "a path has a line break in it",
+                    where=repr(str(path)),
+                    hint="rename the file or folder",
                 )
     argv = [str(qemu.path)]
-    for line in text.splitlines():
+    for line in text.split("\n"):
         argv.extend(line.strip().split(" ", 1) if line.strip() else ())
     return tuple(argv)
 

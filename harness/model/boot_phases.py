@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from harness.model.dmesg import Record
+from harness.model.dmesg import DmesgError, Record
 
 KERNEL = "boot"
 """Before the first process of userspace."""
@@ -19,15 +19,22 @@ BEFORE_STEPS = (KERNEL, USERSPACE)
 _FIRST_PROCESS = re.compile(r"Run \S+ as init process")
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepMarks:
     """The lines by which steps are found in the kernel's log.
 
     Attributes:
         token: a word that nothing in the guest can know before the first mark is written.
+        begun: the steps that were begun, in order.
     """
 
     token: str
+    begun: list[str] = field(default_factory=list)
+
+    def begin(self, step: str) -> str:
+        """The message to be written when a step begins, which is now."""
+        self.begun.append(step)
+        return self.line(step)
 
     def line(self, step: str) -> str:
         """The message that says that a step begins."""
@@ -39,6 +46,32 @@ class StepMarks:
         if text.startswith("harness: ") and text.endswith(end):
             return text.removeprefix("harness: ").removesuffix(end)
         return None
+
+
+def require_whole(records: Sequence[Record], marks: StepMarks, *, from_boot: bool) -> None:
+    """Refuse a log that may lack a line which counts.
+
+    The first mark is the oldest line that counts; the kernel drops its oldest lines first. Once the
+    word of the marks is in the log, the guest knows it, and could end a step that it is in.
+
+    Args:
+        records: the whole log.
+        marks: the marks that were written into it.
+        from_boot: whether the boot counts too.
+
+    Raises:
+        DmesgError: its beginning is lost, or its marks are not those that were written.
+    """
+    found = [step for one in records if (step := marks.step_of(one.text)) is not None]
+    if found != marks.begun:
+        lost = [step for step in marks.begun if step not in found]
+        raise DmesgError(
+            f"it has lost the beginning of {lost[0]!r}"
+            if lost
+            else f"it has marks of {len(found)} steps, of {len(marks.begun)} that were begun"
+        )
+    if from_boot and not records[0].text.startswith("Linux version "):
+        raise DmesgError(f"it has lost its beginning, and starts with {records[0].text[:60]!r}")
 
 
 def in_phases(records: Sequence[Record], marks: StepMarks) -> tuple[Record, ...]:

@@ -18,7 +18,9 @@ _END_OF_STACK = "</TASK>"
 _RULE = re.compile("={20,}")
 _ENDS = ("a panic", "an oops", "a stall", "a hung task")
 
-_RAW = re.compile(r"<(?P<prefix>\d{1,3})>\[ *(?P<time>\d+\.\d+)\](?:\[[^\]]*\])? ?(?P<text>.*)")
+_RAW = re.compile(
+    r"<(?P<prefix>\d{1,3})>\[ *(?P<time>\d{1,12}\.\d{1,9})\](?:\[[^\]]*\])? ?(?P<text>.*)", re.ASCII
+)
 
 # Subsystems whose warnings and errors count.
 _OURS = re.compile(
@@ -104,19 +106,23 @@ class Complaint:
 
 
 def parse_dmesg(text: str) -> tuple[Record, ...]:
-    """Read the output of `dmesg -r`; lines without a level continue the record before.
+    """Read the output of `dmesg -r`.
+
+    The kernel gives every line its level and time, those of a message of several lines too (Linux,
+    kernel/printk/printk.c, record_print_text()): a line without them is damaged, and what it was
+    may have counted.
 
     Raises:
-        DmesgError: there is no record at all.
+        DmesgError: there is no record at all, or a line is not one.
     """
     records: list[Record] = []
-    for line in text.splitlines():
+    *lines, last = text.split("\n")
+    if last:
+        raise DmesgError(f"cut off in its last line: {last[:80]!r}")
+    for number, line in enumerate(lines, 1):
         match = _RAW.fullmatch(line)
         if match is None:
-            if records and line.strip():
-                last = records[-1]
-                records[-1] = replace(last, text=f"{last.text}\n{line}")
-            continue
+            raise DmesgError(f"line {number} has no level and time: {line[:80]!r}")
         records.append(
             Record(int(match["prefix"]) & 7, float(match["time"]), match["text"].rstrip())
         )

@@ -77,7 +77,9 @@ def read_document(
         _note_lines(node, "", lines, name)
         raw = loader.construct_document(node)
     except RecursionError:
-        raise UsageError("nested too deep", where=name, hint="no file needs this") from None
+        raise UsageError(
+            "nested too deep", where=name, hint="take out levels of brackets or indentation"
+        ) from None
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         # What the constructors of tags such as !!int raise when the text is none.
         raise UsageError(

@@ -13,6 +13,10 @@ _LINE = re.compile(
     r"(?P<indent> *)(?P<start>[0-9a-f]{1,16})-(?P<end>[0-9a-f]{1,16}) : (?P<name>.*)"
 )
 _INDENT = 2
+# Levels up to which the kernel indents: 5, or 8 since 6.19 (kernel/resource.c, MAX_IORES_LEVEL).
+_LEVELS_INDENTED = 5
+# Far more than any machine has.
+_MOST_LEVELS = 100
 
 
 class IomemError(ValueError):
@@ -102,7 +106,7 @@ def parse_iomem(text: str) -> Iomem:
     roots: list[IomemEntry] = []
     stack: list[_Open] = []
     privileged = False
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text[:-1].split("\n"), 1):
         match = _LINE.fullmatch(line)
         if match is None:
             raise IomemError(f"line {number} is not a resource: {line[:80]!r}")
@@ -127,8 +131,12 @@ def _make_room(stack: list[_Open], entry: _Open, roots: list[IomemEntry], number
             if entry.indent != top.indent + _INDENT or not top.range.contains(entry.range):
                 raise IomemError(f"line {number} is not inside the line above it")
             return
-        if entry.indent == top.indent > 0 and top.range.contains(entry.range):
+        if entry.indent == top.indent and top.range.overlaps(entry.range):
             # Siblings never overlap: this one is deeper than the kernel indents.
+            if entry.indent < _LEVELS_INDENTED * _INDENT or not top.range.contains(entry.range):
+                raise IomemError(f"line {number} overlaps the line beside it")
+            if len(stack) >= _MOST_LEVELS:
+                raise IomemError(f"line {number} is {len(stack)} levels deep")
             return
         if entry.range.start < top.range.start:
             raise IomemError(f"line {number} is out of order")

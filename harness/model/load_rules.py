@@ -47,5 +47,7 @@ def check_load(document: Document[Scenario]) -> None:
                 hint="remove it from one of the two",
             )
         if isinstance(guest.load, LoadPlan) and name in seen:
-            raise document.error(f"{at}[{index}]", f"names {asked} twice", hint="remove one")
+            raise document.error(
+                f"{at}[{index}]", f"names {asked} twice", hint="name each module once"
+            )
         seen.add(name)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.model.agreement import contradictions
 from harness.model.dmesg import DmesgError, Record, parse_dmesg
 from harness.model.iomem import Iomem, IomemError, parse_iomem
 from harness.model.memory_range import MemoryRange
@@ -20,6 +21,8 @@ SECTIONS = (
 
 _LINK = re.compile(r"l\S+ .* (?P<name>\S+) -> (?P<target>\S+)")
 _FOLDER = re.compile(r"d\S+ .* (?P<name>\S+)")
+_NUMBER = re.compile(r"0x[0-9a-f]{1,16}|[0-9a-f]{1,20}")
+_WORD = re.compile(r"[A-Za-z0-9_]+")
 
 
 class ObservationError(ValueError):
@@ -115,7 +118,7 @@ def split_sections(text: str, token: str) -> dict[str, str]:
     """
     sections: dict[str, list[str]] = {}
     current: list[str] | None = None
-    for line in text.splitlines(keepends=True):
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
         if line.startswith(f"{token} "):
             name = line[len(token) + 1 :].strip()
             if name in sections or "end" in sections or name not in (*SECTIONS, "end"):
@@ -133,28 +136,33 @@ def parse_observation(sections: Mapping[str, str]) -> Observation:
     """Read the sections.
 
     Raises:
-        ObservationError: one of them is not what it must be.
+        ObservationError: one of them is not what it must be, or two contradict each other.
     """
     try:
         iomem = parse_iomem(sections["iomem"])
         dmesg = parse_dmesg(sections["dmesg"])
         dax_links = _links(sections["dax_links"])
         cxl_links = _links(sections["cxl_links"])
-        dax_values = _values(sections["dax_values"])
-        cxl_values = _values(sections["cxl_values"])
-        return Observation(
+        dax_values = _values(sections["dax_values"], dax_links)
+        cxl_values = _values(sections["cxl_values"], cxl_links)
+        blocks = _blocks(sections["memory_blocks"])
+        observation = Observation(
             release=sections["release"].strip(),
             iomem=iomem,
             dax=_dax_devices(dax_links, dax_values),
             dax_drivers=tuple(sorted(_folders(sections["dax_links"], "dax/drivers/"))),
             regions=_regions(cxl_links, cxl_values),
             decoders=_decoders(cxl_links, cxl_values),
-            offline=_offline(sections["memory_blocks"]),
-            modules=tuple(line.split()[0] for line in sections["modules"].splitlines() if line),
+            offline=tuple(block for block, state in blocks if state != "online"),
+            modules=tuple(_modules(sections["modules"])),
             cxl_list=_json(sections["cxl_list"], "cxl list"),
             daxctl_list=_json(sections["daxctl_list"], "daxctl list"),
             dmesg=dmesg,
         )
+        problems = contradictions(observation, (block for block, _ in blocks))
+        if problems:
+            raise ObservationError(f"it contradicts itself: {'; '.join(problems)}")
+        return observation
     except IomemError as error:
         raise ObservationError(f"/proc/iomem: {error}") from None
     except DmesgError as error:
@@ -165,24 +173,68 @@ def parse_observation(sections: Mapping[str, str]) -> Observation:
         raise ObservationError(f"sysfs: {error}") from None
 
 
+def _lines(text: str) -> list[str]:
+    """The lines of a section, which ends with the last of them."""
+    *lines, last = text.split("\n")
+    if last:
+        raise ObservationError(f"cut off: {last[:80]!r}")
+    return lines
+
+
 def _links(text: str) -> dict[str, str]:
-    matches = (_LINK.fullmatch(line) for line in text.splitlines())
-    return {match["name"]: match["target"] for match in matches if match}
+    links: dict[str, str] = {}
+    for line in _lines(text):
+        match = _LINK.fullmatch(line)
+        if match is None:
+            if _FOLDER.fullmatch(line) is None:
+                raise ObservationError(f"not a link or folder of sysfs: {line[:80]!r}")
+            continue
+        name, target = match["name"], match["target"]
+        if name in links:
+            raise ObservationError(f"{name} stands twice")
+        if not name.endswith("/driver") and _last(name) != _last(target):
+            raise ObservationError(f"{name} leads to {target}")
+        links[name] = target
+    return links
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _folders(text: str, prefix: str) -> list[str]:
-    matches = (_FOLDER.fullmatch(line) for line in text.splitlines())
+    matches = (_FOLDER.fullmatch(line) for line in _lines(text))
     return [m["name"].removeprefix(prefix) for m in matches if m and m["name"].startswith(prefix)]
 
 
-def _values(text: str) -> dict[str, str]:
+def _values(text: str, links: Mapping[str, str]) -> dict[str, str]:
+    """The attributes of the devices that these links lead to, by path."""
     values: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in _lines(text):
         path, colon, value = line.partition(":")
         if not colon:
             raise ObservationError(f"not a sysfs value: {line[:80]!r}")
+        if path in values:
+            raise ObservationError(f"{path} stands twice")
+        if "/".join(path.split("/")[:3]) not in links:
+            raise ObservationError(f"{path} is of a device that is not there")
         values[path] = value.strip()
     return values
+
+
+def _number(text: str, base: int) -> int:
+    """What sysfs prints as a number; `int` takes much that it never prints."""
+    if _NUMBER.fullmatch(text) is None:
+        raise ValueError(f"not a number: {text[:40]!r}")
+    return int(text, base)
+
+
+def _modules(text: str) -> list[str]:
+    names = [line.split(" ")[0] for line in _lines(text)]
+    for name in names:
+        if _WORD.fullmatch(name) is None or names.count(name) > 1:
+            raise ValueError(f"not a list of modules: {name[:80]!r}")
+    return names
 
 
 def _dax_devices(links: dict[str, str], values: dict[str, str]) -> tuple[DaxDevice, ...]:
@@ -192,12 +244,14 @@ def _dax_devices(links: dict[str, str], values: dict[str, str]) -> tuple[DaxDevi
         if match is None:
             continue
         ranges = []
-        for path, value in values.items():
-            mapping = re.fullmatch(rf"{re.escape(link)}/(mapping\d+)/start", path)
+        for path in values:
+            mapping = re.fullmatch(rf"({re.escape(link)}/mapping\d+)/(start|end)", path)
             if mapping:
-                end = values[f"{link}/{mapping[1]}/end"]
-                ranges.append(MemoryRange(int(value, 16), int(end, 16)))
-        size = int(values[f"{link}/size"])
+                end = _number(values[f"{mapping[1]}/end"], 16)
+                span = MemoryRange(_number(values[f"{mapping[1]}/start"], 16), end)
+                if mapping[2] == "start":
+                    ranges.append(span)
+        size = _number(values[f"{link}/size"], 10)
         if sum(one.size for one in ranges) != size:
             raise ObservationError(f"{match['name']} has size {size}, its mappings differ")
         driver = links.get(f"{link}/driver")
@@ -236,7 +290,7 @@ def _regions(links: dict[str, str], values: dict[str, str]) -> tuple[CxlRegion, 
                 name=match["name"],
                 range=_range(values.get(f"{link}/resource"), values.get(f"{link}/size")),
                 committed=values.get(f"{link}/commit") == "1",
-                ways=int(values.get(f"{link}/interleave_ways", "0")),
+                ways=_number(values.get(f"{link}/interleave_ways", "0"), 10),
                 driver=driver.rpartition("/")[2] if driver else None,
             )
         )
@@ -261,24 +315,30 @@ def _decoders(links: dict[str, str], values: dict[str, str]) -> tuple[CxlDecoder
 
 
 def _range(start: str | None, size: str | None) -> MemoryRange | None:
-    if not start or not size or int(size, 0) == 0 or int(start, 0) == (1 << 64) - 1:
+    if not start or not size:
         return None
-    return MemoryRange.of_size(int(start, 0), int(size, 0))
+    first, count = _number(start, 0), _number(size, 0)
+    if count == 0 or first == (1 << 64) - 1:
+        return None
+    return MemoryRange.of_size(first, count)
 
 
-def _offline(text: str) -> tuple[MemoryRange, ...]:
-    lines = text.splitlines()
+def _blocks(text: str) -> list[tuple[MemoryRange, str]]:
+    """Every memory block, and its state."""
+    lines = _lines(text)
     if not lines:
-        return ()
-    size = int(lines[0], 16)
-    found = []
+        return []
+    size = _number(lines[0], 16)
+    found: dict[MemoryRange, str] = {}
     for line in lines[1:]:
-        match = re.fullmatch(r".*/memory(\d+)/state:(\S+)", line)
+        match = re.fullmatch(r"/sys/devices/system/memory/memory(\d{1,16})/state:(\S+)", line)
         if match is None:
             raise ObservationError(f"not a memory block: {line[:80]!r}")
-        if match[2] != "online":
-            found.append(MemoryRange.of_size(int(match[1]) * size, size))
-    return tuple(found)
+        block = MemoryRange.of_size(int(match[1]) * size, size)
+        if block in found:
+            raise ObservationError(f"memory block {match[1]} stands twice")
+        found[block] = match[2]
+    return list(found.items())
 
 
 def _json(text: str, what: str) -> Any:

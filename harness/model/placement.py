@@ -191,7 +191,9 @@ def _check_reserved(
         for other in state.soft_reserved[:index]:
             if other.range.overlaps(one.range):
                 raise document.error(
-                    at, f"overlaps {other.name} at {other.range}", hint="keep them apart"
+                    at,
+                    f"overlaps {other.name} at {other.range}",
+                    hint="move or shrink one of the two",
                 )
         if boot_ram is not None and one.range.overlaps(boot_ram):
             raise document.error(

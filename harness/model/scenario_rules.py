@@ -72,7 +72,9 @@ def _check_position(
     ]
     if kinds.count(True) != 1:
         raise document.error(
-            at, "says where it lies in none or several ways", hint="window, node, or start and end"
+            at,
+            "says where it lies in none or several ways",
+            hint="give one of: window, node, or start and end",
         )
     if position.window is None and (
         position.offset or position.size or position.last_window is not None
@@ -101,7 +103,9 @@ def _check_position(
             )
         return
     if position.start is None or position.end is None or position.end < position.start:
-        raise document.error(at, "start and end make no range", hint="end is inclusive")
+        raise document.error(
+            at, "start and end make no range", hint="end is the last address, and not below start"
+        )
 
 
 def _check_decoder(

@@ -268,7 +268,9 @@ def _check_nodes(document: Document[Profile]) -> None:
     for index, entry in enumerate(profile.hmat):
         if not (0 <= entry.initiator < count and 0 <= entry.target < count):
             raise document.error(
-                f"hmat[{index}]", "names a node that does not exist", hint=f"0 to {count - 1}"
+                f"hmat[{index}]",
+                "names a node that does not exist",
+                hint=f"name a node from 0 to {count - 1}",
             )
 
 
@@ -279,17 +281,25 @@ def _check_bridges(document: Document[Profile]) -> None:
     for index, bridge in enumerate(profile.host_bridges):
         at = f"host_bridges[{index}]"
         if bridge.bus in buses:
-            raise document.error(f"{at}.bus", f"bus {bridge.bus:#x} is taken", hint="pick another")
+            raise document.error(
+                f"{at}.bus",
+                f"bus {bridge.bus:#x} is taken",
+                hint="name a bus that no other host bridge has",
+            )
         buses.add(bridge.bus)
         ports = list(_ports_below(bridge.ports))
         if not ports:
-            raise document.error(f"{at}.ports", "has no root port", hint="add one")
+            raise document.error(
+                f"{at}.ports",
+                "has no root port",
+                hint="give the host bridge a port: ports: [{name: rp0}]",
+            )
         # Buses below a bridge are numbered upwards from its own.
         if bridge.bus + 2 * len(ports) > 255:
             raise document.error(
                 f"{at}.bus",
                 f"bus {bridge.bus:#x} leaves no bus numbers below 256 for its ports",
-                hint=f"at most {255 - 2 * len(ports):#x}",
+                hint=f"name a bus of at most {255 - 2 * len(ports):#x}",
             )
         for other in profile.host_bridges:
             if bridge.bus < other.bus <= bridge.bus + 2 * len(ports) + 1:
@@ -300,11 +310,15 @@ def _check_bridges(document: Document[Profile]) -> None:
                 )
         for port in ports:
             if port.device is not None and port.switch is not None:
-                raise document.error(at, f"port {port.name} has two things", hint="keep one")
+                raise document.error(
+                    at, f"port {port.name} has two things", hint="keep its device or its switch"
+                )
         found = [bridge.name, *(p.name for p in ports), *(p.device.name for p in ports if p.device)]
         for name in found:
             if name in names:
-                raise document.error(at, f"the name {name!r} stands twice", hint="rename one")
+                raise document.error(
+                    at, f"the name {name!r} stands twice", hint="give one of the two another name"
+                )
             names.add(name)
     for device in profile.devices():
         if device.size == 0 or device.size % WINDOW_GRAIN:
@@ -337,7 +351,9 @@ def _check_windows(document: Document[Profile]) -> None:
             )
         if sum(part.size for part in window.hardware()) != window.size:
             raise document.error(
-                f"{at}.parts", "do not add up to the window's size", hint="correct a size"
+                f"{at}.parts",
+                "do not add up to the window's size",
+                hint="correct the size of a part, or that of the window",
             )
         for number, part in enumerate(window.hardware()):
             ways = len(part.targets)
@@ -345,7 +361,7 @@ def _check_windows(document: Document[Profile]) -> None:
                 raise document.error(
                     f"{at}.parts[{number}]" if window.parts else f"{at}.size",
                     f"{format_size(part.size)} is not a multiple of 256M for each target",
-                    hint="CXL 3.1, 9.18.1.3",
+                    hint="enlarge or reduce it: CXL 3.1, 9.18.1.3",
                 )
         if window.granularity not in GRANULARITIES:
             raise document.error(

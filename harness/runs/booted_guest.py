@@ -112,7 +112,7 @@ def booted_guest(
                 started_machine(host, prepared, evidence, watch, me, pass_fds=pass_fds)
             )
             machine.connect_monitor()
-        with timings.phase("firmware"):
+        with timings.phase("firmware"), machine.telling_its_end():
             commit_decoders(machine.qtest, prepared.layout, prepared.settings)
             prove_paths(machine.qtest, prepared.state.decoders)
             port = machine.forwarded_port()

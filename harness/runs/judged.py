@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from harness.guest.observe import require_whole_log
 from harness.model.boot_phases import in_phases
 from harness.model.judge import Judgement, judge
 from harness.model.observation import Observation
@@ -37,9 +38,14 @@ def judge_guest(
         prepared: its scenario.
         observation: what was observed.
         expected: owner by name of Soft Reserved range or decoder.
+
+    Raises:
+        GuestLostError: a line that counts may be missing from the guest's log.
     """
+    marks = guest.shell.marks
+    require_whole_log(observation.dmesg, marks, from_boot=prepared.boot_counts)
     return judge(
-        replace(observation, dmesg=in_phases(observation.dmesg, guest.shell.marks)),
+        replace(observation, dmesg=in_phases(observation.dmesg, marks)),
         prepared.state,
         expected,
         quirks=prepared.expected_lines(),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.errors import (
     DeadlineExpiredError,
     GuestCrashedError,
+    GuestLostError,
     HarnessError,
     PreflightError,
     UsageError,
@@ -20,8 +21,10 @@ from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
 from harness.kernels.stored import kernel_in_use
+from harness.model.kernel_modules import module_name
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
+from harness.model.observation import Observation
 from harness.model.ownership import expected_owners
 from harness.model.preflight import window_problems
 from harness.model.scenario import Ownership, Policy
@@ -164,6 +167,8 @@ def _run_steps(
             sections = settle()
         observation = read_sections(sections)
     guest.check()
+    if not failed_steps:
+        _require_loaded(load, prepared.bootable.initramfs.modules, observation)
     problems = window_problems(observation, prepared.state)
     if problems:
         raise PreflightError(
@@ -180,6 +185,21 @@ def _run_steps(
         notes=tuple(f"does not count, before the first step: {one}" for one in judgement.earlier),
     )
     return live_on(guest, prepared, result, observation, evidence, timings, settling)
+
+
+def _require_loaded(load: Load, files: Collection[str], observation: Observation) -> None:
+    """Refuse a guest that says that it has loaded modules, and has not.
+
+    Raises:
+        GuestLostError: it lacks some of those that it has files of.
+    """
+    names = dict.fromkeys(module_name(name) for name in load.modules)
+    absent = [name for name in names if name in files and name not in observation.modules]
+    if absent:
+        raise GuestLostError(
+            f"every modprobe succeeded, but /proc/modules lacks {', '.join(absent)}",
+            hint="does something in the guest unload modules? see observation/ in the evidence",
+        )
 
 
 def _observe(shell: GuestShell, evidence: Evidence) -> dict[str, str]:

@@ -66,6 +66,14 @@ Err:9 http://mirror.invalid/debian sid InRelease
 Err:12 http://mirror.invalid/debian trixie/main amd64 Packages
   Hash Sum mismatch
 Ign:7 http://mirror.invalid/debian nosuch InRelease
+Get:13 file:/mirror unsigned InRelease
+Ign:13 file:/mirror unsigned InRelease
+Get:14 file:/mirror unsigned Release [216 B]
+Get:15 file:/mirror unsigned Release.gpg
+Ign:15 file:/mirror unsigned Release.gpg
+Ign:16 http://mirror.invalid/debian detached InRelease
+Get:17 http://mirror.invalid/debian detached Release [216 B]
+Get:18 http://mirror.invalid/debian detached Release.gpg [1 kB]
 Err:11 http://mirror.invalid/debian nosuch Release
   404  Not Found [IP: 203.0.113.80 80]
 Reading package lists...
@@ -90,7 +98,7 @@ def test_what_apt_prints() -> None:
         ("linux-base-7.3-cloud-amd64", "7.3~rc7-1~exp1"): (357680, "1b4a"),
         ("linux-image-cloud-amd64", "7.2.13-1"): (1916, "b47a"),
     }
-    assert updated_suites(UPDATE) == {"bookworm", "trixie-backports"}
+    assert updated_suites(UPDATE) == {"bookworm", "trixie-backports", "detached"}
     assert parse_simulation(SIMULATION) == (("libc6", "2.41-12+deb13u4"), ("cxl", "81-1"))
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from machines import record
 
-from harness.model.boot_phases import KERNEL, USERSPACE, StepMarks, in_phases
-from harness.model.dmesg import complaints
+from harness.model.boot_phases import KERNEL, USERSPACE, StepMarks, in_phases, require_whole
+from harness.model.dmesg import DmesgError, complaints
 
 MARKS = StepMarks("0123456789abcdef")
 INIT = record(6, "Run /init as init process")
@@ -78,3 +78,39 @@ def test_a_trace_is_of_the_phase_in_which_it_began() -> None:
     )
     (found,) = complaints(log)
     assert found.record.phase == "modprobe dax_cxl"
+
+
+def whole(*texts: str, begun: tuple[str, ...] = (), from_boot: bool = False) -> None:
+    marks = StepMarks(MARKS.token, list(begun))
+    require_whole([record(6, text) for text in texts], marks, from_boot=from_boot)
+
+
+def test_a_log_with_every_mark_in_order_is_whole() -> None:
+    one, two = (MARKS.line(step) for step in ("modprobe kmem", "reload"))
+    whole("x")
+    whole("x", one, "y", two, begun=("modprobe kmem", "reload"))
+    whole("Linux version 7.2", one, begun=("modprobe kmem",), from_boot=True)
+
+
+@pytest.mark.parametrize(
+    ("texts", "from_boot", "why"),
+    [
+        (["y", MARKS.line("reload")], False, "lost the beginning of 'modprobe kmem'"),
+        (["y"], True, "lost the beginning of 'modprobe kmem'"),
+        ([MARKS.line("reload"), MARKS.line("modprobe kmem")], False, "it has marks of 2"),
+        # What has read the first mark can write others, even one that ends the steps.
+        ([*map(MARKS.line, ("modprobe kmem", KERNEL, "reload"))], False, "marks of 3 steps, of 2"),
+        ([*map(MARKS.line, ("modprobe kmem", "reload"))], True, "has lost its beginning"),
+    ],
+)
+def test_a_log_that_lacks_what_may_count_is_refused(
+    texts: list[str], from_boot: bool, why: str
+) -> None:
+    with pytest.raises(DmesgError, match=why):
+        whole(*texts, begun=("modprobe kmem", "reload"), from_boot=from_boot)
+
+
+def test_a_mark_that_is_written_is_expected_in_the_log() -> None:
+    marks = StepMarks(MARKS.token)
+    assert marks.begin("reload") == MARKS.line("reload")
+    assert marks.begun == ["reload"]

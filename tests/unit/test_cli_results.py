@@ -186,3 +186,17 @@ def test_results_that_do_not_fit_on_the_disk(
     assert "Traceback" not in ended.err
     assert "/dev/full" in ended.err
     assert "hint: " in ended.err
+
+
+@pytest.mark.usefixtures("no_guest", "kernel")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(MemoryError(), "no memory left"), (ValueError("odd"), "a defect of the harness")],
+)
+def test_what_nobody_foresaw_is_no_verdict(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    use_verdicts(monkeypatch, error)
+    ended = harness("run", "exact_cover", "--evidence", "evidence")
+    assert ended.code == Verdict.INCONCLUSIVE.value
+    assert words in ended.err and "  hint: " in ended.err

@@ -41,9 +41,19 @@ def test_the_caller_is_no_part_of_the_text(line: str, text: str) -> None:
     assert parse_dmesg(f"{line}\n")[0].text == text
 
 
-def test_a_line_without_a_level_continues_the_record_before() -> None:
-    text = "<4>[    1.000000] first\nsecond\n\n<6>[    2.000000] third\n"
-    assert [one.text for one in parse_dmesg(text)] == ["first\nsecond", "third"]
+@pytest.mark.parametrize("line", ["second", "", "<4[    1.0] kmem dax0.0: x", "<٤>[1.0] x"])
+def test_a_line_without_a_level_is_damage(line: str) -> None:
+    # It could have been a warning: to take it for anything else would hide that.
+    text = f"<6>[    1.000000] first\n{line}\n<6>[    2.000000] third\n"
+    with pytest.raises(DmesgError, match="line 2 has no level and time"):
+        parse_dmesg(text)
+
+
+def test_only_a_newline_ends_a_line() -> None:
+    text = "a\x0b<4>[1.0] b\x85c\u2028d\re"
+    assert [one.text for one in parse_dmesg(f"<6>[    1.000000] {text}\n")] == [text]
+    with pytest.raises(DmesgError, match="cut off"):
+        parse_dmesg("<6>[    1.000000] first\n<4>[    2.000000] kmem dax0.0: it")
 
 
 @pytest.mark.parametrize("text", ["", "\n", "dmesg: klogctl: Operation not permitted\n"])

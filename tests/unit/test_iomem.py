@@ -138,8 +138,12 @@ def test_a_child_like_its_parent_is_a_child_beyond_the_depth_limit_too() -> None
         ("100-1ff : a\n  200-2ff : b\n", "line 2 is not inside the line above it"),
         ("100-1ff : a\n    100-1ff : b\n", "line 2 is not inside the line above it"),
         ("100-1ff : a\n   100-1ff : b\n", "line 2 is not inside the line above it"),
+        ("100-1ff : a\n100-1ff : a\n", "line 2 overlaps the line beside it"),
+        ("100-1ff : a\n  100-1ff : b\n  100-1ff : c\n", "line 3 overlaps the line beside it"),
+        ("100-1ff : a\n1ff-2ff : b\n", "line 2 overlaps the line beside it"),
+        ("0-ff : x\n" + "".join(f"{'  ' * min(n, 5)}0-ff : x\n" for n in range(1, 120)), "deep"),
         ("  100-1ff : a\n", "line 1 is indented below nothing"),
-        ("100-1ff : a\n  100-17f : b\n180-1ff : c\n  100-1ff : d\n", "line 4 is not inside"),
+        ("100-1ff : a\n  100-17f : b\n200-2ff : c\n  100-1ff : d\n", "line 4 is not inside"),
     ],
 )
 def test_text_that_is_no_whole_iomem_is_refused(text: str, why: str) -> None:

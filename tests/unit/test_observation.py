@@ -63,6 +63,10 @@ cxl/devices/decoder2.0/start:0x0
 cxl/devices/decoder2.0/size:0x0
 cxl/devices/decoder2.0/region:region0
 """
+IOMEM = """\
+110000000-18fffffff : CXL Window 0
+  110000000-18fffffff : region0
+"""
 BLOCKS = """\
 8000000
 /sys/devices/system/memory/memory0/state:online
@@ -74,15 +78,16 @@ BLOCKS = """\
 def sections(**changes: str) -> dict[str, str]:
     whole = {
         "release": "7.2.0-test\n",
-        "iomem": "110000000-18fffffff : CXL Window 0\n",
+        "iomem": IOMEM,
         "dax_links": DAX_LINKS,
         "dax_values": DAX_VALUES,
         "cxl_links": CXL_LINKS,
         "cxl_values": CXL_VALUES,
         "memory_blocks": BLOCKS,
         "modules": "kmem 12288 0 - Live 0xffffffffc0000000\ncxl_acpi 24576 0 - Live 0x0\n",
-        "cxl_list": '[{"memdev": "mem0"}]\n',
-        "daxctl_list": "",
+        "cxl_list": '[{"memdev": "mem0"}, {"regions": [{"region": "region0"}, '
+        '{"region": "region1"}]}]\n',
+        "daxctl_list": '[{"devices": [{"chardev": "dax0.0"}, {"chardev": "dax2.0"}]}]\n',
         "dmesg": "<6>[    0.000000] Linux version 7.2\n",
     }
     assert set(whole) == set(SECTIONS)
@@ -105,8 +110,8 @@ def test_a_guest_is_read_whole() -> None:
     assert seen.iomem.roots[0].name == "CXL Window 0"
     assert seen.dax_drivers == ("device_dax", "kmem")
     assert seen.modules == ("kmem", "cxl_acpi")
-    assert seen.cxl_list == [{"memdev": "mem0"}]
-    assert seen.daxctl_list is None
+    assert seen.cxl_list[0] == {"memdev": "mem0"}
+    assert seen.daxctl_list[0]["devices"][0] == {"chardev": "dax0.0"}
     assert seen.dmesg[0].text == "Linux version 7.2"
 
 
@@ -157,8 +162,9 @@ def test_every_memory_block_that_is_not_online_is_offline() -> None:
 
 
 def test_a_guest_without_dax_or_cxl_is_read_too() -> None:
-    empty = dict.fromkeys(("dax_links", "dax_values", "cxl_links", "cxl_values", "cxl_list"), "")
-    seen = observe(**empty)
+    bare = dict.fromkeys(set(SECTIONS) - {"release", "dmesg"}, "")
+    seen = observe(**bare | {"iomem": "00100000-3fffffff : System RAM\n"})
+    assert (seen.cxl_list, seen.daxctl_list) == (None, None)
     assert (seen.dax, seen.dax_drivers, seen.regions, seen.decoders) == ((), (), (), ())
 
 
@@ -185,6 +191,47 @@ def test_a_guest_without_dax_or_cxl_is_read_too() -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, str], why: str) -> None:
+    with pytest.raises(ObservationError, match=why):
+        observe(**changes)
+
+
+IN_DAX = f"{IOMEM}    110000000-18fffffff : dax0.0\n      "
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"daxctl_list": ""}, "sysfs has dax devices dax0.0, dax2.0, daxctl lists none"),
+        ({"cxl_list": "[]\n"}, "sysfs has regions region0, region1, cxl lists none"),
+        ({"cxl_values": CXL_VALUES.replace("commit:1", "commit:0")}, "a region that is not commi"),
+        ({"cxl_values": CXL_VALUES.replace("0x80000000", "0x40000000")}, "not committed over all"),
+        ({"iomem": IOMEM.replace("region0", "region1")}, "only iomem has region1 at 110000000-18"),
+        ({"iomem": IOMEM.replace("region0", "rEgion0")}, "only sysfs has region0 at 110000000-18"),
+        ({"iomem": IOMEM.replace("Window 0", "Window")}, "only a root decoder has a window at 11"),
+        ({"cxl_values": CXL_VALUES.replace("r0.0/start", "r0.0/begin")}, "only iomem has a window"),
+        ({"dax_links": DAX_LINKS.replace("drivers/device_dax", "drivers/other")}, None),
+        ({"dax_links": DAX_LINKS.replace("drivers/kmem", "drivers/other", 1)}, "driver other, wh"),
+        ({"dax_links": DAX_LINKS.rpartition("drwx")[0]}, "kmem is loaded, and the driver kmem is"),
+        ({"iomem": f"{IN_DAX}110000000-127ffffff : System RAM (kmem)\n"}, "has memory blocks"),
+        ({"iomem": f"{IN_DAX}110000000-11fffffff : System RAM (kmem)\n"}, None),
+        ({"dax_links": DAX_LINKS.replace("hmem.2/dax2.0", "hmem.2/dax3.0")}, "dax2.0 leads to"),
+        ({"dax_links": DAX_LINKS * 2}, "dax/devices/dax0.0 stands twice"),
+        ({"dax_links": DAX_LINKS.replace("lrwx", "rwx")}, "not a link or folder of sysfs"),
+        ({"dax_links": DAX_LINKS[:-1]}, "cut off"),
+        ({"dax_values": DAX_VALUES * 2}, "size stands twice"),
+        ({"dax_values": DAX_VALUES + "dax/devices/dax9.0/size:1\n"}, "of a device that is not"),
+        ({"dax_values": DAX_VALUES.replace("mapping1/start", "mapping1/begin")}, "sysfs: "),
+        ({"dax_values": DAX_VALUES.replace("2147483648", "2_147483648")}, "not a number"),
+        ({"memory_blocks": BLOCKS + BLOCKS.splitlines(True)[1]}, "memory block 0 stands twice"),
+        ({"modules": "kmem 1 0\nkmem 1 0\n"}, "not a list of modules"),
+    ],
+)
+def test_an_observation_that_contradicts_itself_is_refused(
+    changes: dict[str, str], why: str | None
+) -> None:
+    if why is None:
+        observe(**changes)
+        return
     with pytest.raises(ObservationError, match=why):
         observe(**changes)
 
@@ -225,7 +272,10 @@ def test_lines_that_imitate_a_section_with_another_word_stay_in_theirs() -> None
     parts = split_sections(printed(sections(dmesg=forged)), TOKEN)
     assert parts["dmesg"] == forged
     assert parts["dax_links"] == DAX_LINKS
-    assert len(parse_observation(parts).dmesg) == 2
+    with pytest.raises(ObservationError, match="dmesg: line 2 has no level and time"):
+        parse_observation(parts)
+    records = "".join(line for line in forged.splitlines(True) if line.startswith("<"))
+    assert len(parse_observation(parts | {"dmesg": records}).dmesg) == 2
 
 
 def test_a_section_that_nobody_asked_for_is_refused() -> None:

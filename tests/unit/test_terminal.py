@@ -164,3 +164,12 @@ def test_steps_that_held_are_counted_and_each_has_a_line_once_one_did_not() -> N
         "  ! after online sr0",
         "    not done: load kmem",
     )
+
+
+def test_what_a_guest_says_does_not_reach_the_terminal_as_control() -> None:
+    evil = "\x1b]0;owned\x07 \x1b[2J\r\x9b31m\tkept\nnext"
+    finding = Finding("6", f"an error: {evil}", dmesg=(evil,), iomem=(evil,))
+    lost = replace(PASSED, verdict=Verdict.FAIL, findings=(finding,), reason=evil, notes=(evil,))
+    text = "\n".join(result_lines(lost))
+    assert "kept" in text and "next" in text
+    assert not [one for one in text if one not in "\n\t" and not one.isprintable()]

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an observation says twice, held against itself: damage and lies show where the two differ.
+
+A guest whose witnesses contradict each other proves nothing: its run is INCONCLUSIVE. Where
+/proc/iomem and sysfs differ about a dax device, the judge has findings of its own
+(`attribution.disagreements`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from harness.model.memory_range import MemoryRange
+
+if TYPE_CHECKING:
+    from harness.model.observation import CxlRegion, DaxDevice, Observation
+
+KMEM_RAM = r"System RAM \(kmem\)"
+# Modules that are dax drivers, which have the module's name.
+_DAX_DRIVERS = ("kmem", "device_dax")
+
+
+def contradictions(observation: Observation, blocks: Iterable[MemoryRange]) -> tuple[str, ...]:
+    """What two parts of an observation say differently.
+
+    Args:
+        observation: what was read.
+        blocks: all memory blocks, whatever their state.
+    """
+    return (
+        *_about_devices(observation),
+        *_about_regions(observation),
+        *_about_drivers(observation),
+        *_about_blocks(observation, tuple(blocks)),
+    )
+
+
+def _about_devices(observation: Observation) -> Iterator[str]:
+    in_sysfs = sorted(device.name for device in observation.dax)
+    listed = sorted(_named(observation.daxctl_list, "chardev"))
+    if in_sysfs != listed:
+        yield f"sysfs has dax devices {_list(in_sysfs)}, daxctl lists {_list(listed)}"
+    for device in observation.dax:
+        if device.parent == "dax_cxl" and not _region_under(device, observation.regions):
+            yield f"{device.name} is of a region that is not committed over all of it"
+
+
+def _region_under(device: DaxDevice, regions: Iterable[CxlRegion]) -> bool:
+    return any(
+        region.committed
+        and region.range is not None
+        and all(region.range.contains(span) for span in device.ranges)
+        for region in regions
+        if region.name in device.path.split("/")
+    )
+
+
+def _about_regions(observation: Observation) -> Iterator[str]:
+    in_sysfs = sorted(region.name for region in observation.regions)
+    listed = sorted(set(_named(observation.cxl_list, "region")))
+    if in_sysfs != listed:
+        yield f"sysfs has regions {_list(in_sysfs)}, cxl lists {_list(listed)}"
+    regions = {(one.name, one.range) for one in observation.regions if one.range is not None}
+    shown = {(entry.name, entry.range) for entry in observation.iomem.named(r"region\d+")}
+    for name, span in sorted(regions ^ shown):
+        where = "sysfs" if (name, span) in regions else "iomem"
+        yield f"only {where} has {name} at {span}"
+    windows = {one.range for one in observation.decoders if one.depth == 0 and one.range}
+    shown_windows = {entry.range for entry in observation.iomem.named(r"CXL Window \d+")}
+    for span in sorted(windows ^ shown_windows):
+        where = "a root decoder" if span in windows else "iomem"
+        yield f"only {where} has a window at {span}"
+
+
+def _about_drivers(observation: Observation) -> Iterator[str]:
+    for name in _DAX_DRIVERS:
+        if name in observation.modules and name not in observation.dax_drivers:
+            yield f"the module {name} is loaded, and the driver {name} is not there"
+    for device in observation.dax:
+        if device.driver is not None and device.driver not in observation.dax_drivers:
+            yield f"{device.name} has the driver {device.driver}, which is not there"
+
+
+def _about_blocks(observation: Observation, blocks: tuple[MemoryRange, ...]) -> Iterator[str]:
+    for entry in observation.iomem.named(KMEM_RAM):
+        if entry.range.minus(blocks):
+            yield f"iomem has RAM at {entry.range}, of which not all has memory blocks"
+
+
+def _named(listed: Any, key: str) -> Iterator[str]:
+    """The names that `cxl list` and `daxctl list` give under a key, at any depth."""
+    stack = [listed]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            if isinstance(name := value.get(key), str) and re.fullmatch(r"[a-z]+[\d.]+", name):
+                yield name
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The harness's own command, with one fault at the beginning of one phase.
+
+Run as: python inject.py PHASE FAULT HARNESS-WORD...
+The harness has no hook for this: a function of it is wrapped here, and fails where it is called.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# The function whose call begins each phase, as the module that calls it knows it.
+PHASES = {
+    "kernel": "harness.runs.prepare:resolve_kernel",
+    "initramfs": "harness.guest.initramfs:_add_programs",
+    "start": "harness.runs.booted_guest:running_qemu",
+    "monitor": "harness.machine.qemu:Qemu.connect_monitor",
+    "qtest": "harness.runs.booted_guest:commit_decoders",
+    "boot": "harness.runs.booted_guest:_await_ready",
+    "ssh": "harness.runs.booted_guest:logged_in",
+    "load": "harness.runs.run_guest:load_modules",
+    "observe": "harness.runs.run_guest:observe_settled",
+    "judge": "harness.runs.run_guest:judge_guest",
+    "report": "harness.reports.terminal:result_lines",
+}
+# So that what waits for a guest that never answers is over soon.
+SHORTER = {
+    "harness.guest.steps:_LOAD_SECONDS": 8.0,
+    "harness.guest.observe:_SECONDS": 8.0,
+    "harness.runs.booted_guest:_LOGIN_SECONDS": 8.0,
+}
+_MONTH = 30 * 86400.0
+
+
+def _only(kind: str) -> Any:
+    """The one object of a class, by its name."""
+    (found,) = [one for one in gc.get_objects() if type(one).__name__ == kind]
+    return found
+
+
+def _in_guest(command: str) -> None:
+    """Start a command in the guest without waiting for it."""
+    _only("GuestShell")._channel.sendall(f"{command}\n".encode())
+    time.sleep(0.5)
+
+
+def _jump(seconds: float) -> None:
+    real = time.time
+    time.time = lambda: real() + seconds
+
+
+def _limit(what: int, value: int) -> None:
+    resource.setrlimit(what, (value, resource.getrlimit(what)[1]))
+
+
+def _open_files() -> int:
+    return max(int(name) for name in os.listdir("/proc/self/fd"))
+
+
+def _memory_in_use() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+FAULTS: dict[str, Callable[[], object]] = {
+    **{
+        name: (lambda number=number: os.kill(os.getpid(), number))  # type: ignore[misc]
+        for name, number in (
+            ("SIGINT", signal.SIGINT),
+            ("SIGTERM", signal.SIGTERM),
+            ("SIGKILL", signal.SIGKILL),
+        )
+    },
+    "QEMU killed": lambda: os.kill(_only("Qemu").pid, signal.SIGKILL),
+    "QEMU stopped": lambda: os.kill(_only("Qemu").pid, signal.SIGSTOP),
+    "QMP closes": lambda: _only("Qemu")._monitor_socket.shutdown(socket.SHUT_RDWR),
+    "qtest closes": lambda: _only("Qemu").qtest._socket.shutdown(socket.SHUT_RDWR),
+    "console closes": lambda: _only("Qemu").console._socket.shutdown(socket.SHUT_RDWR),
+    "SSH closes": lambda: _only("GuestShell")._channel.get_transport().sock.close(),
+    "SSH silent": lambda: _in_guest("kill -STOP $PPID"),
+    "disk full": lambda: _limit(resource.RLIMIT_FSIZE, 0),
+    "no descriptors": lambda: _limit(resource.RLIMIT_NOFILE, _open_files() + 1),
+    "no memory": lambda: _limit(resource.RLIMIT_AS, _memory_in_use() + (1 << 16)),
+    "clock back": lambda: _jump(-_MONTH),
+    "clock ahead": lambda: _jump(_MONTH),
+    "console floods": lambda: _in_guest("(yes | head -c 3000000 >/dev/ttyS0) &"),
+    "console binary": lambda: _in_guest("(head -c 300000 /dev/urandom >/dev/ttyS0) &"),
+    "guest panics": lambda: _in_guest("echo c >/proc/sysrq-trigger"),
+    "guest reboots": lambda: _in_guest("reboot -f"),
+    "guest powers off": lambda: _in_guest("poweroff -f"),
+    "guest fills memory": lambda: _in_guest("tail /dev/zero >/dev/null"),
+    "guest kills shell": lambda: _in_guest("kill -9 $$"),
+    "guest floods log": lambda: _in_guest(
+        "i=0; while [ $i -lt 40000 ]; do echo flood flood flood flood flood flood flood; "
+        "i=$((i + 1)); done | while read -r x; do echo $x$x$x$x > /dev/kmsg; done"
+    ),
+}
+
+
+def _wrap(phase: str, fault: str) -> None:
+    place, _, path = PHASES[phase].partition(":")
+    owner: Any = importlib.import_module(place)
+    *above, name = path.split(".")
+    for part in above:
+        owner = getattr(owner, part)
+    original = getattr(owner, name)
+    done: list[bool] = []
+
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        if not done:
+            done.append(True)
+            sys.stderr.write(f"fault: {fault} at {phase}\n")
+            sys.stderr.flush()
+            FAULTS[fault]()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, faulty)
+
+
+def main() -> None:
+    """Inject, then be the harness."""
+    _, phase, fault, *words = sys.argv
+    for path, value in SHORTER.items():
+        place, _, name = path.partition(":")
+        assert hasattr(importlib.import_module(place), name)
+        setattr(importlib.import_module(place), name, value)
+    _wrap(phase, fault)
+    from harness.cli import main as harness
+
+    harness.main(words, prog_name="harness")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every error that the harness can raise says what to do. `python test_error_messages.py` lists them."""  # noqa: E501
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness import errors
+from harness.errors import HarnessError
+from harness.paths import PROJECT
+
+_MARK = "…"
+
+
+@dataclass(frozen=True)
+class Message:
+    """An error in the source.
+
+    Attributes:
+        place: file and line.
+        text: what is wrong, with … for what is filled in; None where the maker's caller says it.
+        hint: what to do, likewise; None where none is given.
+    """
+
+    place: str
+    text: str | None
+    hint: str | None
+
+
+def error_classes() -> set[str]:
+    """Names of all errors that carry a hint, those of single modules too."""
+    names = {
+        name
+        for name, one in vars(errors).items()
+        if inspect.isclass(one) and issubclass(one, HarnessError)
+    }
+    for path in sorted((PROJECT / "harness").rglob("*.py")):
+        names.update(
+            node.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ClassDef)
+            and names.intersection(ast.unparse(base) for base in node.bases)
+        )
+    return names
+
+
+def text_of(node: ast.expr | None, names: dict[str, ast.expr]) -> str | None:
+    """The text of an expression, as far as the source has it."""
+    if isinstance(node, ast.Name):
+        return text_of(names.get(node.id), names) if node.id in names else _MARK
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(
+            str(part.value) if isinstance(part, ast.Constant) else _MARK for part in node.values
+        )
+    if isinstance(node, ast.BinOp):
+        return f"{text_of(node.left, names)}{text_of(node.right, names)}"
+    if isinstance(node, ast.IfExp):
+        return f"{text_of(node.body, names)} | {text_of(node.orelse, names)}"
+    return None if node is None else _MARK
+
+
+def messages_in(path: Path, classes: set[str]) -> Iterator[Message]:
+    tree = ast.parse(path.read_text())
+    assigned = [
+        (target.id, node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    # A name that means different things in different functions is not followed.
+    counts = Counter(name for name, _ in assigned)
+    names = {name: value for name, value in assigned if counts[name] == 1}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func).rpartition(".")[2]
+        arguments = {one.arg: one.value for one in node.keywords}
+        place = f"{path.relative_to(PROJECT)}:{node.lineno}"
+        if called in classes:
+            text = text_of(node.args[0], names) if node.args else None
+            yield Message(place, text, text_of(arguments.get("hint"), names))
+        elif called == "error" and len(node.args) >= 2:
+            yield Message(
+                place, text_of(node.args[1], names), text_of(arguments.get("hint"), names)
+            )
+        elif called == "Deadline" and len(node.args) >= 2:
+            hint = arguments.get("hint", node.args[2] if len(node.args) > 2 else None)
+            what = text_of(node.args[1], names)
+            # Without one, a deadline has the hint of its class.
+            yield Message(
+                place,
+                f"timed out after {_MARK} s waiting for {what}",
+                "look at the end of serial.log" if hint is None else text_of(hint, names),
+            )
+
+
+def all_messages() -> list[Message]:
+    classes = error_classes()
+    return [
+        message
+        for path in sorted((PROJECT / "harness").rglob("*.py"))
+        if path.name != "errors.py"
+        for message in messages_in(path, classes)
+    ]
+
+
+def problem_of(message: Message) -> str | None:
+    """What is wrong with how an error is put."""
+    hint, text = message.hint, message.text or _MARK
+    if hint is None or not hint.strip():
+        return "it has no hint"
+    if len(hint) < 12 and _MARK not in hint:
+        return "its hint says nothing"
+    if text.endswith(".") and not text.endswith(("..", f"{_MARK}.")):
+        return "a message ends without a period"
+    if hint.strip() == text.strip() and hint != _MARK:
+        return "its hint repeats the message"
+    if "error occurred" in text or text.strip().lower() in ("error", "failed", "invalid"):
+        return "it does not say what is wrong"
+    return None
+
+
+def test_every_error_says_what_to_do() -> None:
+    found = all_messages()
+    assert len(found) > 150, "the scan finds them"
+    bad = [f"{one.place}: {why}: {one.text!r}" for one in found if (why := problem_of(one))]
+    assert bad == []
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("raise UsageError('no file', hint='make one, or name another')", None),
+        ("raise UsageError('no file')", "it has no hint"),
+        ("raise UsageError('no file', hint='')", "it has no hint"),
+        ("raise UsageError('no file', hint='fix it')", "its hint says nothing"),
+        ("raise UsageError('There is no file.', hint='make one, or name another')", "a message"),
+        ("raise UsageError('no such file', hint='no such file')", "its hint repeats"),
+        ("raise document.error('a.b', 'wrong', hint='  ')", "it has no hint"),
+        ("raise document.error('a.b', f'{x} is wrong', hint=HINT)", None),
+        ("Deadline(3, 'a thing')", None),
+        ("Deadline(3, 'a thing', hint='')", "it has no hint"),
+    ],
+)
+def test_an_error_without_a_hint_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, why: str | None
+) -> None:
+    monkeypatch.setattr("test_error_messages.PROJECT", tmp_path)
+    path = tmp_path / "made_up.py"
+    path.write_text(f"HINT = 'write it otherwise'\n{source}\n")
+    (message,) = messages_in(path, {"UsageError"})
+    problem = problem_of(message)
+    assert (problem or "").startswith(why or "") and bool(problem) == bool(why)
+
+
+if __name__ == "__main__":
+    for one in all_messages():
+        print(f"{one.place}\n    {one.text}\n    hint: {one.hint}")

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A program that the harness starts does not outlive it, whenever and however it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import Deadline
+from harness.process import run
+
+# Starts a program that writes a file once it runs, and then waits longer than any test.
+STARTER = """
+import sys
+from harness.process import spawn
+with spawn(["sh", "-c", f"echo $$ > {sys.argv[1]}; exec sleep 600"]) as child:
+    child.wait()
+"""
+
+
+def is_alive(file: Path) -> bool:
+    try:
+        stat = Path(f"/proc/{int(file.read_text())}/stat").read_text()
+    except (OSError, ValueError):
+        return False
+    # In a container nobody may wait for what has ended.
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def await_file(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} never came"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("moment", ["before the signal is set", "once it runs"])
+def test_a_harness_that_is_killed_while_it_starts_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    early = moment != "once it runs"
+    tools = tmp_path / "setpriv"
+    tools.write_text(
+        f"#!/bin/sh\necho > {tmp_path}/begun\n{'sleep 0.7' if early else ':'}\n"
+        f'exec {shutil.which("setpriv")} "$@"\n'
+    )
+    tools.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    running = tmp_path / "running"
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(running)])
+    await_file(tmp_path / "begun" if early else running)
+    starter.send_signal(signal.SIGKILL)
+    starter.wait()
+    time.sleep(1.5 if early else 0.3)
+    try:
+        assert not is_alive(running), "the program outlives the harness"
+    finally:
+        if is_alive(running):
+            os.kill(int(running.read_text()), signal.SIGKILL)
+
+
+def test_the_programs_words_and_status_are_its_own() -> None:
+    words = ["sh", "-c", 'printf "%s|" "$0" "$@"; exit 7', "a b", "$HOME", "", "'", "-n"]
+    done = run(words, deadline=Deadline(20, "a shell"), check=False)
+    assert (done.status, done.stdout) == (7, "a b|$HOME||'|-n|")
