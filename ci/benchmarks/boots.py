@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -12,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from harness.guest.initramfs import write_run_initramfs
 from harness.guest.keys import RunKeys
-from harness.machine.qemu_command import Boot, ConsoleSocket, qemu_argv
+from harness.machine.console import console_pipe
+from harness.machine.qemu_command import Boot, ConsolePipe, qemu_argv
 from harness.runs.prepare import Host, Prepared
 
 _SECONDS = 3600
@@ -31,28 +32,28 @@ def floor(host: Host, prepared: Prepared, folder: Path) -> float:
         write_run_initramfs(
             archive, prepared.bootable.initramfs, RunKeys(), "floor", prepared.acpi_tables
         )
-    near, far = socket.socketpair()
-    with near, far:
+    near, far_fd = console_pipe()
+    with os.fdopen(near, "rb", buffering=0) as console, os.fdopen(far_fd, "wb", buffering=0) as far:
         boot = Boot(
             prepared.bootable.kernel.image,
             initramfs,
             f"{prepared.command_line} rdinit=/bin/poweroff -- -f",
-            ConsoleSocket(far.fileno(), folder / "serial.log"),
+            ConsolePipe(far.fileno(), folder / "serial.log"),
         )
         argv = qemu_argv(host.qemu, prepared.case.profile, prepared.bootable.accel, boot=boot)
-        reader = threading.Thread(target=_drain, args=(near,), daemon=True)
+        reader = threading.Thread(target=_drain, args=(console,), daemon=True)
         reader.start()
         begin = time.monotonic()
         subprocess.run(argv, pass_fds=(far.fileno(),), check=True, timeout=300)
-        return time.monotonic() - begin
+        seconds = time.monotonic() - begin
+        far.close()
+        reader.join()
+        return seconds
 
 
-def _drain(console: socket.socket) -> None:
+def _drain(console: IO[bytes]) -> None:
     """Read a console until it closes: a guest with a full console stands still."""
-    try:
-        while console.recv(1 << 16):
-            pass
-    except OSError:
+    while console.read(1 << 16):
         pass
 
 

@@ -18,7 +18,7 @@ from harness.deadline import Deadline
 from harness.errors import InconclusiveError, UsageError
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_binary import QemuBinary
-from harness.machine.qemu_command import Accelerator, Boot, ConsoleSocket, qemu_argv
+from harness.machine.qemu_command import Accelerator, Boot, ConsolePipe, qemu_argv
 from harness.model.document import Size
 from harness.model.memory_range import MIB
 from harness.model.topology import NumaNode, Profile
@@ -88,7 +88,7 @@ def _try_kvm(qemu: QemuBinary, kernel: Path, initramfs: Path) -> str:
                     qemu,
                     _SMALL,
                     "kvm",
-                    boot=Boot(kernel, initramfs, line, ConsoleSocket(console, Path(serial.name))),
+                    boot=Boot(kernel, initramfs, line, ConsolePipe(console, Path(serial.name))),
                     control=control,
                 ),
                 log,

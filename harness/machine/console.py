@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import re
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,18 +19,34 @@ _LONGEST_LINE = 4096
 _ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1bc|[\x00-\x08\x0b-\x1f\x7f]")
 
 
+# A busy host may leave the console unread for a while.
+_ROOM = 1 << 20
+
+
+def console_pipe() -> tuple[int, int]:
+    """A pipe for a console: the end that is read, and the guest's.
+
+    Not a socket pair: QEMU writes byte by byte, each byte takes a buffer of its own in a socket,
+    and what finds no room for some 300 of them is lost (hw/char/serial.c).
+    """
+    near, far = os.pipe()
+    with contextlib.suppress(OSError):  # the user has many pipes: 64 KiB is much as well
+        fcntl.fcntl(far, fcntl.F_SETPIPE_SZ, _ROOM)
+    return near, far
+
+
 class Console:
     """The harness's end of the console. QEMU itself writes everything to the serial log.
 
     A thread reads it all the time: a guest whose console is full stands still.
 
     Args:
-        connection: the harness's end of the console's socket pair.
+        fd: what to read; closed when the guest's end is.
         watch: called in the reading thread with every line.
     """
 
-    def __init__(self, connection: socket.socket, watch: Callable[[str], None]) -> None:
-        self._socket = connection
+    def __init__(self, fd: int, watch: Callable[[str], None]) -> None:
+        self._fd = fd
         self._watch = watch
         self._changed = threading.Condition()
         self._unread: deque[str] = deque(maxlen=100_000)
@@ -76,15 +93,13 @@ class Console:
 
     def close(self) -> None:
         """Stop reading. QEMU must have ended, or its end must be closed."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(5.0)
 
     def _read(self) -> None:
         partial = b""
         while True:
             try:
-                data = self._socket.recv(1 << 16)
+                data = os.read(self._fd, 1 << 16)
             except OSError:
                 data = b""
             *whole, partial = (partial + data).split(b"\n")
@@ -102,4 +117,5 @@ class Console:
                 self._closed = not data
                 self._changed.notify_all()
             if not data:
+                os.close(self._fd)
                 return

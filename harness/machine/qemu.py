@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from harness.deadline import Deadline
 from harness.errors import GuestEndedError, HarnessError, MachineLostError
-from harness.machine.console import Console
+from harness.machine.console import Console, console_pipe
 from harness.machine.monitor import Monitor
 from harness.machine.qemu_command import Control
 from harness.machine.qtest import Qtest
@@ -195,11 +195,16 @@ def running_qemu(
         terminal: whether QEMU gets the harness's own standard input and output.
     """
     with ExitStack() as stack:
-        pairs = [socket.socketpair() for _ in range(3)]
+        pairs = [socket.socketpair() for _ in range(2)]
         for pair in pairs:
             for end in pair:
                 stack.callback(end.close)
-        (qtest, qtest_far), (qmp, qmp_far), (console, console_far) = pairs
+        (qtest, qtest_far), (qmp, qmp_far) = pairs
+        # Before the process, so that it is read until the process has ended.
+        near, far_fd = console_pipe()
+        screen = Console(near, watch_console)
+        stack.callback(screen.close)
+        console_far = stack.enter_context(os.fdopen(far_fd, "wb", buffering=0))
         control = Control(qtest_fd=qtest_far.fileno(), qmp_fd=qmp_far.fileno())
         argv = make_argv(control, console_far.fileno())
         process = stack.enter_context(
@@ -208,13 +213,12 @@ def running_qemu(
                 stdin=None if terminal else subprocess.DEVNULL,
                 stdout=None if terminal else log,
                 stderr=log,
-                pass_fds=(*(far.fileno() for _near, far in pairs), *pass_fds),
+                pass_fds=(*(far.fileno() for _near, far in pairs), console_far.fileno(), *pass_fds),
             )
         )
         for _near, far in pairs:
             far.close()
-        screen = Console(console, watch_console)
-        stack.callback(screen.close)
+        console_far.close()
         machine = Qemu(process, Qtest(qtest), qmp, screen, log)
         stack.callback(machine.close_monitor)
         yield machine

@@ -18,11 +18,11 @@ Accelerator = Literal["kvm", "tcg"]
 
 
 @dataclass(frozen=True)
-class ConsoleSocket:
+class ConsolePipe:
     """A console that the harness reads.
 
     Attributes:
-        fd: QEMU's end of the console's socket pair.
+        fd: the end of the console's pipe that QEMU writes to.
         log: file to which QEMU itself writes the console.
         append: whether the file keeps what it has.
     """
@@ -46,7 +46,7 @@ class Boot:
     kernel: Path
     initramfs: Path | str
     command_line: str
-    console: ConsoleSocket | None = None
+    console: ConsolePipe | None = None
 
 
 @dataclass(frozen=True)

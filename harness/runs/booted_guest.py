@@ -18,7 +18,7 @@ from harness.guest.ssh import GuestShell, guest_shell
 from harness.machine.crash_watch import CrashWatch
 from harness.machine.firmware import check_committed, commit_decoders, prove_paths
 from harness.machine.qemu import PATIENCE, Qemu, running_qemu
-from harness.machine.qemu_command import Boot, ConsoleSocket, Control, qemu_argv
+from harness.machine.qemu_command import Boot, ConsolePipe, Control, qemu_argv
 from harness.model.preflight import early_problems
 from harness.model.verdict import Start
 from harness.runs.evidence import Evidence
@@ -184,7 +184,7 @@ def started_machine(
             kernel=kernel.image,
             initramfs=f"/dev/fd/{identity.initramfs}",
             command_line=prepared.command_line,
-            console=ConsoleSocket(console, evidence.path("serial.log"), append=incoming),
+            console=ConsolePipe(console, evidence.path("serial.log"), append=incoming),
         )
         words = qemu_argv(
             host.qemu,

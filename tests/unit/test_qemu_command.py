@@ -13,7 +13,7 @@ from msgspec import structs
 from harness.errors import UsageError
 from harness.machine import qemu_command
 from harness.machine.qemu_binary import QemuBinary
-from harness.machine.qemu_command import Boot, ConsoleSocket, Control, qemu_argv
+from harness.machine.qemu_command import Boot, ConsolePipe, Control, qemu_argv
 from harness.model.memory_range import GIB
 from harness.model.topology import Profile, read_profile
 from harness.paths import PROFILES
@@ -32,7 +32,7 @@ BOOT = Boot(
     kernel=Path("/store/kernel, with a comma/vmlinuz"),
     initramfs="/dev/fd/9",
     command_line="console=ttyS0 memmap=0x1%0x2,x -S",
-    console=ConsoleSocket(13, Path("/evidence/a,b/serial.log")),
+    console=ConsolePipe(13, Path("/evidence/a,b/serial.log")),
 )
 
 EVERYTHING = machine(
