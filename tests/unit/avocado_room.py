@@ -15,10 +15,15 @@ from harness.paths import PROJECT
 FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
 
 
+def project() -> dict[str, Any]:
+    """What pyproject.toml says of the project."""
+    found: dict[str, Any] = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    return found
+
+
 def entry_points() -> dict[str, dict[str, str]]:
     """The groups of entry points that pyproject.toml declares."""
-    project: dict[str, Any] = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    return {"console_scripts": project["scripts"], **project["entry-points"]}
+    return {"console_scripts": project()["scripts"], **project()["entry-points"]}
 
 
 def plugin_environment(room: Path) -> dict[str, str]:
@@ -27,6 +32,8 @@ def plugin_environment(room: Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: cxl-ownership-harness\nVersion: 0.1.0\n"
+        # Avocado starts only where pkg_resources finds all of them.
+        + "".join(f"Requires-Dist: {one}\n" for one in project()["dependencies"])
     )
     lines: list[str] = []
     for group, entries in entry_points().items():
