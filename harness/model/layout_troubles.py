@@ -19,7 +19,8 @@ def troubled(
     """Where a layout has a trouble, with all that is drawn into it; empty where it has none.
 
     `covered_in_part`: a region or a window lies over a part of a Soft Reserved range, so that no
-    one resource can be the whole range. What else lies in such a region belongs to it.
+    one resource can be the whole range. What else lies in such a region belongs to it. A region
+    counts that Linux gives up: it stays in iomem (drivers/cxl/core/region.c, __construct_region).
 
     `srat_entry_differs`: an entry of the SRAT, which the kernel looks at, overlaps a Soft Reserved
     range and is another.
@@ -32,7 +33,7 @@ def troubled(
     """
     reserved = [one.range for one in state.soft_reserved]
     if trouble == "covered_in_part":
-        regions = [one.range for one in state.regions()]
+        regions = [one.range for one in state.decoders if not one.hidden]
         others = [*regions, *state.windows]
         cut = [one for one in reserved if any(_cuts(other, one) for other in others)]
         drawn = [one for one in regions if any(one.overlaps(other) for other in cut)]

@@ -25,7 +25,7 @@ def fuzz(
     host: Host, kernel: KernelRequest, known: KnownIssues, folder: Path, seed: int, minutes: float
 ) -> Tally:
     forgetful = ForgetfulHost(host.qemu, host.store, host.progress, host.accel)
-    with Session(forgetful, Judging("per_range", folder / "runs", known), jobs=2) as session:
+    with Session(forgetful, Judging("per_range", folder / "runs", known)) as session:
         campaign = Campaign(
             session, kernel, "per_range", known, folder / "found", seed, shrink_seconds=0.0
         )

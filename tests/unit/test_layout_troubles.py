@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from machines import committed, firmware_state, span
@@ -53,6 +54,15 @@ def test_a_region_or_window_over_a_part_of_a_range_is_a_trouble() -> None:
 
 def test_all_of_a_region_that_cuts_a_range_is_drawn_in() -> None:
     assert cut("120000000-18fffffff", decoder="110000000-14fffffff") == [WINDOW]
+
+
+def test_a_region_that_is_given_up_is_in_the_way_as_well() -> None:
+    decoder = replace(committed("decoder0", "110000000-14fffffff"), ports_range=span(WINDOW))
+    state = firmware_state({"sr0": WINDOW}, decoders=[decoder], windows=[WINDOW])
+    assert state.regions() == ()
+    assert [str(one) for one in troubled("covered_in_part", state, ())] == [WINDOW]
+    hidden = firmware_state({"sr0": WINDOW}, decoders=[replace(decoder, hidden=True)])
+    assert troubled("covered_in_part", hidden, ()) == ()
 
 
 def test_an_entry_of_the_srat_that_is_no_range_is_a_trouble() -> None:
