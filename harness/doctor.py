@@ -22,6 +22,7 @@ from harness.machine.qemu_binary import (
     for_this_distribution,
     install_qemu_hint,
 )
+from harness.orphans import find_orphans
 from harness.paths import store_root
 
 _GIB = 1 << 30
@@ -91,7 +92,19 @@ def diagnose() -> tuple[Check, ...]:
         _check_memory(),
         _check_store(),
         _check_python_packages(),
+        *check_orphans(),
     )
+
+
+def check_orphans() -> Iterator[Check]:
+    """A line for each QEMU that a harness has left behind; none when there is none."""
+    for one in find_orphans():
+        yield Check(
+            "a guest without a harness",
+            "warning",
+            f"process {one.pid}, which writes to {one.log}",
+            f"kill {one.pid}, and report how its harness ended",
+        )
 
 
 def _check_qemu() -> Iterator[Check]:

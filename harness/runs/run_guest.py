@@ -168,7 +168,7 @@ def _run_steps(
         observation = read_sections(sections)
     guest.check()
     if not failed_steps:
-        _require_loaded(load, prepared.bootable.initramfs.modules, observation)
+        require_loaded(load, prepared.bootable.initramfs.modules, observation)
     problems = window_problems(observation, prepared.state)
     if problems:
         raise PreflightError(
@@ -187,7 +187,7 @@ def _run_steps(
     return live_on(guest, prepared, result, observation, evidence, timings, settling)
 
 
-def _require_loaded(load: Load, files: Collection[str], observation: Observation) -> None:
+def require_loaded(load: Load, files: Collection[str], observation: Observation) -> None:
     """Refuse a guest that says that it has loaded modules, and has not.
 
     Raises:

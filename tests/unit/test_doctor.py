@@ -49,6 +49,7 @@ def ready_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kvm.touch()
     monkeypatch.setattr(doctor, "_KVM", kvm)
     use_meminfo(monkeypatch, tmp_path, "MemAvailable:    4194304 kB\n")
+    monkeypatch.setattr(doctor, "find_orphans", tuple)
     monkeypatch.setattr(importlib.metadata, "requires", lambda _name: ["click>=8.1"])
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: name)
 
