@@ -11,7 +11,7 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 # How qemu_profiles/machine.j2 gives a guest's console to the harness: nobody else does it so.
-_CONSOLE = re.compile(r"socket,id=console,fd=\d+,logfile=(?P<log>.+),logappend=(?:on|off)")
+_CONSOLE = re.compile(r"file,id=console,path=/dev/fd/\d+,logfile=(?P<log>.+),logappend=(?:on|off)")
 _HARNESS = re.compile(r"(?:^|/)(?:python[\d.]*|harness|pytest)$")
 
 

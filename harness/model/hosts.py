@@ -49,7 +49,9 @@ def read_lab(text: str, name: str) -> Document[Lab]:
     for index, host in enumerate(hosts):
         if host.name in [one.name for one in hosts[:index]]:
             raise document.error(
-                f"hosts[{index}].name", f"two hosts are called {host.name}", hint="rename one"
+                f"hosts[{index}].name",
+                f"two hosts are called {host.name}",
+                hint="give each host a name of its own",
             )
         if host.ssh is None and host.options:
             raise document.error(

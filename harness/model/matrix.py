@@ -175,7 +175,9 @@ def read_matrix(text: str, name: str) -> Document[Matrix]:
             )
         for index, value in enumerate(values):
             if not value.strip():
-                raise document.error(f"{axis}[{index}]", "an empty name", hint="remove it")
+                raise document.error(
+                    f"{axis}[{index}]", "an empty name", hint="name something, or remove it"
+                )
             if value in values[:index]:
                 raise document.error(
                     f"{axis}[{index}]", f"{value!r} stands twice", hint="remove one of the two"

@@ -249,8 +249,8 @@ def test_another_load_than_the_scenarios_is_judged_by_the_oracle(tmp_path: Path)
 
 def test_an_observation_of_another_machine_is_not_judged(tmp_path: Path) -> None:
     folder = unpacked(tmp_path)
-    iomem = folder / "observation" / "iomem"
-    iomem.write_text(iomem.read_text().replace("18fffffff : CXL", "28fffffff : CXL"))
+    layout = folder / LAYOUT
+    layout.write_text(layout.read_text().replace("110000000-18fffffff", "120000000-19fffffff"))
     with pytest.raises(UsageError, match="asked for windows"):
         judge_again(read_recording(folder))
     (folder / "observation" / "dmesg").unlink()

@@ -86,6 +86,11 @@ def messages_in(path: Path, classes: set[str]) -> Iterator[Message]:
         called = ast.unparse(node.func).rpartition(".")[2]
         arguments = {one.arg: one.value for one in node.keywords}
         place = f"{path.relative_to(PROJECT)}:{node.lineno}"
+        first = node.args[0] if node.args else None
+        if isinstance(first, ast.Name) and first.id == "error" and len(node.args) == 1:
+            continue  # it carries another error, with its hint
+        if called == "error" and isinstance(first, ast.Constant) and "%" in str(first.value):
+            continue  # a line for a logger
         if called in classes:
             text = text_of(node.args[0], names) if node.args else None
             yield Message(place, text, text_of(arguments.get("hint"), names))

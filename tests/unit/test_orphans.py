@@ -7,7 +7,7 @@ import pytest
 from machines import one_window
 
 from harness import doctor
-from harness.machine.qemu_command import Boot, ConsoleSocket, qemu_argv
+from harness.machine.qemu_command import Boot, ConsolePipe, qemu_argv
 from harness.orphans import Orphan, find_orphans
 
 
@@ -16,7 +16,7 @@ def proc(tmp_path: Path) -> Path:
     """Processes: init, a harness with its QEMU, and a QEMU that init has got."""
     from cli_room import FIT_QEMU
 
-    console = ConsoleSocket(7, Path("/evidence/a,b/serial.log"))
+    console = ConsolePipe(7, Path("/evidence/a,b/serial.log"))
     boot = Boot(Path("/kernel"), "/dev/fd/9", "console=ttyS0", console)
     qemu = qemu_argv(FIT_QEMU, one_window(), "tcg", boot=boot)
     folder = tmp_path / "proc"
@@ -26,7 +26,7 @@ def proc(tmp_path: Path) -> Path:
         (21, 20, qemu),
         (30, 1, qemu),
         (31, 1, ("/usr/bin/qemu-system-x86_64", "-serial", "stdio")),
-        (32, 1, ("grep", "-chardev socket,id=console,fd=7,logfile=x")),
+        (32, 1, ("grep", "-chardev file,id=console,path=/dev/fd/7,logfile=x")),
     ):
         one = folder / str(number)
         one.mkdir(parents=True)
