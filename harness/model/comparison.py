@@ -21,6 +21,7 @@ class Change(Enum):
     OTHER_OWNER = "other owner"
     OTHER_FAILURE = "other failure"
     UNKNOWN = "unknown"
+    NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Row:
     @property
     def change(self) -> Change:
         """What became of it; UNKNOWN when one of the two has no verdict of PASS or FAIL."""
+        if self.first.verdict is None and self.second.verdict is None:
+            return Change.NOT_RUN
         judged = (Verdict.PASS, Verdict.FAIL)
         if self.first.verdict not in judged or self.second.verdict not in judged:
             return Change.UNKNOWN

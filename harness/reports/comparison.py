@@ -15,11 +15,12 @@ MARKS = {
     Change.OTHER_OWNER: "~",
     Change.OTHER_FAILURE: "~",
     Change.UNKNOWN: "?",
+    Change.NOT_RUN: "",
 }
 
 
 def comparison_lines(rows: Sequence[Row], kernels: tuple[str, str]) -> tuple[str, ...]:
-    """A table with a line for each scenario, and what its marks count to.
+    """A table with a line for each scenario that was run, and what its marks count to.
 
     Args:
         rows: the scenarios.
@@ -27,6 +28,8 @@ def comparison_lines(rows: Sequence[Row], kernels: tuple[str, str]) -> tuple[str
     """
     table = [("", "scenario", *kernels, "")]
     for row in rows:
+        if row.change is Change.NOT_RUN:
+            continue
         said = "" if row.change is Change.SAME else row.change.value
         cells = (_cell(row.first), _cell(row.second))
         table.append((MARKS[row.change], row.scenario, *cells, said))
@@ -35,6 +38,9 @@ def comparison_lines(rows: Sequence[Row], kernels: tuple[str, str]) -> tuple[str
         " ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in table
     ]
+    left_out = [row.scenario for row in rows if row.change is Change.NOT_RUN]
+    if left_out:
+        lines.append(f"about neither kernel: {', '.join(left_out)}")
     counts = Counter(row.change for row in rows)
     lines.append(", ".join(f"{counts[one]} {one.value}" for one in Change if counts[one]))
     return tuple(lines)

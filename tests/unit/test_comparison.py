@@ -50,6 +50,7 @@ def result(verdict: Verdict, *owners: OwnerName, rule: str = "1", reason: str = 
         (result(PASS, "dax_cxl"), result(PASS, "dax_hmem"), Change.OTHER_OWNER),
         (result(PASS, "dax_cxl"), result(INCONCLUSIVE, reason="lost"), Change.UNKNOWN),
         ("not about this kernel", result(PASS, "dax_cxl"), Change.UNKNOWN),
+        ("not about this kernel", "nor about this one", Change.NOT_RUN),
     ],
 )
 def test_what_became_of_a_scenario(
@@ -72,15 +73,19 @@ def test_the_table_marks_what_differs() -> None:
         Row("broken", Side(PASS, ("sr0: dax_cxl",)), Side(FAIL, ("sr0: nobody",), "rule 1")),
         Row("mended", Side(FAIL), Side(PASS)),
         Row("elsewhere", Side(None, why="not about it"), Side(PASS)),
+        Row("nowhere", Side(None, why="not about it"), Side(None, why="nor this")),
     ]
-    header, kept, broken, mended, elsewhere, counts = comparison_lines(rows, ("old", "new"))
+    header, kept, broken, mended, elsewhere, nowhere, counts = comparison_lines(
+        rows, ("old", "new")
+    )
     assert header.split() == ["scenario", "old", "new"]
     assert kept.split() == ["kept", "PASS", "sr0:", "dax_cxl", "PASS", "sr0:", "dax_cxl"]
     assert broken.startswith("- broken ")
     assert broken.endswith("FAIL sr0: nobody (rule 1) regression")
     assert mended.startswith("+ mended") and mended.endswith("fix")
     assert elsewhere.startswith("? elsewhere skipped")
-    assert counts == "1 same, 1 regression, 1 fix, 1 unknown"
+    assert nowhere == "about neither kernel: nowhere"
+    assert counts == "1 same, 1 regression, 1 fix, 1 unknown, 1 not run"
 
 
 @pytest.mark.usefixtures("no_guest")
