@@ -47,6 +47,13 @@ def _only(kind: str) -> Any:
     return found
 
 
+def _end_of_file(fd: int) -> None:
+    """Let the next read find the end; the one under way still takes what comes."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, fd)
+    os.close(nothing)
+
+
 def _in_guest(command: str) -> None:
     """Start a command in the guest without waiting for it."""
     _only("GuestShell")._channel.sendall(f"{command}\n".encode())
@@ -84,7 +91,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "QEMU stopped": lambda: os.kill(_only("Qemu").pid, signal.SIGSTOP),
     "QMP closes": lambda: _only("Qemu")._monitor_socket.shutdown(socket.SHUT_RDWR),
     "qtest closes": lambda: _only("Qemu").qtest._socket.shutdown(socket.SHUT_RDWR),
-    "console closes": lambda: _only("Qemu").console._socket.shutdown(socket.SHUT_RDWR),
+    "console closes": lambda: _end_of_file(_only("Qemu").console._fd),
     "SSH closes": lambda: _only("GuestShell")._channel.get_transport().sock.close(),
     "SSH silent": lambda: _in_guest("kill -STOP $PPID"),
     "disk full": lambda: _limit(resource.RLIMIT_FSIZE, 0),
