@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from harness.deadline import Deadline
-from harness.errors import GuestLostError
+from harness.errors import GuestLostError, MachineLostError
 
 _KEPT_LINES = 400
 _LONGEST_LINE = 4096
@@ -53,7 +53,13 @@ class Console:
         self._tail: deque[str] = deque(maxlen=_KEPT_LINES)
         self._closed = False
         self._thread = threading.Thread(target=self._read, name="console", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise MachineLostError(
+                f"nobody can read the guest's console: {error}",
+                hint="raise ulimit -u and -v, close something, or run fewer guests at once",
+            ) from None
 
     def tail(self) -> tuple[str, ...]:
         """The last lines seen, oldest first, at most 400."""

@@ -66,7 +66,7 @@ TABLE = (
     Row("guest powers off", (BROKEN,), "", "load", "powered off"),
     Row("guest fills memory", (BROKEN, UNCLEAR), "", "load"),
     Row("guest kills shell", (UNCLEAR,), "", "load", "SSH connection broke"),
-    Row("guest floods log", (UNCLEAR,), "", "load"),
+    Row("guest floods log", (UNCLEAR,), "", "observe", "log cannot be trusted"),
 )
 
 
