@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -79,8 +80,7 @@ def test_a_guest_reaches_nothing_of_the_network(in_guest: InGuest) -> None:
 
 def test_a_guest_sees_no_file_or_device_of_the_host(in_guest: InGuest) -> None:
     def act(shell: GuestShell) -> None:
-        disks = said(shell, "ls /sys/block /sys/bus/virtio/devices /sys/class/nvme 2>/dev/null")
-        assert not re.findall(r"\b([vs]d[a-z]|sr\d|nvme)\b", disks)
+        assert said(shell, "ls /sys/block").split() == []
         kinds = said(shell, "cat /sys/bus/virtio/devices/*/device").split()
         assert kinds == ["0x0001"], "a network card, no shared folder, no socket"
         mounts = {line.split()[2] for line in said(shell, "cat /proc/mounts").splitlines()}
@@ -101,6 +101,7 @@ def test_the_qemu_of_a_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Non
     bench.environment["API_TOKEN"] = "hunter2"
     with bench.started("run", "exact_cover") as child:
         machine = bench.await_console(EARLY)
+        child.send_signal(signal.SIGSTOP)  # so that the guest does not end meanwhile
         assert status_of(machine, "Seccomp") == "2", "it is under a system call filter"
         assert b"hunter2" not in Path(f"/proc/{machine}/environ").read_bytes()
         targets = [os.readlink(one) for one in Path(f"/proc/{machine}/fd").iterdir()]
