@@ -51,3 +51,8 @@ class LiveMachines:
             self._stopped = True
             for machine in self._machines:
                 machine.kill()
+
+    def go_on(self) -> None:
+        """Let machines start again, after all that were stopped have ended."""
+        with self._lock:
+            self._stopped = False

@@ -104,6 +104,8 @@ class Session:
         if kind is not None:
             self.host.live.stop()
         self._pool.shutdown(cancel_futures=True)
+        if kind is not None:
+            self.host.live.go_on()
         self.stack.close()
 
     def run(self, case: Case, kernel: str | KernelRequest) -> RunResult:

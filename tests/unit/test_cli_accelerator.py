@@ -44,7 +44,9 @@ while said := monitor.recv(4096):  # one command at a time, without an end of li
     answer = {{"return": {{}}}} | {{name: request[name] for name in ("id",) if name in request}}
     monitor.sendall(json.dumps(answer).encode() + b"\\r\\n")
     if request["execute"] == "cont" and {says!r}:
-        inherited("console").sendall({says!r})
+        console = re.search("id=console,path=([^,]+)", words)[1]
+        with open(console, "wb") as line:
+            line.write({says!r})
         sys.exit()
 """
 
