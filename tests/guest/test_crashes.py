@@ -160,8 +160,8 @@ def test_a_trace_with_files_and_lines(harness_host: Host, tmp_path: Path) -> Non
     result = run_case(harness_host, "exact_cover", kernel, tmp_path)
     assert result.verdict is Verdict.FAIL, report_text(result)
     (finding,) = result.findings
-    # Of a module, the kernel's script asks addr2line without naming the section, and so finds no line
-    # for what stands at its very beginning, as the function that oopses here does.
+    # Of a module, the kernel's script asks addr2line without naming the section, and so finds no
+    # line for what stands at its very beginning, as the function that oopses here does.
     assert any("oops_work (" in line and "dax_hmem" in line for line in finding.decoded)
     assert any("kernel/workqueue.c:" in line for line in finding.decoded)
     assert "kernel/workqueue.c:" in Path(result.evidence, "decoded.txt").read_text()
