@@ -25,6 +25,7 @@ from harness.model.verdict import Finding, RunResult, Verdict
 from harness.paths import PROJECT
 from harness.runs.catalogue import scenario_names
 from harness.runs.combination import Message, decode, encode, ending_of, ending_of_error
+from harness.runs.live_machines import LiveMachines
 from harness.runs.prepare import NotApplicableError
 from harness.runs.run_scenario import Session
 
@@ -185,10 +186,7 @@ def run(
 class FakeHost:
     qemu = FIT_QEMU
 
-    class live:
-        @staticmethod
-        def stop() -> None:
-            pass
+    live = LiveMachines()
 
 
 def test_evidence_is_left_where_the_job_wants_it(
