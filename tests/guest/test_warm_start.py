@@ -335,5 +335,8 @@ def test_nothing_is_left_behind(
     assert len(os.listdir("/proc/self/fd")) == len(before)
     assert list(tmp_path.iterdir()) == []
     files = {"qemu.argv", "kernel.json", "firmware.json", "serial.log", "qemu.log"}
+    files |= {"scenario.yaml", "profile.yaml", "layout.json", "firmware_state.json"}
+    if (room.prepared.bootable.kernel.image.parent / "manifest.json").exists():
+        files.add("kernel_manifest.json")
     assert {path.name for path in boot.folder.iterdir()} == files
     assert {path.name for path in evidence.folder.iterdir()} == files | {"start.json"}
