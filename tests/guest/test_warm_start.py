@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -326,6 +327,8 @@ def test_nothing_is_left_behind(
     room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    # The first QMP session of a process's main thread makes its event loop, which stays.
+    asyncio.set_event_loop(asyncio.new_event_loop())
     before = os.listdir("/proc/self/fd")
     boot, evidence = room.evidence(), room.evidence()
     with warm_machine(room.host, room.prepared, boot, Timings(), BOOT_SECONDS) as machine:
