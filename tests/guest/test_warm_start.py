@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -327,8 +328,10 @@ def test_nothing_is_left_behind(
     room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    # The first QMP session of a process's main thread makes its event loop, which stays.
+    # The first QMP session of a process's main thread makes its event loop, which stays; the loop
+    # that an earlier test left closes its files when it is collected.
     asyncio.set_event_loop(asyncio.new_event_loop())
+    gc.collect()
     before = os.listdir("/proc/self/fd")
     boot, evidence = room.evidence(), room.evidence()
     with warm_machine(room.host, room.prepared, boot, Timings(), BOOT_SECONDS) as machine:
