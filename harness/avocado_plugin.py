@@ -32,7 +32,7 @@ from harness.errors import HarnessError, UsageError
 if TYPE_CHECKING:
     from harness.model.matrix import Combination, Plan
     from harness.runs.combination import Message
-    from harness.runs.worker_pool import Ticket, WorkerPool
+    from harness.runs.worker_pool import Pool, Ticket
 
 KIND = "ownership"
 _PREFIX = f"{KIND}:"
@@ -167,7 +167,7 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
     def __init__(self, config: dict[str, Any] | None = None, job: Any = None) -> None:
         super().__init__(config, job)
         self._threads: ThreadPoolExecutor | None = None
-        self._pool: WorkerPool | None = getattr(job, "ownership_pool", None)
+        self._pool: Pool | None = getattr(job, "ownership_pool", None)
 
     def is_operational(self) -> bool:
         """Whether some host can run guests; says why not."""
@@ -186,7 +186,7 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
             atexit.register(self._pool.close)  # a spawner is not told when its job is over
         return True
 
-    def _ready_pool(self) -> WorkerPool:
+    def _ready_pool(self) -> Pool:
         if self._pool is None:
             raise RuntimeError("is_operational() comes first")
         return self._pool
@@ -246,7 +246,7 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
 class _Handle:
     """A task under way: its thread talks to a worker and to avocado's status server."""
 
-    def __init__(self, threads: ThreadPoolExecutor, pool: WorkerPool, task: Any) -> None:
+    def __init__(self, threads: ThreadPoolExecutor, pool: Pool, task: Any) -> None:
         from harness.runs.matrix import read_combination
         from harness.runs.worker_pool import Ticket
 

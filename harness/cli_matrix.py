@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from harness.paths import PROJECT, evidence_root
 
 if TYPE_CHECKING:
     from harness.model.matrix import Combination, Plan
-    from harness.runs.worker_pool import WorkerPool
+    from harness.runs.worker_pool import Pool, WorkerPool
 
 _USUAL = PROJECT / "ci" / "matrix.yaml"
 
@@ -124,10 +125,7 @@ def _run_job(
     json_file: Path | None,
 ) -> int:
     """Run an avocado job; the exit code."""
-    job = _job(chosen, pool, results, run_timeout)
-    for handler in logging.getLogger().handlers:
-        # Avocado logs all it does through the same root, and shows what is for people itself.
-        handler.addFilter(lambda record: not record.name.startswith("avocado"))
+    job = avocado_job(chosen, pool, results, run_timeout)
     with job:
         click.echo(f"{len(chosen)} combinations, {pool.size} at once; results in {job.logdir}")
         job.run()
@@ -166,9 +164,20 @@ def exit_code(tests: list[dict[str, Any]], missing: int) -> int:
     return Verdict.PASS.value
 
 
-def _job(
-    chosen: tuple[Combination, ...], pool: WorkerPool, results: Path, run_timeout: int | None
+def avocado_job(
+    chosen: Sequence[Combination], pool: Pool, results: Path, run_timeout: int | None
 ) -> Any:
+    """An avocado job that is to be entered and run.
+
+    Args:
+        chosen: what it runs.
+        pool: on what.
+        results: folder in which it makes its own.
+        run_timeout: seconds for one combination, or None.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
     from avocado.core.job import Job
     from avocado.core.suite import TestSuite
 
@@ -194,4 +203,7 @@ def _job(
     tests = [runnable_of(one) for one in chosen]
     job = Job(config, [TestSuite("", config, tests=tests, job_config=config)])
     job.ownership_pool = pool
+    for handler in logging.getLogger().handlers:
+        # Avocado logs all it does through the same root, and shows what is for people itself.
+        handler.addFilter(lambda record: not record.name.startswith("avocado"))
     return job

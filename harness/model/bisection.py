@@ -9,10 +9,11 @@ through the same decisions again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from harness.model.memory_range import MemoryRange
 from harness.model.verdict import RunResult, Verdict
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -105,16 +106,30 @@ def failures_of(result: RunResult) -> tuple[str, ...]:
     The text of a finding, with its numbers and times, is not part of it: two kernels that strand
     the same range fail alike.
     """
+    return failure_names(
+        ((one.rule, one.range) for one in result.findings),
+        [(one.name, one.range) for one in result.owners],
+    )
+
+
+def failure_names(
+    findings: Iterable[tuple[str, MemoryRange | None]], owned: Sequence[tuple[str, MemoryRange]]
+) -> tuple[str, ...]:
+    """What broke, each once.
+
+    Args:
+        findings: each with its rule and the range that it is about, if any.
+        owned: the ranges that somebody should own, with their names.
+    """
     found = []
-    for finding in result.findings:
-        place = finding.range
+    for broken, place in findings:
         named = [
-            one.name
-            for one in result.owners
-            if place is not None and one.range.start <= place.end and place.start <= one.range.end
+            name
+            for name, one in owned
+            if place is not None and one.start <= place.end and place.start <= one.end
         ]
         where = " ".join(named) if named else str(place) if place is not None else ""
-        rule = f"rule {finding.rule}" if finding.rule.isdigit() else finding.rule
+        rule = f"rule {broken}" if broken.isdigit() else broken
         found.append(f"{rule} {where}".strip())
     return tuple(dict.fromkeys(found))
 

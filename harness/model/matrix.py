@@ -20,6 +20,8 @@ from harness.model.scenario import KernelNeeds, Policy
 NO_SERIES = "none"
 NO_CONFIG = "base"
 USUAL_QEMU = "default"
+BRANCH = "branch"
+"""The kernel in the matrix of a nightly that stands for the branch of that night."""
 AXES = ("kernels", "configs", "series", "policies", "scenarios", "qemus")
 
 AskedPolicy = Literal["auto", "per_range", "all_or_nothing"]

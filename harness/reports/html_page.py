@@ -45,13 +45,16 @@ class ChipView:
     tooltip: str
 
 
-def html_report(runs: Sequence[StoredRun], title: str, when: float | None = None) -> str:
+def html_report(
+    runs: Sequence[StoredRun], title: str, when: float | None = None, summary: str = ""
+) -> str:
     """The page.
 
     Args:
         runs: at least one run.
         title: its heading.
         when: the time that it says, in seconds since 1970; now when it is left out.
+        summary: plain text to stand in front of everything else.
     """
     job = job_of(run.record for run in runs)
     names = run_names(runs)
@@ -66,6 +69,7 @@ def html_report(runs: Sequence[StoredRun], title: str, when: float | None = None
     script, style = _file("report.js"), _file("report.css")
     return environment.get_template("report.html.j2").render(
         title=title,
+        summary=summary,
         when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when)),
         job=job,
         outcomes=[(name, WORDS[name], count) for name, count in job.counts],

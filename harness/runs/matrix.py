@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.patch_series import read_series
 from harness.model.document import Document
 from harness.model.matrix import (
+    BRANCH,
     NO_SERIES,
     USUAL_QEMU,
     Combination,
@@ -40,13 +41,19 @@ GUEST_MIB = 1024
 _AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.M)
 
 
-def load_matrix(path: Path) -> Plan:
+def load_matrix(path: Path, branch: str | None = None) -> Plan:
     """Read a matrix file, with everything that it names.
+
+    Args:
+        path: the file.
+        branch: the SPEC that the kernel `branch` stands for, None where there is no such kernel.
 
     Raises:
         UsageError: it is wrong, or names something that does not exist; says file, line and field.
     """
     document = read_matrix(_text(path), str(path))
+    if branch is not None:
+        document = _with_branch(document, branch)
     matrix = document.value
     scenarios = _scenarios(document)
     for index, kernel in enumerate(matrix.kernels):
@@ -141,6 +148,18 @@ def _at(document: Document[Matrix], field: str) -> Iterator[None]:
     except UsageError as error:
         message = f"{error.where}: {error.message}" if error.where else error.message
         raise document.error(field, message, hint=error.hint) from error
+
+
+def _with_branch(document: Document[Matrix], spec: str) -> Document[Matrix]:
+    matrix = document.value
+    if BRANCH not in matrix.kernels:
+        raise document.error(
+            "kernels",
+            f"the matrix of a nightly must name the kernel {BRANCH!r}",
+            hint=f"add {BRANCH} to the kernels: it stands for what the branch has that night",
+        )
+    kernels = tuple(spec if one == BRANCH else one for one in matrix.kernels)
+    return replace(document, value=msgspec.structs.replace(matrix, kernels=kernels))
 
 
 def _scenarios(document: Document[Matrix]) -> dict[str, KernelNeeds]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from harness.errors import HarnessError, NotConfigurableError, UsageError
 from harness.guest.userland import PACKAGES, userland
@@ -86,6 +87,20 @@ class Ticket:
         worker = self.worker
         if worker is not None:
             worker.terminate()
+
+
+class Pool(Protocol):
+    """Runs combinations, several at once."""
+
+    @property
+    def size(self) -> int:
+        """How many run at once."""
+
+    def run(self, one: Combination, output: Path, say: Say, ticket: Ticket) -> None:
+        """Run one, and say what comes of it."""
+
+    def close(self) -> None:
+        """End all that is under way."""
 
 
 class WorkerPool:

@@ -32,7 +32,9 @@ from harness.store import Store
 ROOM = Path(os.environ["HARNESS_STORE"]).parent
 
 
-def run_all(_session: Session, cases: Sequence[Case], kernel: KernelRequest) -> Iterator[RunResult]:
+def run_all(
+    _session: Session | None, cases: Sequence[Case], kernel: KernelRequest
+) -> Iterator[RunResult]:
     for case in cases:
         built = resolve_kernel(kernel, Store(store_root()), SilentProgress())
         text = built.image.read_bytes().decode(errors="replace")

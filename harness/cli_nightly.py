@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command of `ci/nightly`: a night of a branch, from the fetch to the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.cli_matrix import avocado_job
+from harness.cli_options import explains_errors
+from harness.errors import UsageError
+from harness.model.kernel_request import KernelRequest
+from harness.model.verdict import Verdict
+from harness.paths import PROJECT, evidence_root
+from harness.progress import TerminalProgress
+
+if TYPE_CHECKING:
+    from harness.model.matrix import Combination
+    from harness.model.night import Bisecting
+    from harness.runs.commit_judge import Flakiness
+    from harness.runs.nightly import NightResult, RunJob
+    from harness.runs.prepare import Host
+    from harness.runs.watched_pool import Ended
+
+_USUAL = PROJECT / "ci" / "nightly.yaml"
+_TIMEOUT = "Test interrupted: Timeout reached"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--tree", required=True, metavar="URL|PATH", help="The git repository of Linux.")
+@click.option("--branch", default="cxl/next", show_default=True, help="Its branch.")
+@click.option(
+    "--matrix",
+    type=click.Path(path_type=Path),
+    default=_USUAL,
+    metavar="FILE",
+    help="What is run, ci/nightly.yaml without it; its kernel `branch` is the branch.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the history and the reports; beside the evidence of runs without it.",
+)
+@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Guests at once on this machine.")
+@click.option("--hosts", type=click.Path(path_type=Path), metavar="HOSTS.yaml", help="Run there.")
+@click.option(
+    "--run-timeout",
+    type=click.IntRange(1, 24 * 3600),
+    default=3600,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long one combination may take.",
+)
+@click.option(
+    "--bisect-minutes",
+    type=click.IntRange(0, 24 * 60),
+    default=60,
+    show_default=True,
+    help="How long looking for the commit of one regression may take; 0 for not at all.",
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many runs each commit gets when bisecting.",
+)
+@click.option(
+    "--keep",
+    type=click.IntRange(1, 10_000),
+    default=30,
+    show_default=True,
+    metavar="NIGHTS",
+    help="How many nights keep their evidence and report; the history keeps all.",
+)
+@click.option("--fresh", is_flag=True, help="Give up a night that was not finished.")
+@explains_errors
+def nightly(
+    tree: str,
+    branch: str,
+    matrix: Path,
+    state: Path | None,
+    jobs: int | None,
+    hosts: Path | None,
+    run_timeout: int,
+    bisect_minutes: int,
+    runs: int,
+    keep: int,
+    fresh: bool,
+) -> None:
+    """Run the matrix on what a branch has now, and compare with the nights before.
+
+    Killed and started again, it goes on where it was. Reports are in STATE/nights/latest:
+    summary.txt, report.html, results.json, junit.xml, night.json.
+
+    Exit code: 0 no regression, 1 a regression, 2 wrong input, 3 nothing could be judged, the branch
+    could not be fetched, or the night was cut short.
+    """
+    from harness.model.night import Bisecting, Change
+    from harness.runs.commit_judge import Flakiness
+    from harness.runs.night_history import open_history
+    from harness.runs.night_tree import night_tree
+    from harness.runs.nightly import Asked, Nightly
+    from harness.runs.prepare import this_host
+    from harness.runs.worker import harness_version
+    from harness.store import Store
+
+    folder = (state or evidence_root().parent / "nightly").absolute()
+    _make(folder)
+    progress = TerminalProgress()
+    host = this_host(progress, "auto")
+    with (
+        Store(folder).lock("nightly", what=f"running a night in {folder}", wait=False),
+        open_history(folder, progress.note) as history,
+    ):
+        followed = night_tree(folder, tree)
+
+        def build(request: KernelRequest) -> None:
+            from harness.kernels.resolve import resolve_kernel
+
+            resolve_kernel(request, host.store, progress)
+
+        def bisect(one: Combination, good: str, bad: str, evidence: Path) -> Bisecting:
+            if bisect_minutes == 0:
+                return Bisecting("", "", ("not bisected, as asked",))
+            where = (str(followed.folder), good, bad)
+            return _bisect(host, one, where, Flakiness(runs), bisect_minutes, evidence)
+
+        made = Nightly(
+            folder,
+            history,
+            followed,
+            harness_version(),
+            build,
+            _job_runner(hosts, jobs, run_timeout, progress),
+            bisect,
+            progress,
+        )
+        result = made.run(Asked(branch, matrix, fresh))
+        text = _write_reports(made.folder(result.night), result, history.results(result.night))
+        made.finish(result.night, keep)
+    click.echo(text, nl=False)
+    click.echo(f"\nreport: {folder / 'nights' / 'latest' / 'report.html'}")
+    changes = {row.change for row in result.rows}
+    if Change.REGRESSION in changes:
+        sys.exit(Verdict.FAIL.value)
+    if changes <= {Change.UNTOLD, Change.SKIPPED}:
+        sys.exit(Verdict.INCONCLUSIVE.value)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the folder cannot be made: {error.strerror}",
+            where=str(folder),
+            hint="name another one with --state",
+        ) from None
+
+
+def _job_runner(
+    hosts: Path | None, jobs: int | None, run_timeout: int, progress: TerminalProgress
+) -> RunJob:
+    """Runs combinations as an avocado job, on this machine or on hosts."""
+
+    def run_job(left: Sequence[Combination], results: Path, ended: Ended) -> None:
+        from harness.runs.lab import connected_pool
+        from harness.runs.watched_pool import WatchedPool
+
+        pool = WatchedPool(connected_pool(hosts, progress, jobs), ended)
+        try:
+            with avocado_job(left, pool, results, run_timeout) as job:
+                progress.note(f"{len(left)} combinations, {pool.size} at once, in {job.logdir}")
+                job.run()
+        finally:
+            pool.close()
+        by_name = {one.name: one for one in left}
+        for test in job.result.tests:
+            # Whoever is out of time is not heard of: avocado ends it.
+            if test.get("fail_reason") == _TIMEOUT:
+                reason = f"INCONCLUSIVE: not done after {run_timeout} s"
+                ended(by_name[test["name"].name], None, {"fail_reason": reason})
+
+    return run_job
+
+
+def _bisect(
+    host: Host,
+    one: Combination,
+    where: tuple[str, str, str],
+    flakiness: Flakiness,
+    minutes: int,
+    evidence: Path,
+) -> Bisecting:
+    """Look for the first bad commit of a combination, in a tree between two commits."""
+    from harness.deadline import Deadline
+    from harness.model.known_issues import KnownIssues
+    from harness.model.night import Bisecting
+    from harness.reports.bisection import result_lines, step_lines
+    from harness.runs.bisection import Bisection
+    from harness.runs.bisection_ends import Asked, open_bisection
+    from harness.runs.bisection_record import open_record
+    from harness.runs.catalogue import load_case
+    from harness.runs.commit_judge import CommitJudge
+    from harness.runs.prepare import this_host
+    from harness.runs.run_guest import Judging
+    from harness.runs.run_scenario import Session, default_jobs
+
+    if one.qemu is not None or one.accel != host.accel:
+        host = this_host(host.progress, one.accel, one.qemu)
+    tree, good, bad = where
+    case = load_case(one.scenario)
+    opened = open_bisection(
+        Asked(tree, good, bad, replace(one.request, spec="build:")), host.store, host.progress
+    )
+    key = opened.key([case], one.policy, flakiness, host.qemu.identity)
+    record = open_record(host.store, key, f"{one.name}: {good} {bad}", host.progress)
+    judging = Judging(one.policy, evidence, KnownIssues(issues=()), one.timeout)
+    deadline = Deadline(
+        60 * minutes, "the bisection", hint="start harness bisect by hand, or take --bisect-minutes"
+    )
+
+    class Steps(TerminalProgress):
+        def begins(self, ends: Any, count: int) -> None:
+            self.note(f"{count} commits from {ends.old.short} to {ends.new.short}")
+
+        def step(self, step: Any, again: bool) -> None:
+            self.note(f"  {step_lines(step, again)[0]}")
+
+    jobs = default_jobs()
+    with Session(host, judging, jobs=jobs, shorten=False) as session:
+        judge = CommitJudge(host, session, [case], flakiness, jobs)
+        found = Bisection(
+            opened.ends, opened.history, judge, [case.name], record, Steps(), deadline
+        ).run()
+    record.forget()
+    lines = result_lines(found, None)
+    if found.first is None:
+        return Bisecting("", "", lines)
+    return Bisecting(found.first.name, found.first.subject, lines[1:])
+
+
+def _write_reports(folder: Path, result: NightResult, results: list[Any]) -> str:
+    """Write all forms of a night's report; the text of its summary."""
+    from harness.reports.night import night_json, night_lines
+
+    text = "\n".join(night_lines(result)) + "\n"
+    files = {
+        "results.json": json.dumps(results, indent=1) + "\n",
+        "night.json": json.dumps(night_json(result), indent=1) + "\n",
+        "summary.txt": text,
+    }
+    for name, content in files.items():
+        _write(folder / name, content)
+    if results:
+        from harness.reports.html_page import html_report
+        from harness.reports.junit import junit_report
+        from harness.runs.result_files import load_runs
+
+        night = result.night
+        runs = load_runs([folder / "results.json"])
+        title = f"{night.branch} at {night.commit[:12]}, night {night.number}"
+        _write(folder / "report.html", html_report(runs, title, summary=text))
+        _write(folder / "junit.xml", junit_report(runs))
+    return text
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UsageError(
+            f"the report cannot be written: {error.strerror}",
+            where=str(path),
+            hint="free some space and start it again: the results are kept",
+        ) from None

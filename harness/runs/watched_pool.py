@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A pool of workers whose results somebody else hears of as well, as soon as they are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.model.matrix import Combination
+from harness.runs.combination import Message, Say
+from harness.runs.worker_pool import Pool, Ticket
+
+Ended = Callable[[Combination, Mapping[str, Any] | None, Message], None]
+"""Hears of the end of a combination: its result, if there is one, and its `finished` message."""
+
+
+class WatchedPool:
+    """Passes all on to another pool.
+
+    Args:
+        pool: does the work.
+        ended: hears of every end, from several threads; not of what is cut short.
+    """
+
+    def __init__(self, pool: Pool, ended: Ended) -> None:
+        self._pool = pool
+        self._ended = ended
+
+    @property
+    def size(self) -> int:
+        """How many combinations run at once."""
+        return self._pool.size
+
+    def close(self) -> None:
+        """End all that is under way."""
+        self._pool.close()
+
+    def run(self, one: Combination, output: Path, say: Say, ticket: Ticket) -> None:
+        """Run a combination."""
+        result: dict[str, Any] | None = None
+
+        def heard(message: Message) -> None:
+            nonlocal result
+            if message.get("type") == "whiteboard":
+                result = json.loads(message["log"])
+            if message["status"] == "finished":
+                self._ended(one, result, message)
+            say(message)
+
+        self._pool.run(one, output, heard, ticket)

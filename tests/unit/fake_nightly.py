@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`ci/nightly` as a program, with builds of the fake kernel and without guests or workers.
+
+A run ends as the text of its kernel says, see `fake_guests.py`. Between what a night does there is
+a pause, so that it can be killed there, too.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from cli_room import FIT_QEMU
+from fake_guests import ROOM, run_all
+from fake_sources import small_configs
+
+from harness import cli_nightly
+from harness.kernels.kconfig import plan_config
+from harness.model.kernel_request import KernelRequest
+from harness.model.matrix import Combination
+from harness.runs.catalogue import load_case
+from harness.runs.combination import ending_of
+from harness.runs.night_history import NightHistory
+from harness.runs.run_scenario import Session
+from harness.runs.watched_pool import Ended
+
+PAUSE = float(os.environ.get("NIGHT_PAUSE", "0"))
+
+
+def job_runner(*_options: object) -> object:
+    def run_job(left: Sequence[Combination], _results: Path, ended: Ended) -> None:
+        for one in left:
+            request: KernelRequest = one.request
+            (result,) = run_all(None, [load_case(one.scenario)], request)
+            ended(one, result.as_json(), ending_of(result))
+
+    return run_job
+
+
+def paused(name: str) -> None:
+    """Let a method of the history take time, before and after."""
+    method = getattr(NightHistory, name)
+
+    def slow(*words: object) -> object:
+        time.sleep(PAUSE)
+        found = method(*words)
+        time.sleep(PAUSE)
+        return found
+
+    setattr(NightHistory, name, slow)
+
+
+if __name__ == "__main__":
+    configs = ROOM / "configs"
+    if not configs.exists():
+        small_configs(configs)
+    patched = pytest.MonkeyPatch()
+    patched.setattr(
+        "harness.kernels.from_source.plan_config", lambda names: plan_config(names, configs)
+    )
+    patched.setattr("harness.runs.prepare.require_qemu", lambda _asked: FIT_QEMU)
+    patched.setattr(Session, "run_all", run_all)
+    patched.setattr(cli_nightly, "_job_runner", job_runner)
+    if PAUSE:
+        for method in ("begin", "add", "add_bisecting", "end"):
+            paused(method)
+    cli_nightly.nightly(prog_name="ci/nightly")
