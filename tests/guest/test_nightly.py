@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`ci/nightly` with real builds, workers and guests: a branch gets a mutant, and a night is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from avocado_room import plugin_environment
+from made_tree import made_tree
+
+from harness.deadline import Deadline
+from harness.kernels.git import Repository
+from harness.paths import PROJECT
+from harness.progress import TerminalProgress
+from harness.runs.prepare import Host
+
+pytestmark = pytest.mark.guest
+
+MUTANT = PROJECT / "patches" / "mutant-hmem-does-not-wait"
+SECONDS = 3600
+KILLS = 5
+
+
+class Nights:
+    """Nights of one branch, in a folder of their own."""
+
+    def __init__(self, folder: Path, tree: Path) -> None:
+        folder.mkdir()
+        self.state = folder / "state"
+        self._folder = folder
+        self._argv = [sys.executable, str(PROJECT / "ci" / "nightly"), "--tree", str(tree)]
+        self._argv += ["--branch", "cxl/next", "--matrix", str(folder / "m.yaml")]
+        self._argv += ["--state", str(self.state)]
+        (folder / "m.yaml").write_text(
+            "kernels: [branch]\nscenarios: [exact_cover, no_region]\naccel: tcg\n"
+        )
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._argv,
+            cwd=self._folder,
+            env=plugin_environment(self._folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def night(self, code: int) -> str:
+        """A night, undisturbed; what it said."""
+        with self.start() as program:
+            said, _ = program.communicate(timeout=SECONDS)
+        assert program.returncode == code, said
+        return said
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """What the last night found out, without times and folders."""
+        night = json.loads((self.state / "nights" / "latest" / "night.json").read_text())
+        return [
+            (night["night"], night["commit"]),
+            *(
+                (
+                    *(row[key] for key in ("scenario", "verdict", "failures", "change", "before")),
+                    row["first_bad"] and row["first_bad"]["commit"],
+                )
+                for row in night["rows"]
+            ),
+        ]
+
+
+def qemus_of(folder: Path) -> list[str]:
+    """Processes whose QEMU writes into a folder."""
+    done = subprocess.run(
+        ["pgrep", "-af", f"qemu-system.*{folder}"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.splitlines()
+
+
+def test_a_night_that_is_killed_ends_as_one_that_is_not(harness_host: Host, tmp_path: Path) -> None:
+    tree, commits = made_tree(harness_host.store, TerminalProgress(), MUTANT, 4, 3, "nights")
+    repository = Repository(tree / ".git")
+    whole, killed = Nights(tmp_path / "whole", tree), Nights(tmp_path / "killed", tree)
+
+    repository.git("update-ref", "refs/heads/cxl/next", commits[1])
+    assert "the first night of this branch" in whole.night(0)
+    killed.night(0)
+    repository.git("update-ref", "refs/heads/cxl/next", commits[4])
+    begin = time.monotonic()
+    said = whole.night(1)
+    seconds = time.monotonic() - begin
+    assert whole.rows() == [
+        (2, commits[4]),
+        (
+            *("exact_cover", "FAIL", ["rule 2 sr0"], "regression"),
+            {"night": 1, "commit": commits[1], "verdict": "PASS"},
+            commits[3],
+        ),
+        (
+            *("no_region", "PASS", [], "passes"),
+            {"night": 1, "commit": commits[1], "verdict": "PASS"},
+            None,
+        ),
+    ], said
+
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    print(f"seed {seed}, the whole night took {seconds:.1f} s")
+    for _ in range(KILLS):
+        with killed.start() as program:
+            try:
+                program.wait(chance.uniform(0, seconds / 4))
+            except subprocess.TimeoutExpired:
+                os.kill(program.pid, signal.SIGKILL)
+            assert program.stdout is not None
+            gone = Deadline(30, "what the killed night had started to end")
+            while left := qemus_of(killed.state):
+                assert not gone.expired(), left
+                time.sleep(0.05)
+        assert program.returncode == -signal.SIGKILL, "the seed is printed above"
+    killed.night(1)
+    assert killed.rows() == whole.rows()
