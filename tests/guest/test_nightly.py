@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`ci/nightly` with real builds, workers and guests: a branch gets a mutant, and a night is killed."""
+"""`ci/nightly` with real builds, workers and guests: a branch gets a mutant; a night is killed."""
 
 from __future__ import annotations
 
