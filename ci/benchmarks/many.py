@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +34,35 @@ def timed_results(words: list[str]) -> tuple[float, list[dict[str, Any]]]:
         results = Path(folder) / "results.json"
         seconds = harness("run", *words, "--json", str(results))
         return seconds, json.loads(results.read_text())
+
+
+def seconds_in_qemu(words: list[str]) -> tuple[float, float, int]:
+    """What a command of the harness spends inside QEMU.
+
+    Returns:
+        Wall seconds of the command; seconds of all its QEMUs on any core, as they were seen last,
+        which leaves out up to 20 ms of each; how many QEMUs there were.
+    """
+    tick = os.sysconf("SC_CLK_TCK")
+    before = set(_qemus())
+    seen: dict[str, int] = {}
+    begin = time.monotonic()
+    with subprocess.Popen(["harness", *words], stdout=subprocess.DEVNULL) as command:
+        while command.poll() is None:
+            seen |= {pid: ticks for pid, ticks in _qemus().items() if pid not in before}
+            time.sleep(0.02)
+    return time.monotonic() - begin, sum(seen.values()) / tick, len(seen)
+
+
+def _qemus() -> dict[str, int]:
+    """The QEMUs that run, with the clock ticks that each has used."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            head, _, rest = path.read_text().rpartition(")")
+        except OSError:
+            continue
+        if "(qemu-system" in head:
+            words = rest.split()
+            found[path.parent.name] = int(words[11]) + int(words[12])
+    return found
