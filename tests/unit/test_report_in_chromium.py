@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from harness.model.verdict import Verdict
 from harness.reports.html_page import html_report, run_names
 from harness.runs.result_files import StoredRun
 
-pytestmark = pytest.mark.chromium
+pytestmark = [pytest.mark.chromium, pytest.mark.slow]
 SECONDS = 60.0
 # A name that is looked up, a colour as Chromium gives it, and its contrast (WCAG 2.2, 1.4.3).
 _CONTRAST = """
@@ -54,7 +55,10 @@ def browser() -> Iterator[Any]:
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
-        pytest.skip("Chromium is missing; on Debian: apt-get install chromium chromium-driver")
+        missing = "Chromium is missing; on Debian: apt-get install chromium chromium-driver"
+        if os.environ.get("CI"):
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
     options = webdriver.ChromeOptions()
     options.binary_location = program
     for word in (
