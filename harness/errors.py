@@ -60,6 +60,10 @@ class GuestLostError(InconclusiveError):
     """The guest never became ready, or stopped answering."""
 
 
+class MomentMissedError(GuestLostError):
+    """The guest was to be caught in a state that passes, and was not: another one may be."""
+
+
 class GuestEndedError(GuestLostError):
     """The guest ended its machine: it reset or powered off."""
 

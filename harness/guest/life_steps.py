@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.deadline import Deadline
-from harness.errors import GuestLostError
+from harness.errors import GuestLostError, MomentMissedError
 from harness.guest.ssh import GuestCommand, GuestShell
 from harness.model.life_plan import Command, RegionMakeup, makeup_line, read_makeup
 from harness.model.module_holders import parse_holders
@@ -81,9 +81,9 @@ def run_while_pending(shell: GuestShell, commands: Sequence[Command]) -> StepDon
         printed = more
     if problem is not None and not end.startswith("held"):
         # Nothing was pending any more, so the kernel was right.
-        raise GuestLostError(
+        raise MomentMissedError(
             "the kernel's deferred work ran although it was held up, so this run tells nothing",
-            hint="run it again; a busy host makes it more likely",
+            hint="run it on a host that is less busy",
         )
     return StepDone("".join(transcript), problem)
 

@@ -13,6 +13,7 @@ from harness.errors import (
     GuestCrashedError,
     GuestLostError,
     HarnessError,
+    MomentMissedError,
     PreflightError,
     UsageError,
 )
@@ -41,6 +42,7 @@ from harness.runs.traces import with_decoded_traces
 
 _TAIL_LINES = 60
 _SETTLING = Settling()
+_TRIES = 3
 
 StartGuest = Callable[[Evidence, Timings], AbstractContextManager[BootedGuest]]
 """Starts a guest of a prepared scenario, ready for its steps."""
@@ -75,7 +77,8 @@ def run_guest(
 ) -> RunResult:
     """Start a guest, load modules in one way, do the scenario's steps, and judge.
 
-    Whatever happens after the first evidence is written ends in a verdict.
+    Whatever happens after the first evidence is written ends in a verdict. A guest that could not
+    be caught in the state that a step is about tells nothing: it is done again, twice at most.
 
     Args:
         prepared: the scenario.
@@ -88,7 +91,28 @@ def run_guest(
     Raises:
         UsageError: the evidence cannot be written; nothing was started.
     """
+    notes: tuple[str, ...] = ()
+    for _ in range(_TRIES):
+        ended_with, missed = _one_guest(prepared, load, judging, result, start, spent)
+        ended_with = replace(ended_with, notes=(*notes, *ended_with.notes))
+        if missed is None:
+            break
+        notes += (f"a guest told nothing: {missed.message}; its evidence: {ended_with.evidence}",)
+        spent = {}
+    return ended_with
+
+
+def _one_guest(
+    prepared: Prepared,
+    load: Load,
+    judging: Judging,
+    result: RunResult,
+    start: StartGuest,
+    spent: Mapping[str, float],
+) -> tuple[RunResult, MomentMissedError | None]:
+    """One guest; its result, and what it was not caught in."""
     timings = Timings(spent)
+    missed = None
     found = prepared.bootable.kernel
     evidence = new_evidence(judging.evidence_root, prepared.case.name, found.release)
     result = replace(
@@ -111,13 +135,14 @@ def run_guest(
     except UsageError:
         raise
     except HarnessError as error:
+        missed = error if isinstance(error, MomentMissedError) else None
         result = ended(result, Verdict.INCONCLUSIVE, error)
     result = replace(result, timings=timings.seconds())
     if result.findings:
         result = with_decoded_traces(result, found, evidence)
     result = replace(result, known_issue=_known(judging.known_issues, result))
     evidence.json("verdict.json", result.as_json())
-    return result
+    return result, missed
 
 
 def expected_of(prepared: Prepared, policy: Policy) -> dict[str, Ownership]:

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import pytest
 from machines import observed
 
-from harness.errors import GuestLostError
+from harness.errors import GuestLostError, HarnessError, MomentMissedError
+from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
-from harness.runs.run_guest import require_loaded
+from harness.model.verdict import RunResult, Verdict
+from harness.runs.prepare import Prepared
+from harness.runs.run_guest import Judging, require_loaded, run_guest
 
 SEEN = replace(observed("100-1ff : System RAM"), modules=("kmem", "dax_hmem"))
 
@@ -22,3 +29,53 @@ def test_a_module_that_was_loaded_and_is_not_there_is_noticed() -> None:
 
 def test_a_driver_that_is_built_in_is_no_module() -> None:
     require_loaded(Load("in_order", ("kmem", "cxl_acpi")), ("kmem",), SEEN)
+
+
+MISSED = MomentMissedError("the work ran", hint="h")
+LOST = GuestLostError("the guest is gone", hint="h")
+
+
+@pytest.mark.parametrize(
+    ("endings", "reason", "missed"),
+    [
+        ([LOST], LOST.message, 0),
+        ([MISSED, LOST, LOST], LOST.message, 1),
+        ([MISSED, MISSED, MISSED, LOST], MISSED.message, 2),
+    ],
+)
+def test_a_guest_that_told_nothing_is_done_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    endings: list[HarnessError],
+    reason: str,
+    missed: int,
+) -> None:
+    kernel = SimpleNamespace(release="7.2", image=tmp_path / "k" / "vmlinuz")
+    bootable = SimpleNamespace(kernel=kernel, accel="tcg", config_sha256=None)
+    prepared = SimpleNamespace(case=SimpleNamespace(name="exact_cover"), bootable=bootable)
+    monkeypatch.setattr("harness.runs.run_guest.kernel_in_use", nullcontext)
+    left = list(endings)
+
+    @contextmanager
+    def start(_evidence: object, _timings: object) -> Any:
+        end()
+        yield
+
+    def end() -> NoReturn:
+        raise left.pop(0)
+
+    result = run_guest(
+        cast(Prepared, prepared),
+        Load("in_order", ()),
+        Judging("per_range", tmp_path, KnownIssues(issues=())),
+        RunResult("exact_cover", "debian:7.2", "per_range"),
+        start,
+        {},
+    )
+    assert (result.verdict, result.reason) == (Verdict.INCONCLUSIVE, reason)
+    assert len(result.notes) == missed
+    folders = sorted(tmp_path.iterdir())
+    assert len(folders) == len(endings) - len(left)
+    # What told nothing is kept, and named.
+    for folder, note in zip(folders, result.notes, strict=False):
+        assert "the work ran" in note and any(str(one) in note for one in folders), folder
