@@ -255,7 +255,7 @@ def test_an_interrupted_build(builder: Builder, tmp_path: Path, number: int) -> 
     # Same file, same time: only the builder's memory of the interruption can save it.
     edit(tree, " /* fake: sleep 30 */", "")
     (files,) = builder.store.root.glob("sources/*/tree")
-    (half,) = builder.store.root.glob("outputs/*/drivers/dax/hmem/hmem.o")
+    (half,) = builder.store.root.glob("outputs/*/objects/drivers/dax/hmem/hmem.o")
     old = time.time() - 3600
     os.utime(half)
     kernel = builder(f"build:{tree}")
