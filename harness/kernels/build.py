@@ -17,7 +17,7 @@ from harness.deadline import Deadline
 from harness.errors import NotConfigurableError, UnbuildableError, UsageError
 from harness.kernels.image import read_release
 from harness.kernels.kconfig import ConfigPlan, configure
-from harness.kernels.make_run import run_make
+from harness.kernels.make_run import MakeKilledError, run_make
 from harness.kernels.modules import module_files
 from harness.kernels.sandbox import Sandbox, build_environment
 from harness.kernels.source_tree import SourceTree
@@ -125,6 +125,8 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
         else:
             unfinished.unlink()
         raise
+    except MakeKilledError:
+        raise  # the next build removes what is half written
     except (UnbuildableError, UsageError):
         # make has ended by itself, and removed the target that it was at.
         unfinished.unlink()

@@ -147,6 +147,28 @@ def test_a_compile_error(builder: Builder, tmp_path: Path) -> None:
     assert "interrupted" not in " ".join(builder.progress.notes)
 
 
+def test_a_compile_error_stays_one(builder: Builder, tmp_path: Path) -> None:
+    tree = git_fake(tmp_path / "linux")
+    edit(tree, "/* Two. */", "#error this file is broken")
+    git(tree, "commit", "-q", "-a", "-m", "broken")
+    for _ in range(2):
+        with pytest.raises(UnbuildableError, match="#error this file is broken"):
+            builder(f"build:{tree}@main")
+
+
+def test_a_make_that_is_killed(builder: Builder, tmp_path: Path) -> None:
+    """Its objects can be half written and younger than their source, also with nothing changed."""
+    tree = git_fake(tmp_path / "linux")
+    builder(f"build:{tree}")
+    edit(tree, "/* Two. */", "/* fake: killed make */")
+    for _ in range(2):
+        with pytest.raises(UnbuildableError, match="make was killed, by signal 9") as caught:
+            builder(f"build:{tree}")
+    assert "memory" in caught.value.hint
+    assert "interrupted" in " ".join(builder.progress.notes)
+    assert len(builder.entries()) == 1
+
+
 def test_a_full_disk(builder: Builder, tmp_path: Path) -> None:
     tree = copy_fake(tmp_path / "linux")
     edit(tree, "/* Two. */", "/* fake: full disk */")
