@@ -21,7 +21,7 @@ from harness.kernels.make_run import MakeKilledError, run_make
 from harness.kernels.modules import module_files
 from harness.kernels.sandbox import Sandbox, build_environment
 from harness.kernels.source_tree import SourceTree
-from harness.kernels.stored import DECODERS
+from harness.kernels.stored import DECODERS, folder_in_use
 from harness.kernels.toolchain import FoundToolchain, jobs
 from harness.kernels.untrusted import UntrustedFolder
 from harness.process import run
@@ -104,7 +104,6 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
     if new:
         _start_from_a_neighbour(job.output)
     job.objects.mkdir(parents=True, exist_ok=True)
-    job.ccache.mkdir(parents=True, exist_ok=True)
     log, statistics = job.output / _LOG, job.output / _STATISTICS
     first = not os.path.lexists(job.objects / "vmlinux")
     estimate = _files_of_a_whole_build(job.output) if first else None
@@ -115,10 +114,11 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
     _undo_unfinished(job.output, progress)
     unfinished.touch()
     try:
-        _configure(job, log)
-        with progress.compiling(job.what, estimate) as report:
-            words = (f"-j{jobs()}", "bzImage", "modules")
-            compiled = run_make(make_argv(job, words), log, report, hide=_hidden(job))
+        with folder_in_use(job.ccache):
+            _configure(job, log)
+            with progress.compiling(job.what, estimate) as report:
+                words = (f"-j{jobs()}", "bzImage", "modules")
+                compiled = run_make(make_argv(job, words), log, report, hide=_hidden(job))
     except NotConfigurableError:
         if new:
             shutil.rmtree(job.output)  # of no use, and as large as the neighbour's
