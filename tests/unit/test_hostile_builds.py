@@ -6,18 +6,20 @@ test_hostile_sources.py has what a build does while it runs.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import pytest
-from fake_sources import Builder, builder, git_fake
+from fake_sources import Builder, builder, edit, git_fake
 
-from harness.errors import NotConfigurableError, UnbuildableError
+from harness.errors import NotConfigurableError, UnbuildableError, UsageError
 from harness.kernels.kconfig import ConfigPlan, check_config, plan_config
 from harness.kernels.sandbox import find_sandbox
 from harness.kernels.untrusted import UntrustedFolder
 from harness.model.kconfig import parse_fragment
 from harness.model.kernel_config import parse_config
+from harness.progress import TerminalProgress
 
 __all__ = ["builder"]
 
@@ -131,6 +133,22 @@ def test_a_series_keeps_no_file_of_mine_as_a_script(
     with pytest.raises(UnbuildableError, match=f"scripts/{name} is not a file in its folder"):
         builder(f"build:{tree}")
     assert SECRET.encode() not in everything_in(builder.store.root)
+
+
+def test_what_a_build_says_does_not_control_the_terminal(builder: Builder, tmp_path: Path) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m"
+    tree = git_fake(tmp_path / "linux")
+    edit(tree, "9.1.0", f"9.1.0-{evil!r}".replace("'", ""), "scripts/fake_kernel.py")
+    with pytest.raises(UsageError, match="names no release"):
+        builder(f"build:{tree}")
+    edit(tree, "/* Two. */", f"#error no {evil}")
+    with pytest.raises(UnbuildableError) as caught:
+        builder(f"build:{tree}")
+    stream = io.StringIO()
+    TerminalProgress(stream).note(f"building {evil}")
+    said = f"{stream.getvalue()}{caught.value}"
+    assert "building ?" in said and "error: #error no ?" in said
+    assert not [one for one in said if one not in "\n\t" and not one.isprintable()]
 
 
 def test_an_explanation_quotes_no_file_of_mine(tmp_path: Path) -> None:
