@@ -32,7 +32,7 @@ def register_kernel_commands(
         "kernels",
         callback=explains_errors(_list),
         invoke_without_command=True,
-        help="List the kernels, objects and sources in the store.",
+        help="List what the store has of kernels: objects, sources, initramfs, caches too.",
     )
     kernels.params.append(click.Option(["--full"], is_flag=True, help="Show whole paths."))
     kernels.command(name="prune")(_prune_options(explains_errors(_prune)))
@@ -105,17 +105,20 @@ def _list(full: bool) -> None:
     context = click.get_current_context()
     if context.invoked_subcommand is not None:
         return
-    from harness.kernels.kernel_store import stored_items
+    from harness.kernels.kernel_store import size_of_the_rest, stored_items
     from harness.paths import store_root
     from harness.store import Store
 
-    items = stored_items(Store(store_root()))
+    store = Store(store_root())
+    items, rest = stored_items(store), size_of_the_rest(store)
     now = time.time()
     for item in items:
-        name = str(item.path) if full else item.path.name[:12]
+        name = str(item.path) if full else f"{item.path.name:12.12}"
         age = _age(now - item.used)
-        click.echo(f"{item.sort:8} {name}  {_megabytes(item.size):>9}  {age:>6}  {item.text}")
-    click.echo(f"{len(items)} in the store, {_megabytes(sum(one.size for one in items))}")
+        click.echo(f"{item.sort:9} {name}  {_megabytes(item.size):>9}  {age:>6}  {item.text}")
+    more = f", and {_megabytes(rest)} of other things" if rest else ""
+    size = _megabytes(sum(one.size for one in items))
+    click.echo(f"{len(items)} in the store, {size}{more}")
 
 
 def _prune_options(command: Command) -> Command:
@@ -129,9 +132,10 @@ def _prune_options(command: Command) -> Command:
 
 
 def _prune(keep: str | None, older_than: str | None) -> None:
-    """Remove kernels, objects and sources, the least recently used first.
+    """Remove kernels with what belongs to them, the least recently used first.
 
-    What a run or a build uses stays. SIZE is such as 20G, AGE such as 12h, 7d or 2w.
+    SIZE, such as 20G, is of all that is in the store; AGE is such as 12h, 7d or 2w. What a run or a
+    build uses stays; an initramfs of which the kernel is gone goes in any case.
     """
     from harness.kernels.kernel_store import prune
     from harness.model.memory_range import parse_size

@@ -3,6 +3,16 @@
 
 from __future__ import annotations
 
+import re
+
+# What a message quotes, of a build say, may be meant for the terminal of who reads it.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """A text with ? for characters that control a terminal, but for tabs and line ends."""
+    return _UNPRINTABLE.sub("?", text)
+
 
 class HarnessError(Exception):
     """Something went wrong: what, where, and what to do about it.
@@ -21,7 +31,7 @@ class HarnessError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{head}\n  hint: {self.hint}"
+        return printable(f"{head}\n  hint: {self.hint}")
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders under pytest-xdist; keyword-only arguments need help.

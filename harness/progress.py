@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Protocol
 
+from harness.errors import printable
+
 _LINE_EVERY = 10.0
 
 
@@ -62,7 +64,7 @@ class TerminalProgress:
 
     def note(self, text: str) -> None:
         """Write one line."""
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
     @contextmanager
     def download(self, what: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from harness.model.kernel_request import KernelRequest
     from harness.model.known_issues import KnownIssues
     from harness.model.verdict import RunResult
+    from harness.progress import Progress
+    from harness.pytest_progress import SessionProgress
     from harness.pytest_runs import ScenarioRuns
     from harness.runs.prepare import Host
+
+_PROGRESS = "cxl_ownership_progress"
 
 
 class OwnershipError(AssertionError):
@@ -59,6 +63,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--evidence", default=None, metavar="DIR", help="where runs leave evidence")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep a way to the terminal before pytest captures what tests write."""
+    from harness.pytest_progress import SessionProgress
+
+    config.pluginmanager.register(SessionProgress(config), _PROGRESS)
+
+
+def session_progress(config: pytest.Config) -> Progress:
+    """What builds, downloads and waits of this session say themselves to, at once."""
+    plugin: SessionProgress | None = config.pluginmanager.get_plugin(_PROGRESS)
+    assert plugin is not None
+    return plugin.progress
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test that takes `scenario_name` one parameter for every scenario."""
     if "scenario_name" in metafunc.fixturenames:
@@ -74,13 +92,11 @@ def harness_host(request: pytest.FixtureRequest) -> Host:
     In CI they fail: a machine that tests nothing must not look healthy.
     """
     from harness.errors import UsageError
-    from harness.progress import TerminalProgress
     from harness.runs.prepare import this_host
 
+    option = request.config.getoption
     try:
-        return this_host(
-            TerminalProgress(), request.config.getoption("accel"), request.config.getoption("qemu")
-        )
+        return this_host(session_progress(request.config), option("accel"), option("qemu"))
     except UsageError as error:
         if os.environ.get("CI"):
             raise

@@ -6,8 +6,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -124,6 +126,14 @@ def shared_initramfs(
         manifest = {
             "depends": {module.name: module.depends for module in plan.order},
             "missing": {one.name: str(one) for one in plan.missing},
+            # So that it goes with its kernel, where that is the store's too.
+            "kernel": {
+                "identity": kernel.identity,
+                "spec": kernel.spec,
+                "release": kernel.release,
+                "stored": kernel.image.parent.name == kernel.identity
+                and kernel.image.is_relative_to(store.root),
+            },
         }
         (folder / _MANIFEST).write_text(json.dumps(manifest))
 
@@ -131,6 +141,8 @@ def shared_initramfs(
         "initramfs", key, make, what=f"the initramfs of {kernel.release}", progress=progress
     )
     manifest = json.loads((entry / _MANIFEST).read_text())
+    with suppress(OSError):  # a store that is only read has no last use
+        os.utime(entry / _MANIFEST)
     depends = {name: tuple(needed) for name, needed in manifest["depends"].items()}
     return SharedInitramfs(entry / _ARCHIVE, depends, manifest["missing"])
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,21 +17,27 @@ from harness.deadline import Deadline
 from harness.errors import NotConfigurableError, UnbuildableError, UsageError
 from harness.kernels.image import read_release
 from harness.kernels.kconfig import ConfigPlan, configure
-from harness.kernels.make_run import run_make
+from harness.kernels.make_run import MakeKilledError, run_make
 from harness.kernels.modules import module_files
 from harness.kernels.sandbox import Sandbox, build_environment
 from harness.kernels.source_tree import SourceTree
-from harness.kernels.stored import DECODERS
+from harness.kernels.stored import DECODERS, folder_in_use
 from harness.kernels.toolchain import FoundToolchain, jobs
+from harness.kernels.untrusted import UntrustedFolder
 from harness.process import run
 from harness.progress import Progress
 
-_IMAGE = Path("arch/x86/boot/bzImage")
-_UNFINISHED = "harness-unfinished"
-_CONFIGURED = "harness-configured.json"
+_IMAGE = "arch/x86/boot/bzImage"
+# What a build may write to, and beside it the harness's own files, where no build gets at them.
+_OBJECTS = "objects"
+_UNFINISHED = "unfinished"
+_CONFIGURED = "configured.json"
+_ASKED = "asked.config"
 _LOG = "harness-build.log"
-_FILES = "harness-files"
-_STATISTICS = "harness-ccache.log"
+_FILES = "files"
+_STATISTICS = "ccache.log"
+# Part of the name of an output folder: raise it when folders of before cannot be used.
+_FORM = 2
 # What the base configuration of Linux 7.2 compiles.
 _FILES_OF_BASE = 1200
 _SYMBOLS_LIMIT = 100_000_000
@@ -47,7 +54,7 @@ class BuildJob:
         plan: the configuration.
         toolchain: what compiles.
         sandbox: what confines it.
-        output: the folder of objects, kept for the next build.
+        output: what is kept for the next build: objects, and what the harness knows of them.
         ccache: the folder of the compiler's cache.
         what: the kernel, for people.
     """
@@ -60,6 +67,11 @@ class BuildJob:
     output: Path
     ccache: Path
     what: str
+
+    @property
+    def objects(self) -> Path:
+        """The folder that make writes to."""
+        return self.output / _OBJECTS
 
 
 @dataclass(frozen=True)
@@ -91,27 +103,30 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
     new = not job.output.exists()
     if new:
         _start_from_a_neighbour(job.output)
-    job.output.mkdir(parents=True, exist_ok=True)
-    job.ccache.mkdir(parents=True, exist_ok=True)
+    job.objects.mkdir(parents=True, exist_ok=True)
     log, statistics = job.output / _LOG, job.output / _STATISTICS
-    first = not (job.output / "vmlinux").exists()
+    first = not os.path.lexists(job.objects / "vmlinux")
     estimate = _files_of_a_whole_build(job.output) if first else None
     log.unlink(missing_ok=True)
-    statistics.unlink(missing_ok=True)
+    statistics.write_text("")
+    (job.output / _ASKED).write_text(job.plan.text)
     unfinished = job.output / _UNFINISHED
-    _undo_unfinished(job.output, unfinished, progress)
+    _undo_unfinished(job.output, progress)
     unfinished.touch()
     try:
-        _configure(job, log)
-        with progress.compiling(job.what, estimate) as report:
-            words = (f"-j{jobs()}", "bzImage", "modules")
-            compiled = run_make(make_argv(job, words), log, report, hide=_hidden(job))
+        with folder_in_use(job.ccache):
+            _configure(job, log)
+            with progress.compiling(job.what, estimate) as report:
+                words = (f"-j{jobs()}", "bzImage", "modules")
+                compiled = run_make(make_argv(job, words), log, report, hide=_hidden(job))
     except NotConfigurableError:
         if new:
             shutil.rmtree(job.output)  # of no use, and as large as the neighbour's
         else:
             unfinished.unlink()
         raise
+    except MakeKilledError:
+        raise  # the next build removes what is half written
     except (UnbuildableError, UsageError):
         # make has ended by itself, and removed the target that it was at.
         unfinished.unlink()
@@ -128,35 +143,42 @@ def collect(job: BuildJob, into: Path) -> str:
 
     Returns:
         The kernel's release.
+
+    Raises:
+        UnbuildableError: the build has left no kernel, or links in the place of its files.
     """
-    output = job.output
-    for name, path in (
-        *(("vmlinuz", output / _IMAGE), ("config", output / ".config")),
-        *(("System.map", output / "System.map"), ("build.log", output / _LOG)),
-    ):
-        if not path.is_file():
+    objects = UntrustedFolder(job.objects)
+    parts = {"vmlinuz": _IMAGE, "config": ".config", "System.map": "System.map"}
+    for name, made in parts.items():
+        try:
+            objects.copy(made, into / name)
+        except FileNotFoundError:
             raise UnbuildableError(
-                f"the build has left no {path.name}",
-                where=str(output),
-                hint="see build.log there; is it the source of an x86 kernel?",
-            )
-        shutil.copyfile(path, into / name)
-    symbols = output / "vmlinux"
-    if symbols.is_file() and symbols.stat().st_size <= _SYMBOLS_LIMIT:
-        shutil.copyfile(symbols, into / "vmlinux")
+                f"the build has left no {Path(made).name}",
+                where=str(job.output / _LOG),
+                hint="see what it says; is it the source of an x86 kernel?",
+            ) from None
+    shutil.copyfile(job.output / _LOG, into / "build.log")
+    with suppress(FileNotFoundError):
+        if (job.objects / "vmlinux").lstat().st_size <= _SYMBOLS_LIMIT:
+            objects.copy("vmlinux", into / "vmlinux")
     (into / "scripts").mkdir()
     for name in DECODERS:
-        if (script := job.source.files / "scripts" / name).is_file():
-            shutil.copyfile(script, into / "scripts" / name)
+        with suppress(FileNotFoundError):
+            UntrustedFolder(job.source.files).copy(f"scripts/{name}", into / "scripts" / name)
     modules = into / "modules"
     modules.mkdir()
-    for path in module_files(output):
-        copy = modules / "kernel" / path.relative_to(output)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
     for name in _MODULE_LISTS:
-        if (output / name).is_file():
-            shutil.copyfile(output / name, modules / name)
+        with suppress(FileNotFoundError):
+            objects.copy(name, modules / name)
+    # What the list names is looked for where it was made, and opened as carefully as all else.
+    for path in module_files(job.objects):
+        place = path.relative_to(job.objects) if path.is_relative_to(job.objects) else path
+        with objects.open(str(place)) as module:
+            copy = modules / "kernel" / place
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with copy.open("wb") as stream:
+                shutil.copyfileobj(module, stream)
     return read_release(into / "vmlinuz")
 
 
@@ -180,7 +202,7 @@ def cache_use(statistics: Path) -> tuple[int, int]:
 def output_name(source: str, toolchain: FoundToolchain, sandbox: Sandbox, plan: ConfigPlan) -> str:
     """The name of an output folder: the source's, then what objects depend on, then the rest."""
     # A folder of objects knows the paths at which it was built.
-    kind = f"{toolchain.version}\n{toolchain.ccache}\n{sandbox.bwrap is not None}"
+    kind = f"{_FORM}\n{toolchain.version}\n{toolchain.ccache}\n{sandbox.bwrap is not None}"
     parts = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (kind, plan.text))
     return "-".join((source, *parts))
 
@@ -198,7 +220,8 @@ def _start_from_a_neighbour(output: Path) -> None:
     others = [
         path.parent
         for path in output.parent.glob(f"{output.name.rpartition('-')[0]}-*/{_CONFIGURED}")
-        if (path.parent / "vmlinux").exists() and not (path.parent / _UNFINISHED).exists()
+        if os.path.lexists(path.parent / _OBJECTS / "vmlinux")
+        and not (path.parent / _UNFINISHED).exists()
     ]
     if not others:
         return
@@ -207,9 +230,9 @@ def _start_from_a_neighbour(output: Path) -> None:
     if partial.exists():
         shutil.rmtree(partial)
     deadline = Deadline(600, f"a copy of {newest}", hint="is the disk very slow?")
-    run(["cp", "--archive", "--reflink=auto", newest, partial], deadline=deadline)
-    for name in (_CONFIGURED, _FILES):
-        (partial / name).unlink(missing_ok=True)
+    partial.mkdir()
+    words = ["cp", "--archive", "--reflink=auto", newest / _OBJECTS, partial / _OBJECTS]
+    run(words, deadline=deadline)
     partial.rename(output)
 
 
@@ -231,7 +254,8 @@ def _configure(job: BuildJob, log: Path) -> None:
             what="the kernel to be configured",
         )  # fmt: skip
 
-    configure(job.plan, job.output, job.source.files, make)
+    asked = job.sandbox.place(job.output / _ASKED, _ASKED)
+    configure(job.plan, UntrustedFolder(job.objects), asked, job.source.files, make)
     path.write_text(json.dumps({"asked": digest, "commit": job.commit}))
 
 
@@ -250,20 +274,26 @@ def _kconfig_changed(job: BuildJob, before: str) -> bool:
 
 def make_argv(job: BuildJob, words: Sequence[str]) -> tuple[str, ...]:
     """The whole command line that runs make in the sandbox for a build, with these words added."""
-    source, output, ccache = job.source.files, job.output, job.ccache
+    source, output, ccache = job.source.files, job.objects, job.ccache
     places = job.sandbox.places(source, output, ccache)
+    asked, statistics = job.output / _ASKED, job.output / _STATISTICS
+    place = job.sandbox.place
     make = ("make", "-C", str(places.source), f"O={places.output}", "ARCH=x86_64", "LOCALVERSION=")
     return job.sandbox.argv(
         (*make, *job.toolchain.make_words, *words),
-        env=build_environment(places) | {"CCACHE_STATSLOG": str(places.output / _STATISTICS)},
-        read_only={source: places.source},
-        writable={output: places.output, ccache: places.ccache},
+        env=build_environment(places) | {"CCACHE_STATSLOG": str(place(statistics, _STATISTICS))},
+        read_only={source: places.source, asked: place(asked, _ASKED)},
+        writable={
+            output: places.output,
+            ccache: places.ccache,
+            statistics: place(statistics, _STATISTICS),
+        },
         cwd=places.output,
     )
 
 
 def _hidden(job: BuildJob) -> tuple[Path, ...]:
-    places = job.sandbox.places(job.source.files, job.output, job.ccache)
+    places = job.sandbox.places(job.source.files, job.objects, job.ccache)
     return places.source, places.output
 
 
@@ -273,23 +303,25 @@ def _files_of_a_whole_build(output: Path) -> int:
     return max((int(path.read_text()) for path in others), default=_FILES_OF_BASE)
 
 
-def _undo_unfinished(output: Path, marker: Path, progress: Progress) -> None:
+def _undo_unfinished(output: Path, progress: Progress) -> None:
     """Remove what a killed build may have left half written: all that is younger than its begin.
 
     Not below include/config, whose empty files say when an option last changed: Kconfig compares
     with what it last finished, and touches them again.
     """
     try:
-        begin = marker.stat().st_mtime_ns
+        begin = (output / _UNFINISHED).stat().st_mtime_ns
     except FileNotFoundError:
         return
     progress.note("the last build here was interrupted; keeping what it had finished before")
-    kept = output / "include" / "config"
-    for parent, _, names in os.walk(output):
+    (output / _CONFIGURED).unlink(missing_ok=True)
+    objects = output / _OBJECTS
+    kept = objects / "include" / "config"
+    for parent, _, names in os.walk(objects):
         folder = Path(parent)
         if folder == kept or kept in folder.parents:
             continue
         for name in names:
             path = folder / name
-            if path != marker and path.lstat().st_mtime_ns >= begin:
+            if path.lstat().st_mtime_ns >= begin:
                 path.unlink()

@@ -96,7 +96,8 @@ def _series(request: KernelRequest) -> Series | None:
         return None
     from harness.kernels.patch_series import read_series
 
-    return read_series(request.series).upto(request.upto)
+    series = read_series(request.series).upto(request.upto)
+    return series if series.patches else None
 
 
 def _make(wanted: _Wanted, folder: Path, store: Store, progress: Progress) -> None:
@@ -138,7 +139,7 @@ def kernel_key(
 ) -> str:
     """The store key of a kernel: a hash of all that goes into it."""
     parts = (
-        *(_FORM, _ARCHITECTURE, state.tree, series.digest if series else ""),
+        *(_FORM, _ARCHITECTURE, state.tree, series.digest if series and series.patches else ""),
         *(hashlib.sha256(plan.text.encode()).hexdigest(), toolchain.kind, toolchain.version),
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -86,7 +86,8 @@ def read_release(image: Path) -> str:
         head[pointer + _SECTOR :][:_VERSION_LENGTH].partition(b"\0")[0].decode("ascii", "replace")
     )
     words = text.split()
-    if not words:
+    # It is printed, and names files.
+    if not words or not words[0].isprintable() or "/" in words[0]:
         raise UsageError("a kernel image that names no release", where=str(image), hint=_HINT)
     return words[0]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import NotConfigurableError, UsageError
+from harness.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.kernels.untrusted import UntrustedFolder
 from harness.model.kconfig import Option, Unmet, merge, parse_fragment, render, unmet
 from harness.model.kconfig_expression import Dependency, dependencies, holding_back
 from harness.model.kernel_config import KernelConfig, parse_config
@@ -18,7 +19,7 @@ FRAGMENTS = PROJECT / "kernel_configs"
 _BASE = "base"
 _DISTRO = "distro"
 _SUFFIX = ".config"
-_ASKED = "harness-asked.config"
+_CONFIG = ".config"
 _SHOWN = 8
 
 
@@ -67,27 +68,40 @@ def plan_config(names: Sequence[str], folder: Path = FRAGMENTS) -> ConfigPlan:
 
 
 def configure(
-    plan: ConfigPlan, output: Path, source: Path, make: Callable[[Sequence[str]], None]
+    plan: ConfigPlan,
+    objects: UntrustedFolder,
+    asked: Path,
+    source: Path,
+    make: Callable[[Sequence[str]], None],
 ) -> None:
-    """Write `output/.config` and check that it is what was asked for.
+    """Write a `.config` and check that it is what was asked for.
 
     Args:
         plan: what is asked for.
-        output: the output folder of the build.
+        objects: the folder that make writes to.
+        asked: the path at which make sees a file with the plan's text.
         source: the kernel's source.
-        make: runs make with these targets and variables, for this output folder.
+        make: runs make with these targets and variables, for this folder.
 
     Raises:
         NotConfigurableError: this source cannot be configured so.
+        UnbuildableError: make has left no `.config` that can be read.
     """
     if plan.start is None:
         # As tinyconfig does it: what becomes visible later stays off too.
-        (output / _ASKED).write_text(plan.text)
-        make((f"KCONFIG_ALLCONFIG={_ASKED}", "allnoconfig"))
+        make((f"KCONFIG_ALLCONFIG={asked}", "allnoconfig"))
     else:
-        (output / ".config").write_text(plan.text)
+        objects.write_text(_CONFIG, plan.text)
         make(("olddefconfig",))
-    check_config(plan, parse_config((output / ".config").read_text()), source)
+    try:
+        have = parse_config(objects.read_text(_CONFIG))
+    except (FileNotFoundError, ValueError) as error:
+        raise UnbuildableError(
+            f"configuring has left no .config that can be read: {error}",
+            where=str(objects.path),
+            hint="is it the source of an x86 kernel?",
+        ) from None
+    check_config(plan, have, source)
 
 
 def check_config(plan: ConfigPlan, have: KernelConfig, source: Path) -> None:
@@ -133,6 +147,8 @@ def _dependencies_of(option: str, source: Path) -> tuple[Dependency, ...] | None
             if not name.startswith("Kconfig"):
                 continue
             path = Path(folder, name)
+            if path.is_symlink():
+                continue
             text = path.read_text(errors="replace")
             if any(words in text + "\n" for words in definition):
                 more = dependencies(text, str(path.relative_to(source)), option)

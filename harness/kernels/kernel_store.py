@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.kernels.build import source_of_output
-from harness.kernels.from_source import OUTPUTS
+from harness.kernels.from_source import CCACHE, OUTPUTS
 from harness.kernels.source_tree import FOLDER as SOURCES
 from harness.kernels.source_tree import SourceTree
 from harness.kernels.stored import KIND, remove_unless_used
@@ -23,8 +23,10 @@ from harness.store import Store
 # A run that has just found its kernel may not have said yet that it uses it.
 _GRACE_SECONDS = 300.0
 _MANIFEST = "manifest.json"
+# What `harness.guest.initramfs` keeps there.
+_INITRAMFS = "initramfs"
 
-Sort = Literal["kernel", "objects", "source"]
+Sort = Literal["kernel", "objects", "source", "initramfs", "ccache"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class StoredItem:
     """Something that takes room in the store.
 
     Attributes:
-        sort: a kernel, the objects of an output folder, or a source tree.
+        sort: a kernel, the objects of an output folder, a source tree, the part of the initramfs
+            that all runs of a kernel share, or the compiler's cache.
         path: its folder.
         size: in bytes.
         used: when it was last used, in seconds since the epoch.
         text: what it is, for people.
+        orphan: whether it was made for something that is gone.
     """
 
     sort: Sort
@@ -44,32 +48,40 @@ class StoredItem:
     size: int
     used: float
     text: str
+    orphan: bool = False
 
 
 def stored_items(store: Store) -> tuple[StoredItem, ...]:
     """All that can be listed and pruned, the most recently used first."""
-    items = [*_kernels(store), *_outputs(store), *_sources(store)]
-    return tuple(sorted(items, key=lambda one: -one.used))
+    items = (*_kernels(store), *_outputs(store), *_sources(store))
+    more = (*_initramfs(store), *_ccache(store))
+    return tuple(sorted((*items, *more), key=lambda one: -one.used))
+
+
+def size_of_the_rest(store: Store) -> int:
+    """The bytes in the store that are not listed: package lists, guest programs, records."""
+    listed = {KIND, OUTPUTS, SOURCES, _INITRAMFS, CCACHE}
+    return sum(_size(one) for one in _folders(store.root) if one.name not in listed)
 
 
 def choose_to_prune(
     items: tuple[StoredItem, ...], *, keep: int | None, older_than: float | None, now: float
 ) -> tuple[StoredItem, ...]:
-    """What to remove, the least recently used first.
+    """What to remove: what is of no use any more, and then the least recently used first.
 
     Args:
         items: all there are.
-        keep: how many bytes may stay; None for any number.
+        keep: how many bytes of them may stay; None for any number.
         older_than: remove what was not used for this many seconds; None for no such limit.
         now: seconds since the epoch.
     """
     total = sum(one.size for one in items)
     chosen = []
-    for item in sorted(items, key=lambda one: one.used):
+    for item in sorted(items, key=lambda one: (not one.orphan, one.used)):
         age = now - item.used
         too_old = older_than is not None and age > older_than
         too_much = keep is not None and total > keep
-        if (too_old or too_much) and age > _GRACE_SECONDS:
+        if (too_old or too_much or item.orphan) and age > _GRACE_SECONDS:
             chosen.append(item)
             total -= item.size
     return tuple(chosen)
@@ -82,23 +94,40 @@ def prune(
     keep: int | None = None,
     older_than: float | None = None,
 ) -> tuple[tuple[StoredItem, ...], tuple[StoredItem, ...]]:
-    """Remove what was not used for long, except what is in use.
+    """Remove what was not used for long, and what is of no use, except what is in use.
+
+    Args:
+        store: what is pruned.
+        progress: hears of waits.
+        keep: how many bytes the whole store may have; None for any number.
+        older_than: as in `choose_to_prune`.
 
     Returns:
         What was removed, and what would have been had it not been in use.
     """
     removed: list[StoredItem] = []
     in_use: list[StoredItem] = []
-    chosen = choose_to_prune(stored_items(store), keep=keep, older_than=older_than, now=time.time())
+    if keep is not None:
+        keep -= size_of_the_rest(store)
+    items = stored_items(store)
+    chosen = choose_to_prune(items, keep=keep, older_than=older_than, now=time.time())
     for item in chosen:
         with suppress(FileNotFoundError):
             (removed if _remove(item, store, progress) else in_use).append(item)
+    # What was made for a kernel that has just been removed.
+    orphans = choose_to_prune(tuple(_initramfs(store)), keep=None, older_than=None, now=time.time())
+    for item in orphans:
+        if item.path not in {one.path for one in in_use}:
+            with suppress(FileNotFoundError):
+                (removed if _remove(item, store, progress) else in_use).append(item)
     return tuple(removed), tuple(in_use)
 
 
 def _remove(item: StoredItem, store: Store, progress: Progress) -> bool:
-    if item.sort == "kernel":
+    if item.sort in ("kernel", "initramfs"):
         return remove_unless_used(item.path, store)
+    if item.sort == "ccache":
+        return remove_unless_used(item.path, store, ".")
     name = item.path.name if item.sort == "source" else source_of_output(item.path.name)
     with SourceTree(store.root / SOURCES / name, name).claimed(store, progress):
         # A build may have used it while this waited for the claim.
@@ -134,6 +163,25 @@ def _sources(store: Store) -> Iterator[StoredItem]:
             text = "a source tree"
         used = _last_use_of_source(folder)
         yield StoredItem("source", folder, _size(folder), used, text)
+
+
+def _initramfs(store: Store) -> Iterator[StoredItem]:
+    for folder in _folders(store.root / _INITRAMFS):
+        text, orphan = "of a kernel that it does not name", False
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            of = json.loads((folder / _MANIFEST).read_text())["kernel"]
+            text = f"{of['release']}  {of['spec']}"
+            orphan = of["stored"] and not (store.root / KIND / of["identity"]).exists()
+        used = _newest((folder / _MANIFEST, folder))
+        gone = ", which is gone" if orphan else ""
+        yield StoredItem("initramfs", folder, _size(folder), used, text + gone, orphan)
+
+
+def _ccache(store: Store) -> Iterator[StoredItem]:
+    folder = store.root / CCACHE
+    size = _size(folder) if folder.is_dir() else 0
+    if size:
+        yield StoredItem("ccache", folder, size, _newest((folder,)), "the compiler's cache")
 
 
 def _last_use_of_output(folder: Path) -> float:

@@ -24,7 +24,14 @@ _ERROR = re.compile(
 )
 _STOPPED = re.compile(r"^make(?:\[\d+\])?: \*\*\* .*$", re.M)
 _AFTER = 7
+# How a shell, and bubblewrap, say that a program was killed by signal N: status 128 + N.
+_KILLED = 128
+_MEMORY_HINT = "perhaps for want of memory: close something and try again"
 _HEADERS = {"gelf.h": "libelf-dev", "libelf.h": "libelf-dev", "openssl/": "libssl-dev"}
+
+
+class MakeKilledError(UnbuildableError):
+    """make was killed: nobody has removed what it was at, which may be half written."""
 
 
 def run_make(
@@ -48,6 +55,7 @@ def run_make(
         The number of files compiled.
 
     Raises:
+        MakeKilledError: make was killed.
         UnbuildableError: make failed.
         UsageError: a header of this machine is missing.
         OSError: the disk is full.
@@ -77,7 +85,13 @@ def run_make(
             os.close(read)
             if write >= 0:
                 os.close(write)
-    if child.returncode != 0:
+    status = child.returncode
+    if status < 0 or status > _KILLED:
+        number = -status if status < 0 else status - _KILLED
+        raise MakeKilledError(
+            f"make was killed, by signal {number}", where=str(log), hint=_MEMORY_HINT
+        )
+    if status != 0:
         with log.open("rb") as said:
             said.seek(begin)
             text = said.read().decode(errors="replace")
@@ -115,7 +129,7 @@ def failure(text: str, log: Path, hide: Sequence[Path] = ()) -> HarnessError:
     return UnbuildableError(
         f"the kernel does not build:\n{shown}",
         where=str(log),
-        hint="a compiler was killed, perhaps for want of memory: close something and try again"
+        hint=f"a compiler was killed, {_MEMORY_HINT}"
         if killed
         else "the whole output is in this file",
     )

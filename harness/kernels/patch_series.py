@@ -27,6 +27,8 @@ _HINT = (
 )
 _FETCH_HINT = "fetch the series again with b4 am, which takes it from the list's archive"
 _NUMBERED = re.compile(r"\[[^\]]*?(\d+)/(\d+)\s*\]")
+# The version of -v need not be a number alone (git 2.33): v4.1-0002-x.patch, v3rev2-0002-x.patch.
+_FILE = re.compile(r"(?:v(\d[^-]*)-)?(\d+)(.*)\.patch", re.S)
 _DIFF = re.compile(rb"^(diff --git |--- a/|--- /dev/null)", re.M)
 
 
@@ -118,8 +120,7 @@ def _read_folder(folder: Path) -> Series:
     elif quilt.is_file():
         names, listed = _read_quilt(quilt), str(quilt)
     else:
-        names, listed = sorted(one.name for one in folder.glob("[0-9]*.patch")), str(folder)
-        names = [one for one in names if not re.match(r"0+-cover-letter", one)]
+        names, listed = _numbered_files(folder), str(folder)
     patches = []
     for name in names:
         file = folder / name
@@ -130,6 +131,33 @@ def _read_folder(folder: Path) -> Series:
             raise UsageError(f"there is no patch {name}", where=listed, hint=_listing(folder))
         patches.append(_checked(name, file.read_bytes(), str(file)))
     return Series(folder, tuple(patches), base, policy)
+
+
+def _numbered_files(folder: Path) -> list[str]:
+    """Names of patches as `git format-patch` gives them, also with -v, in their order."""
+    found: dict[str | None, dict[int, list[str]]] = {}
+    for name in sorted(one.name for one in folder.glob("*.patch")):
+        match = _FILE.fullmatch(name)
+        if match is not None and not match[3].startswith("-cover-letter"):
+            found.setdefault(match[1], {}).setdefault(int(match[2]), []).append(name)
+    if len(found) > 1:
+        versions = (f"v{one}" if one else "one without a version" for one in found)
+        raise UsageError(
+            f"more than one version of a series is in it: {', '.join(versions)}",
+            where=str(folder),
+            hint="name a folder with the patches of one version alone, or list them in order in a "
+            f"file {_QUILT!r} there",
+        )
+    numbered = next(iter(found.values()), {})
+    for number, names in numbered.items():
+        if len(names) > 1:
+            raise UsageError(
+                f"more than one patch {number} is in it: {', '.join(names)}",
+                where=str(folder),
+                hint="remove what is left of before, or list the patches in order in a file "
+                f"{_QUILT!r} there",
+            )
+    return [numbered[number][0] for number in sorted(numbered)]
 
 
 def _read_description(path: Path) -> Mapping[str, Any]:

@@ -49,9 +49,13 @@ class Sandbox:
         In a sandbox they have the same names for every build, so that one source's objects serve
         another from the compiler's cache, and no path of the machine ends up in a kernel.
         """
-        if self.bwrap is None:
-            return Places(source, output, ccache)
-        return Places(*(Path("/harness", name) for name in ("source", "output", "ccache")))
+        return Places(
+            self.place(source, "source"), self.place(output, "output"), self.place(ccache, "ccache")
+        )
+
+    def place(self, path: Path, name: str) -> Path:
+        """Where a build sees a file or folder that gets this name in the sandbox."""
+        return path if self.bwrap is None else Path("/harness", name)
 
     def argv(
         self,
@@ -67,8 +71,9 @@ class Sandbox:
         Args:
             command: what to run.
             env: its whole environment.
-            read_only: folders that it sees, with the paths at which it does.
-            writable: folders that it may write to, likewise.
+            read_only: files and folders that it sees, with the paths at which it does.
+            writable: files and folders that it may write to, likewise. It cannot put anything else
+                in their place, but what is in the folders can be anything, links above all.
             cwd: the folder that it starts in, as it sees it.
         """
         if self.bwrap is None:

@@ -83,12 +83,7 @@ def kernel_in_use(kernel: Kernel) -> Iterator[None]:
     Raises:
         UsageError: it was removed just before.
     """
-    handle = None
-    with suppress(FileNotFoundError):
-        handle = os.open(kernel.image.parent / _MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if handle is not None:
-            fcntl.flock(handle, fcntl.LOCK_SH)
+    with entry_in_use(kernel.image.parent):
         if not kernel.image.exists():
             raise UsageError(
                 f"the kernel {kernel.spec} was removed from the store",
@@ -96,15 +91,60 @@ def kernel_in_use(kernel: Kernel) -> Iterator[None]:
                 hint="start again, and it is fetched or built again",
             )
         yield
+
+
+@contextmanager
+def entry_in_use(entry: Path) -> Iterator[None]:
+    """Keep a folder of the store that has a manifest from being removed, if it is there."""
+    with _locked(entry / _MANIFEST):
+        yield
+
+
+@contextmanager
+def folder_in_use(folder: Path) -> Iterator[None]:
+    """Create a folder of the store that changes, and keep it from being removed."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder) as handle:
+            if handle is not None and _is_there(folder, handle):
+                os.utime(folder)
+                yield
+                return
+
+
+def _is_there(folder: Path, handle: int) -> bool:
+    """Whether a folder was not removed before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(handle), folder.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int | None]:
+    """Share a lock of a file or a folder with others who use it; None where there is none."""
+    handle = None
+    with suppress(FileNotFoundError):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if handle is not None:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield handle
     finally:
         if handle is not None:
             os.close(handle)
 
 
-def remove_unless_used(entry: Path, store: Store) -> bool:
-    """Remove a kernel from the store, unless a run has it `kernel_in_use`."""
+def remove_unless_used(entry: Path, store: Store, locked: str = _MANIFEST) -> bool:
+    """Remove a folder of the store, unless somebody has it in use.
+
+    Args:
+        entry: the folder.
+        store: whose it is.
+        locked: what is locked while it is used, of `entry_in_use`; `.` of `folder_in_use`.
+    """
     try:
-        handle = os.open(entry / _MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(entry / locked, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         store.remove(entry)  # damaged: nobody can use it
         return True

@@ -21,6 +21,9 @@ _OF_CLANG = (
     ("clang", "clang libc6-dev"), ("ld.lld", "lld"), ("llvm-ar", "llvm"), ("llvm-nm", "llvm"),
 )  # fmt: skip
 _HEADERS = "libelf-dev libssl-dev"
+_MEMINFO = Path("/proc/meminfo")
+_AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.M)
+_KILOBYTES_OF_A_COMPILER = 512 << 10
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,11 @@ def _newest_clang() -> str:
 def jobs() -> int:
     """How many compilers may run at once, by cores and by memory."""
     cores = len(os.sched_getaffinity(0))
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores, pages // (512 << 20)))
+    # Not the free pages of sysconf: files that were read lately take most of these.
+    available = _AVAILABLE.search(_MEMINFO.read_text())
+    if available is None:
+        return cores
+    return max(1, min(cores, int(available[1]) // _KILOBYTES_OF_A_COMPILER))
 
 
 def _first_line(program: str) -> str:

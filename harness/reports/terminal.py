@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
+from harness.errors import printable
 from harness.model.scenario import Ownership
 from harness.model.verdict import (
     RULES,
@@ -17,7 +17,6 @@ from harness.model.verdict import (
     Verdict,
 )
 
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MOST_IOMEM_LINES = 16
 _MOST_ATTEMPTS = 8
 
@@ -59,7 +58,7 @@ def result_lines(result: RunResult) -> tuple[str, ...]:
     if result.verdict is not Verdict.PASS and result.evidence:
         lines.append(f"  evidence: {result.evidence}")
     # What a guest says must not move the cursor or retitle the window of who reads it.
-    return tuple(_UNPRINTABLE.sub("?", line) for line in lines)
+    return tuple(printable(line) for line in lines)
 
 
 def summary_line(results: Sequence[RunResult]) -> str:

@@ -9,12 +9,11 @@ from contextlib import ExitStack, contextmanager
 
 from harness.errors import GuestCrashedError, HarnessError, InconclusiveError, PreflightError
 from harness.guest.observe import early_messages
-from harness.kernels.stored import kernel_in_use
 from harness.model.preflight import early_problems
 from harness.model.verdict import RunResult, Start, Verdict
 from harness.runs.booted_guest import BootedGuest, booted_guest
 from harness.runs.evidence import Evidence
-from harness.runs.prepare import Host, Prepared
+from harness.runs.prepare import Host, Prepared, in_use
 from harness.runs.timings import Timings
 from harness.runs.warm_start import (
     TRIED_QEMU,
@@ -127,7 +126,7 @@ def guest_source(
     host.say_once(why)
     with ExitStack() as stack:
         # Every restored QEMU reads the kernel's image once more.
-        stack.enter_context(kernel_in_use(prepared.bootable.kernel))
+        stack.enter_context(in_use(prepared.bootable))
         warm = None
         if start == "warm":
             try:

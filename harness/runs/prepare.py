@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness.guest.initramfs import (
 )
 from harness.guest.userland import userland
 from harness.kernels.resolve import resolve_kernel
+from harness.kernels.stored import entry_in_use, kernel_in_use
 from harness.machine.accelerator import AskedAccelerator, choose_accelerator
 from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary, require_qemu
@@ -148,6 +150,17 @@ class Bootable:
     @cached_property
     def _config(self) -> bytes | None:
         return None if self.kernel.config is None else self.kernel.config.read_bytes()
+
+
+@contextmanager
+def in_use(bootable: Bootable) -> Iterator[None]:
+    """Keep a kernel and its initramfs from being removed from the store.
+
+    Raises:
+        UsageError: the kernel was removed just before.
+    """
+    with kernel_in_use(bootable.kernel), entry_in_use(bootable.initramfs.archive.parent):
+        yield
 
 
 def request_for(case: Case, asked: KernelRequest) -> KernelRequest:

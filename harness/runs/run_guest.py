@@ -21,7 +21,6 @@ from harness.guest.loading import load_modules
 from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
-from harness.kernels.stored import kernel_in_use
 from harness.model.kernel_modules import module_name
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
@@ -36,7 +35,7 @@ from harness.runs.evidence_of import JUDGING
 from harness.runs.hang import explain_silence
 from harness.runs.judged import judge_guest, judging_inputs
 from harness.runs.life import live_on
-from harness.runs.prepare import Prepared
+from harness.runs.prepare import Prepared, in_use
 from harness.runs.timings import Timings
 from harness.runs.traces import with_decoded_traces
 
@@ -124,7 +123,7 @@ def _one_guest(
         load=load,
     )
     try:
-        with kernel_in_use(found), start(evidence, timings) as guest:
+        with in_use(prepared.bootable), start(evidence, timings) as guest:
             result = replace(result, start=guest.start)
             try:
                 result = _run_steps(guest, prepared, load, result, evidence, timings, judging)

@@ -147,6 +147,28 @@ def test_a_compile_error(builder: Builder, tmp_path: Path) -> None:
     assert "interrupted" not in " ".join(builder.progress.notes)
 
 
+def test_a_compile_error_stays_one(builder: Builder, tmp_path: Path) -> None:
+    tree = git_fake(tmp_path / "linux")
+    edit(tree, "/* Two. */", "#error this file is broken")
+    git(tree, "commit", "-q", "-a", "-m", "broken")
+    for _ in range(2):
+        with pytest.raises(UnbuildableError, match="#error this file is broken"):
+            builder(f"build:{tree}@main")
+
+
+def test_a_make_that_is_killed(builder: Builder, tmp_path: Path) -> None:
+    """Its objects can be half written and younger than their source, also with nothing changed."""
+    tree = git_fake(tmp_path / "linux")
+    builder(f"build:{tree}")
+    edit(tree, "/* Two. */", "/* fake: killed make */")
+    for _ in range(2):
+        with pytest.raises(UnbuildableError, match="make was killed, by signal 9") as caught:
+            builder(f"build:{tree}")
+    assert "memory" in caught.value.hint
+    assert "interrupted" in " ".join(builder.progress.notes)
+    assert len(builder.entries()) == 1
+
+
 def test_a_full_disk(builder: Builder, tmp_path: Path) -> None:
     tree = copy_fake(tmp_path / "linux")
     edit(tree, "/* Two. */", "/* fake: full disk */")
@@ -202,8 +224,19 @@ def test_a_compiler_with_a_version_in_its_name(
     assert find_toolchain("gcc").make_words == ("CC=ccache gcc", "HOSTCC=ccache gcc")
 
 
-def test_jobs() -> None:
-    assert 1 <= jobs() <= len(os.sched_getaffinity(0))
+@pytest.mark.parametrize(
+    ("cores", "megabytes", "number"),
+    [(1, 64_000, 1), (8, 64_000, 8), (8, 4096, 8), (8, 4095, 7), (8, 1100, 2), (8, 300, 1)],
+)
+def test_jobs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: int, megabytes: int, number: int
+) -> None:
+    """By cores, and by memory that can be had: 512 MiB for each compiler, and always one."""
+    file = tmp_path / "meminfo"
+    file.write_text(f"MemFree:  1024 kB\nMemAvailable:  {megabytes << 10} kB\nCached:  7 kB\n")
+    monkeypatch.setattr("harness.kernels.toolchain._MEMINFO", file)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
+    assert jobs() == number
 
 
 RESOLVE = """
@@ -252,17 +285,15 @@ def test_an_interrupted_build(builder: Builder, tmp_path: Path, number: int) -> 
     child.communicate(timeout=20)
     assert child.returncode != 0
     assert len(builder.entries()) == 1
-    # Same file, same time: only the builder's memory of the interruption can save it.
     edit(tree, " /* fake: sleep 30 */", "")
-    (files,) = builder.store.root.glob("sources/*/tree")
-    (half,) = builder.store.root.glob("outputs/*/drivers/dax/hmem/hmem.o")
-    old = time.time() - 3600
-    os.utime(half)
+    (half,) = builder.store.root.glob("outputs/*/objects/drivers/dax/hmem/hmem.o")
+    # Younger than its source: only the builder's memory of the interruption can save it.
+    later = time.time() + 3600
+    os.utime(half, (later, later))
     kernel = builder(f"build:{tree}")
     assert "interrupted" in " ".join(builder.progress.notes)
     assert kernel.modules is not None
     assert "return 22;" in (kernel.modules / "kernel/drivers/dax/hmem/hmem.ko").read_text()
-    assert old < files.stat().st_mtime
     leftovers = list((builder.store.root / "tmp").glob("*/*"))
     assert leftovers == []
 

@@ -48,6 +48,8 @@ def test_what_does_not() -> None:
     assert kernel_key(moved, SERIES, PLAN, GCC) == key
     assert kernel_key(STATE, Series(Path("/t"), SERIES.patches), PLAN, GCC) == key
     assert kernel_key(STATE, SERIES, plan_config(["base"]), GCC) == key
+    none = kernel_key(STATE, None, PLAN, GCC)
+    assert kernel_key(STATE, SERIES.upto(0), PLAN, GCC) == none
     assert kernel_key(STATE, SERIES, PLAN, FoundToolchain("gcc", GCC.version, False)) == key
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from fake_sources import Builder, builder, edit, git_fake
+from fake_sources import HMEM, Builder, builder, edit, format_patch, git, git_fake
 
 from harness.cli_kernels import parse_age, register_kernel_commands
 from harness.errors import HarnessError, UnbuildableError, UsageError
@@ -54,6 +55,22 @@ def test_build(harness: Callable[..., Result], builder: Builder, tmp_path: Path)
     again = harness("build", f"build:{tree}")
     assert (again.stdout, again.stderr) == (first.stdout, "")
     assert harness("build", f"build:{tree}", "--config", "no_cxl_region").exit_code == 0
+    assert len(builder.entries()) == 2
+
+
+def test_none_of_a_series_is_the_source_itself(
+    harness: Callable[..., Result], builder: Builder, tmp_path: Path
+) -> None:
+    tree, patch = git_fake(tmp_path / "linux"), tmp_path / "0001-x.patch"
+    patch.write_bytes(format_patch(tree, {HMEM: ("return 2", "return 22")}, "x"))
+    git(tree, "reset", "-q", "--hard", "HEAD^")
+    first = harness("build", f"build:{tree}", "--series", tmp_path, "--upto", 0)
+    assert first.exit_code == 0
+    (entry,) = builder.entries()
+    assert json.loads((entry / "manifest.json").read_text())["series"] is None
+    again = harness("build", f"build:{tree}")
+    assert (again.stdout, again.stderr) == (first.stdout, "")
+    assert harness("build", f"build:{tree}", "--series", tmp_path).exit_code == 0
     assert len(builder.entries()) == 2
 
 

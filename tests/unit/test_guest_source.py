@@ -108,10 +108,10 @@ class Room:
         return Evidence(folder)
 
     @contextmanager
-    def kernel_in_use(self, kernel: str) -> Iterator[None]:
-        self.kernels.append(kernel)
+    def in_use(self, bootable: SimpleNamespace) -> Iterator[None]:
+        self.kernels.append(bootable.kernel)
         yield
-        self.kernels.remove(kernel)
+        self.kernels.remove(bootable.kernel)
 
     @contextmanager
     def booted_guest(self, *_arguments: object) -> Iterator[SimpleNamespace]:
@@ -151,7 +151,7 @@ class Room:
 @pytest.fixture
 def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
     room = Room(tmp_path)
-    monkeypatch.setattr(under_test, "kernel_in_use", room.kernel_in_use)
+    monkeypatch.setattr(under_test, "in_use", room.in_use)
     monkeypatch.setattr(under_test, "booted_guest", room.booted_guest)
     monkeypatch.setattr(under_test, "warm_machine", room.warm_machine)
     monkeypatch.setattr(under_test, "early_messages", lambda _shell: ())

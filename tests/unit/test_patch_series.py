@@ -78,6 +78,40 @@ def test_a_folder_with_numbers(
         read_series(folder).upto(4)
 
 
+@pytest.mark.parametrize("version", ["", "v3-", "v12-", "v4.1-", "v3rev2-"])
+def test_names_of_format_patch(patches: tuple[bytes, ...], tmp_path: Path, version: str) -> None:
+    cover = "From: A\nSubject: [PATCH 0/12] all\n\nwords\n"
+    (tmp_path / f"{version}0000-cover-letter.patch").write_text(cover)
+    (tmp_path / "notes.patch").write_text("of somebody's own")
+    numbers = ("0001", "0002", "0010", "9999", "10000")  # git writes four digits, or more
+    for number in numbers:
+        (tmp_path / f"{version}{number}-cxl-x.patch").write_bytes(patches[0])
+    series = read_series(tmp_path)
+    assert [one.name for one in series.patches] == [
+        f"{version}{one}-cxl-x.patch" for one in numbers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("v3-0001-x.patch", "more than one version of a series is in it: v2, v3"),
+        ("0001-x.patch", "more than one version .* one without a version, v2"),
+        ("v2-0001-y.patch", r"more than one patch 1 is in it: v2-0001-x\.patch, v2-0001-y\.patch"),
+    ],
+)
+def test_two_series_in_one_folder(
+    patches: tuple[bytes, ...], tmp_path: Path, other: str, said: str
+) -> None:
+    for name in ("v2-0001-x.patch", other):
+        (tmp_path / name).write_bytes(patches[0])
+    with pytest.raises(UsageError, match=said) as caught:
+        read_series(tmp_path)
+    assert "in order in a file 'series'" in caught.value.hint
+    (tmp_path / "series").write_text("v2-0001-x.patch\n")
+    assert len(read_series(tmp_path).patches) == 1
+
+
 def test_each_patch_becomes_a_commit_once(
     tree: Path, patches: tuple[bytes, ...], tmp_path: Path, store: Store
 ) -> None:

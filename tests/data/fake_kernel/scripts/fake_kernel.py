@@ -9,6 +9,7 @@ object; in a file, these lines do what they say:
     fake: full disk         the disk is full
     fake: lacks HEADER      a header of the machine is missing
     fake: sleep SECONDS     the compiler takes that long
+    fake: killed make       make is killed, and the compiler with it
     fake: write PATH        the compiler writes there, and says how that went
     fake: say NAME          the compiler says the value of an environment variable
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -69,6 +71,8 @@ def compile_file(path: Path, source: Path) -> None:
             stop(f"{path}: fatal error: error writing to x.s: No space left on device", target)
         elif action == "lacks":
             stop(f"{path}:1:10: fatal error: {value}: No such file or directory", target)
+        elif action == "killed":
+            kill_make()
         elif action == "write":
             try:
                 Path(value).write_text("written by a build")
@@ -77,6 +81,16 @@ def compile_file(path: Path, source: Path) -> None:
                 print(f"fake: {value}: {error.strerror}")
         elif action == "say":
             print(f"fake: {value}={os.environ.get(value)}")
+
+
+def kill_make() -> NoReturn:
+    """As the kernel does it when memory runs out."""
+    process = os.getpid()
+    while Path(f"/proc/{process}/comm").read_text() != "make\n":
+        status = Path(f"/proc/{process}/status").read_text()
+        process = int(status.partition("\nPPid:")[2].split()[0])
+    os.kill(process, signal.SIGKILL)
+    os._exit(1)
 
 
 def stop(text: str, target: Path) -> NoReturn:
@@ -97,7 +111,11 @@ def build(source: Path, output: Path) -> None:
         made.parent.mkdir(parents=True, exist_ok=True)
         if not made.exists() or made.stat().st_mtime_ns < path.stat().st_mtime_ns:
             made.write_text("half")
-            compile_file(path, source)
+            try:
+                compile_file(path, source)
+            except SystemExit:
+                made.unlink()  # as make does it, by the .DELETE_ON_ERROR of the kernel's Makefile
+                raise
             made.write_text(path.read_text())
     objects = sorted(output.rglob("*.o"))
     modules = [path for path in objects if "drivers" in path.parts]
