@@ -16,7 +16,7 @@ from harness.guest.life_steps import (
 from harness.guest.observe import observe, read_sections
 from harness.guest.steps import Settling, observe_settled
 from harness.model.guest_steps import GuestStep
-from harness.model.life_ownership import owners_after_steps
+from harness.model.life_ownership import no_region_after_steps, owners_after_steps
 from harness.model.life_plan import (
     Command,
     RegionMakeup,
@@ -47,6 +47,7 @@ class _Life:
     evidence: Evidence
     settling: Settling
     observation: Observation
+    no_region: bool = False
     makeups: dict[str, RegionMakeup] = field(default_factory=dict)
 
 
@@ -90,11 +91,13 @@ def live_on(
     if not steps:
         return result
     life = _Life(guest, prepared, evidence, settling, observation)
+    scenario, state = prepared.case.scenario, prepared.state
     owners = _expected(prepared, result)
+    no_region = no_region_after_steps(scenario, state, result.policy)
     done: list[StepOutcome] = []
     broken = result.verdict is not Verdict.PASS
     with timings.phase("steps"):
-        for step, expected in zip(steps, owners, strict=True):
+        for step, expected, life.no_region in zip(steps, owners, no_region, strict=True):
             if broken:
                 done.append(StepOutcome(str(step), "not_done"))
                 continue
@@ -162,7 +165,9 @@ def _outcome(life: _Life, act: _Act, expected: Mapping[str, Ownership], number: 
         observe_settled(life.guest.shell, wanted, life.settling, lambda: _observe(life, folder))
     )
     life.guest.check()
-    judgement = judge_guest(life.guest, life.prepared, life.observation, expected)
+    judgement = judge_guest(
+        life.guest, life.prepared, life.observation, expected, no_region=life.no_region
+    )
     findings += [
         replace(
             one,

@@ -20,7 +20,8 @@ from harness.model.judge import Judgement, judge
 from harness.model.life_plan import Command, RegionMakeup
 from harness.model.memory_range import MemoryRange
 from harness.model.observation import CxlRegion, Observation
-from harness.model.scenario import Ownership, Scenario
+from harness.model.placement import FirmwareState
+from harness.model.scenario import Ownership, Policy, Scenario
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs import life
 from harness.runs.booted_guest import BootedGuest
@@ -83,16 +84,22 @@ class Room:
         self.wanted.append(wanted)
         return self.seen.pop(0)
 
-    def live(self, *steps: Mapping[str, Any], verdict: Verdict = Verdict.PASS) -> RunResult:
+    def live(
+        self,
+        *steps: Mapping[str, Any],
+        verdict: Verdict = Verdict.PASS,
+        policy: Policy = "per_range",
+        state: FirmwareState = STATE,
+    ) -> RunResult:
         scenario = load_case("exact_cover").scenario
         then = tuple(msgspec.convert(step, GuestStep) for step in steps)
         guest = msgspec.structs.replace(scenario.guest, then=then)
-        prepared = _Prepared(_Case(msgspec.structs.replace(scenario, guest=guest)))
+        prepared = _Prepared(_Case(msgspec.structs.replace(scenario, guest=guest)), state)
         findings = (Finding("1", "broken before"),) if verdict is Verdict.FAIL else ()
         return life.live_on(
             cast(BootedGuest, _Guest(self)),
             cast(Prepared, prepared),
-            RunResult("made", "debian:7.2", "per_range", verdict=verdict, findings=findings),
+            RunResult("made", "debian:7.2", policy, verdict=verdict, findings=findings),
             good(),
             Evidence(self.folder),
             Timings(),
@@ -122,10 +129,15 @@ class _Prepared:
 
 
 def judge_all(
-    _guest: object, prepared: Prepared, seen: Observation, expected: Mapping[str, Ownership]
+    _guest: object,
+    prepared: Prepared,
+    seen: Observation,
+    expected: Mapping[str, Ownership],
+    *,
+    no_region: bool,
 ) -> Judgement:
     """Judge with every message, whatever its phase."""
-    return judge(seen, prepared.state, expected, boot_counts=True)
+    return judge(seen, prepared.state, expected, boot_counts=True, no_region=no_region)
 
 
 @pytest.fixture
@@ -153,6 +165,18 @@ def outcomes(result: RunResult) -> list[str]:
 def test_a_scenario_without_steps_ends_as_it_was(room: Room) -> None:
     result = room.live()
     assert (result.verdict, result.steps) == (Verdict.PASS, ())
+
+
+@pytest.mark.parametrize("policy", ["per_range", "all_or_nothing"])
+def test_a_region_that_is_there_again_after_cxl_was_given_up_breaks_rule_7(
+    room: Room, policy: Policy
+) -> None:
+    room.seen = [good()]
+    half = firmware_state({"sr0": WINDOW}, decoders=[], windows=[WINDOW])
+    result = room.live({"load": "device_dax"}, policy=policy, state=half)
+    text = "after step 1, load device_dax: region0 is left, but CXL must be given up"
+    left = [rule for rule, said in found(result) if said.startswith(text)]
+    assert left == (["7"] if policy == "all_or_nothing" else [])
 
 
 def test_steps_that_hold_leave_their_owners_and_evidence(room: Room) -> None:
