@@ -141,7 +141,10 @@ class Session:
         timings = Timings()
         request = request_for(case, asked)
         result = RunResult(
-            scenario=case.name, kernel_spec=str(request), policy=self._judging.policy
+            scenario=case.name,
+            kernel_spec=str(request),
+            policy=self._judging.policy,
+            file=case.asked if case.asked != case.name else "",
         )
         if request.spec != asked.spec and not self._build:
             return _Ended(Skipped(case, _needs_build(case)))

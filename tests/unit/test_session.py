@@ -18,6 +18,7 @@ import pytest
 from harness.errors import MachineLostError, UnbuildableError, UsageError
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load, LoadPlan
+from harness.model.run_record import read_record
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.paths import SCENARIOS
 from harness.progress import SilentProgress
@@ -227,6 +228,9 @@ def test_a_reproducer_names_the_file_and_the_qemu_that_were_given(
         f"harness run '{file}' --kernel debian:7.2 --policy per_range --accel tcg "
         "--qemu '/opt/qemu new/qemu' --load none"
     )
+    # A result without a shorter one says how it was run.
+    plain = read_record(replace(result, reproduce="").as_json())
+    assert plain.command.startswith(f"harness run '{file}' --kernel debian:7.2 ")
     words = shlex.split(result.reproduce)
     assert load_case(words[2]).document.text == file.read_text()
 
