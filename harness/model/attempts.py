@@ -11,6 +11,7 @@ from harness.model.scenario import Ownership
 from harness.model.verdict import Attempt, Finding, RunResult, Verdict
 
 _MOST_NAMED = 3
+_DIFFERENTLY = "guests ended differently"
 
 
 def attempt_of(result: RunResult) -> Attempt:
@@ -72,6 +73,14 @@ def combine(results: Sequence[RunResult], seconds: float) -> RunResult:
     )
 
 
+def of_one_guest(combined: RunResult) -> RunResult:
+    """The same without the finding that its guests ended differently, which no single guest has."""
+    own = tuple(
+        one for one in combined.findings if one.range is not None or _DIFFERENTLY not in one.text
+    )
+    return replace(combined, findings=own)
+
+
 def _different_outcomes(results: Sequence[RunResult]) -> tuple[Finding, ...]:
     judged = [one for one in results if one.owners]
     counts = Counter(outcome(one) for one in judged)
@@ -84,4 +93,4 @@ def _different_outcomes(results: Sequence[RunResult]) -> tuple[Finding, ...]:
     more = len(counts) - len(shown)
     if more:
         shown.append(f"{more} more outcomes")
-    return (Finding("7", f"{len(judged)} guests ended differently: {'; '.join(shown)}"),)
+    return (Finding("7", f"{len(judged)} {_DIFFERENTLY}: {'; '.join(shown)}"),)

@@ -9,7 +9,8 @@ from enum import Enum
 from typing import Any
 
 from harness.model.scenario import Ownership
-from harness.model.verdict import RunResult, Verdict
+from harness.model.signature import signature
+from harness.model.verdict import Finding, RunResult, Verdict
 
 
 class Change(Enum):
@@ -31,14 +32,17 @@ class Side:
     Attributes:
         verdict: how the scenario ended, or None when it is not about this kernel.
         owners: who owned each range, `sr0: dax_cxl/system_ram`; several where it is in pieces.
-        why: for other verdicts than PASS, the first finding or the reason.
+        why: for other verdicts than PASS, the broken rules or the reason.
         evidence: the run's folder, empty without a run.
+        failures: what broke, after boot or after a step, each with its rule and range and without
+            what differs from run to run; sorted.
     """
 
     verdict: Verdict | None
     owners: tuple[str, ...] = ()
     why: str = ""
     evidence: str = ""
+    failures: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The object that the result file has for this side."""
@@ -47,6 +51,7 @@ class Side:
             "owners": list(self.owners),
             "why": self.why,
             "evidence": self.evidence,
+            "failures": list(self.failures),
         }
 
 
@@ -72,7 +77,7 @@ class Row:
         if self.first.owners != self.second.owners:
             failed = self.first.verdict is Verdict.FAIL
             return Change.OTHER_FAILURE if failed else Change.OTHER_OWNER
-        if self.first.why != self.second.why:
+        if self.first.failures != self.second.failures:
             return Change.OTHER_FAILURE
         return Change.SAME
 
@@ -94,9 +99,15 @@ def side_of(result: RunResult) -> Side:
         owners.append(f"{one.name}: {' + '.join(dict.fromkeys(found))}")
     why = result.reason
     if result.findings:
-        first = result.findings[0]
-        why = f"rule {first.rule}" if first.rule.isdigit() else first.rule
-    return Side(result.verdict, tuple(owners), why, result.evidence)
+        rules = sorted({one.rule for one in result.findings})
+        why = ", ".join(f"rule {rule}" if rule.isdigit() else rule for rule in rules)
+    failures = sorted({failure for one in result.findings for failure in _failures(one)})
+    return Side(result.verdict, tuple(owners), why, result.evidence, tuple(failures))
+
+
+def _failures(finding: Finding) -> tuple[str, ...]:
+    place = f" at {finding.range}" if finding.range else ""
+    return tuple(f"{what}{place}" for what in signature([finding]))
 
 
 def compare(

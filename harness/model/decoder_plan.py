@@ -119,7 +119,8 @@ def _plan_level(
         raise UsageError(
             f"the devices {', '.join(decoder.devices)} do not take turns below {component.name}",
             where=decoder.name,
-            hint="list the devices so that each level of ports goes round in a fixed order",
+            hint="CXL 3.1, 9.13.1: each level of ports goes round in a fixed order; list the "
+            "devices so",
         )
     if ways > _MOST_TARGETS:
         raise UsageError(

@@ -143,13 +143,15 @@ def complaints(
 
     A record counts when it is a warning or worse of cxl, dax, hmem or kmem, or announces a
     breakage of any subsystem, unless one of `expected` is found in it. The lines of a trace, from
-    its beginning to its end mark, are one record.
+    its beginning to its end mark, are one record, of which only the first can be expected: others
+    get into it as they are said meanwhile.
     """
     found: list[Complaint] = []
     for record in _with_whole_traces(tuple(records)):
-        if any(pattern.search(record.text) for pattern in expected):
-            continue
         kind = splat(record.text)
+        said = record.text if kind is None else record.text.partition("\n")[0]
+        if any(pattern.search(said) for pattern in expected):
+            continue
         if kind is not None:
             found.append(Complaint(record, kind))
         elif record.level <= WARNING and _OURS.search(record.text):

@@ -45,6 +45,7 @@ def judge(
     *,
     quirks: Sequence[re.Pattern[str]] = (),
     boot_counts: bool = False,
+    no_region: bool = False,
 ) -> Judgement:
     """Hold an observation against the contract.
 
@@ -55,6 +56,7 @@ def judge(
         expected_lines: kernel messages that do not count.
         quirks: more of them, which are QEMU's doing.
         boot_counts: whether the boot is a step of the scenario: with drivers built in, it is.
+        no_region: whether no region may be left, see `leaves_no_region`.
     """
     allowed = [*(re.compile(line.pattern) for line in expected_lines), *quirks]
     everything = complaints(observation.dmesg, allowed)
@@ -73,7 +75,10 @@ def judge(
             _misowned(named.name, wanted, pieces, named.name in reserved, observation, complained)
         )
         findings.extend(_claimed_twice(named, observation, complained))
-    findings.extend(_strangers(state, observation, complained))
+    if no_region:
+        findings.extend(_left_regions(observation, complained))
+    regions = () if no_region else state.regions()
+    findings.extend(_strangers(state, regions, observation, complained))
     findings.extend(_offline(owners, observation))
     findings.extend(disagreements(observation))
     findings.extend(map(_complained_of, complained))
@@ -134,10 +139,28 @@ def _claimed_twice(
         )
 
 
+def _left_regions(observation: Observation, complained: Sequence[Complaint]) -> Iterable[Finding]:
+    """Every region that is left where all of them must be gone, by sysfs or by iomem."""
+    left = {one.name: one.range for one in observation.regions}
+    for entry in observation.iomem.named(r"region\d+"):
+        left[entry.name] = left.get(entry.name) or entry.range
+    for name, span in left.items():
+        yield Finding(
+            "3",
+            f"{name} is left, but CXL must be given up, with every region",
+            span,
+            observation.iomem.within(span).lines() if span else (),
+            _belonging(span, observation, complained) if span else (),
+        )
+
+
 def _strangers(
-    state: FirmwareState, observation: Observation, complained: Sequence[Complaint]
+    state: FirmwareState,
+    regions: Iterable[NamedRange],
+    observation: Observation,
+    complained: Sequence[Complaint],
 ) -> Iterable[Finding]:
-    allowed = [one.range for one in (*state.soft_reserved, *state.regions())]
+    allowed = [one.range for one in (*state.soft_reserved, *regions)]
     for device in observation.dax:
         for span in device.ranges:
             for outside in span.minus(allowed):

@@ -62,7 +62,9 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """Whether a finding is what this issue says is seen."""
         if finding.rule not in self.rules:
             return False
-        text = "\n".join((finding.text, *finding.dmesg))
+        # A trace is one message of many lines, and others' get into it: its first says what it is.
+        message = finding.dmesg[0].partition("\n")[0] if len(finding.dmesg) == 1 else ""
+        text = f"{finding.text}\n{message}"
         return finding.rule != "6" or any(re.search(line, text) for line in self.lines)
 
     def concerns(self, release: str, policy: Policy) -> bool:

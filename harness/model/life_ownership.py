@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from harness.model.guest_steps import GuestStep
 from harness.model.kernel_modules import module_name
 from harness.model.owner import Ownership, Use
-from harness.model.ownership import expected_owners
+from harness.model.ownership import expected_owners, leaves_no_region
 from harness.model.placement import FirmwareState
 from harness.model.scenario import Policy, Scenario
 
@@ -57,6 +57,21 @@ def owners_after_steps(
     for step in scenario.guest.then:
         _live(life, step, first)
         found.append({name: _now(name, owner, life, state) for name, owner in first.items()})
+    return tuple(found)
+
+
+def no_region_after_steps(
+    scenario: Scenario, state: FirmwareState, policy: Policy
+) -> tuple[bool, ...]:
+    """After each step, whether no region may be left.
+
+    Who has given CXL up has done so for good: dax_hmem need not be loaded any more.
+    """
+    loaded = scenario.guest.modules
+    found = []
+    for step in scenario.guest.then:
+        loaded = (*loaded, *step.modules()) if step.unload is None else loaded
+        found.append(leaves_no_region(_with_loaded(scenario, loaded), state, policy))
     return tuple(found)
 
 

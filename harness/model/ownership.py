@@ -48,12 +48,9 @@ def expected_owners(
         reserved.name: _cxl_may_own(scenario) and _contained(reserved, regions)
         for reserved in state.soft_reserved
     }
-    in_windows = [
-        reserved.name
-        for reserved in state.soft_reserved
-        if any(reserved.range.overlaps(window) for window in state.windows)
-    ]
-    given_up = policy == "all_or_nothing" and not all(by_cxl[name] for name in in_windows)
+    given_up = policy == "all_or_nothing" and not all(
+        by_cxl[reserved.name] for reserved in _in_windows(state)
+    )
     owners = {}
     for reserved in state.soft_reserved:
         if by_cxl[reserved.name] and not given_up:
@@ -67,6 +64,28 @@ def expected_owners(
             if not any(region.range.overlaps(one.range) for one in state.soft_reserved):
                 owners[region.name] = Ownership(owner="dax_cxl", use=use)
     return owners
+
+
+def leaves_no_region(scenario: Scenario, state: FirmwareState, policy: Policy) -> bool:
+    """Whether rule 3 wants every region gone: CXL is given up, and dax_hmem is there to do it.
+
+    Source: the discussion of version 4 of the series, 8/9: "CXL subsystem understands everything,
+    or touches nothing", with all regions torn down before dax_hmem takes over.
+    """
+    regions = state.regions() if _regions_form(scenario) else ()
+    return (
+        policy == "all_or_nothing"
+        and _available(scenario, "dax_hmem")
+        and not all(_contained(reserved, regions) for reserved in _in_windows(state))
+    )
+
+
+def _in_windows(state: FirmwareState) -> tuple[NamedRange, ...]:
+    return tuple(
+        reserved
+        for reserved in state.soft_reserved
+        if any(reserved.range.overlaps(window) for window in state.windows)
+    )
 
 
 def _contained(reserved: NamedRange, regions: tuple[NamedRange, ...]) -> bool:

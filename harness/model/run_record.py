@@ -7,6 +7,7 @@ default, so that a report can hold last year's nights beside today's.
 
 from __future__ import annotations
 
+import shlex
 from typing import Any, Literal
 
 import msgspec
@@ -130,6 +131,7 @@ class RunRecord(_Record, frozen=True, kw_only=True):
     evidence: str = ""
     attempts: tuple[AttemptRecord, ...] = ()
     reproduce: str | None = ""
+    file: str | None = ""
     notes: Any = None
 
     @property
@@ -161,7 +163,8 @@ class RunRecord(_Record, frozen=True, kw_only=True):
         """The command line that runs this again."""
         if self.reproduce:
             return self.reproduce
-        words = f"harness run {self.scenario} --kernel {self.kernel.spec} --policy {self.policy}"
+        scenario = shlex.quote(self.file or self.scenario)
+        words = f"harness run {scenario} --kernel {self.kernel.spec} --policy {self.policy}"
         return f"{words} --accel {self.accel}" if self.accel else words
 
 

@@ -58,7 +58,7 @@ def _check_extent(
         raise document.error(
             at,
             f"reaches past the end of window {window}, which has {format_size(room)}",
-            hint="reduce offset or size",
+            hint="reduce offset or size; CXL 3.1, 9.18.1.3: a window has Window Size bytes",
         )
 
 
@@ -167,7 +167,7 @@ def _check_decoder(
             f"{at}.devices",
             f"window {decoder.window} interleaves over {', '.join(targets)}, but these devices "
             f"lie below {', '.join(bridges)}",
-            hint="devices take turns over the window's targets, in the window's order",
+            hint="CXL 3.1, 9.18.1.3: devices take turns over the window's targets, in its order",
         )
     _check_ways(document, f"{at}.devices", len(targets), "host bridges")
     _check_turns(document, f"{at}.devices", decoder, profile)
@@ -224,7 +224,7 @@ def _check_decoders_together(document: Document[Scenario], profile: Profile) -> 
                 raise document.error(
                     at,
                     "overlaps an earlier decoder",
-                    hint="keep them apart; ports_size counts as well",
+                    hint="CXL 3.1, 8.2.4.20.12: decoders do not overlap; ports_size counts as well",
                 )
         components = {name for device in decoder.devices for name in _above(profile, device)}
         for name in (*components, *decoder.devices):
@@ -233,7 +233,8 @@ def _check_decoders_together(document: Document[Scenario], profile: Profile) -> 
                 raise document.error(
                     at,
                     f"{name} has only {_DECODERS_PER_COMPONENT} HDM decoders",
-                    hint="use fewer decoders, or another device",
+                    hint="CXL 3.1, 8.2.4.20.1: a component says how many it has, and QEMU's say "
+                    f"{_DECODERS_PER_COMPONENT}; use fewer, or another device",
                 )
             place = (decoder.window, decoder.offset)
             if highest.get(name, place) > place:

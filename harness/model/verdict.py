@@ -170,6 +170,7 @@ class RunResult:
         load: what the guest loaded, and how; None when it did not come so far.
         attempts: every guest, where the scenario was run with several.
         reproduce: the shortest command line that shows the failure, when one was looked for.
+        file: the path by which the scenario was named, empty where its name finds it.
     """
 
     scenario: str
@@ -192,11 +193,13 @@ class RunResult:
     load: Load | None = None
     attempts: tuple[Attempt, ...] = ()
     reproduce: str = ""
+    file: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The object that the result file has for this run."""
         return {
             "scenario": self.scenario,
+            "file": self.file,
             "kernel": {
                 "spec": self.kernel_spec,
                 "release": self.kernel_release,

@@ -32,6 +32,7 @@ class Case:
         as_stated: whether the scenario's modules are loaded, so that the owners that it states
             hold; else the oracle's do.
         profile_text: the profile as it was read.
+        asked: what finds it on a command line, its name or the path of its file.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
     profile: Profile
     as_stated: bool = True
     profile_text: str = ""
+    asked: str = ""
 
     @property
     def scenario(self) -> Scenario:
@@ -66,7 +68,7 @@ def load_case(name: str, scenarios: Path = SCENARIOS, profiles: Path = PROFILES)
     document = read_scenario(_text(path), _shown(path))
     profile = _profile_of(document, path, profiles)
     check_scenario(document, profile.value)
-    return Case(path.stem, document, profile.value, profile_text=profile.text)
+    return Case(path.stem, document, profile.value, profile_text=profile.text, asked=name)
 
 
 def _profile_of(document: Document[Scenario], path: Path, profiles: Path) -> Document[Profile]:

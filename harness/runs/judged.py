@@ -30,6 +30,8 @@ def judge_guest(
     prepared: Prepared,
     observation: Observation,
     expected: Mapping[str, Ownership],
+    *,
+    no_region: bool,
 ) -> Judgement:
     """Hold what was observed in a guest against the owners that it must have by now.
 
@@ -38,6 +40,7 @@ def judge_guest(
         prepared: its scenario.
         observation: what was observed.
         expected: owner by name of Soft Reserved range or decoder.
+        no_region: whether no region may be left by now.
 
     Raises:
         GuestLostError: a line that counts may be missing from the guest's log.
@@ -50,4 +53,5 @@ def judge_guest(
         expected,
         quirks=prepared.expected_lines(),
         boot_counts=prepared.boot_counts,
+        no_region=no_region,
     )

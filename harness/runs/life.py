@@ -14,9 +14,9 @@ from harness.guest.life_steps import (
     run_while_pending,
 )
 from harness.guest.observe import observe, read_sections
-from harness.guest.steps import Settling, observe_settled
+from harness.guest.steps import Settling, observe_settled, scan_for_leaks
 from harness.model.guest_steps import GuestStep
-from harness.model.life_ownership import owners_after_steps
+from harness.model.life_ownership import no_region_after_steps, owners_after_steps
 from harness.model.life_plan import (
     Command,
     RegionMakeup,
@@ -47,6 +47,7 @@ class _Life:
     evidence: Evidence
     settling: Settling
     observation: Observation
+    no_region: bool = False
     makeups: dict[str, RegionMakeup] = field(default_factory=dict)
 
 
@@ -90,11 +91,13 @@ def live_on(
     if not steps:
         return result
     life = _Life(guest, prepared, evidence, settling, observation)
+    scenario, state = prepared.case.scenario, prepared.state
     owners = _expected(prepared, result)
+    no_region = no_region_after_steps(scenario, state, result.policy)
     done: list[StepOutcome] = []
     broken = result.verdict is not Verdict.PASS
     with timings.phase("steps"):
-        for step, expected in zip(steps, owners, strict=True):
+        for step, expected, life.no_region in zip(steps, owners, no_region, strict=True):
             if broken:
                 done.append(StepOutcome(str(step), "not_done"))
                 continue
@@ -130,8 +133,10 @@ def _outcomes(
     except HeldError as error:
         yield StepOutcome(str(step), "broke", (), (Finding("step", f"{step}: {error}"),))
         return
+    is_last = step is life.prepared.case.scenario.guest.then[-1]
     for number, act in enumerate(acts, before + 1):
-        yield _outcome(life, act, expected, number)
+        ends = is_last and act is acts[-1]
+        yield _outcome(life, act, expected, number, ends=ends)
 
 
 def _acts(life: _Life, step: GuestStep) -> tuple[_Act, ...]:
@@ -144,7 +149,9 @@ def _acts(life: _Life, step: GuestStep) -> tuple[_Act, ...]:
     return (_Act(step, str(step), step.reload or ()),)
 
 
-def _outcome(life: _Life, act: _Act, expected: Mapping[str, Ownership], number: int) -> StepOutcome:
+def _outcome(
+    life: _Life, act: _Act, expected: Mapping[str, Ownership], number: int, *, ends: bool
+) -> StepOutcome:
     folder = f"step-{number:02d}-{act.step.verb}"
     try:
         done = _do(life, act)
@@ -158,11 +165,21 @@ def _outcome(life: _Life, act: _Act, expected: Mapping[str, Ownership], number: 
         if one.name in expected and expected[one.name].use == "system_ram"
     )
     life.guest.check()
-    life.observation = read_sections(
-        observe_settled(life.guest.shell, wanted, life.settling, lambda: _observe(life, folder))
-    )
+
+    def settle() -> dict[str, str]:
+        return observe_settled(
+            life.guest.shell, wanted, life.settling, lambda: _observe(life, folder)
+        )
+
+    sections = settle()
+    if ends and life.prepared.bootable.finds_leaks:
+        life.evidence.text(f"{folder}/kmemleak", scan_for_leaks(life.guest.shell))
+        sections = settle()
+    life.observation = read_sections(sections)
     life.guest.check()
-    judgement = judge_guest(life.guest, life.prepared, life.observation, expected)
+    judgement = judge_guest(
+        life.guest, life.prepared, life.observation, expected, no_region=life.no_region
+    )
     findings += [
         replace(
             one,

@@ -69,6 +69,7 @@ class Host:
         progress: hears of what takes time.
         accel: what the user wants to run guests with.
         live: the guests that run.
+        asked_qemu: the QEMU that the user named for these runs, None for the usual one.
     """
 
     qemu: QemuBinary
@@ -76,6 +77,7 @@ class Host:
     progress: Progress
     accel: AskedAccelerator
     live: LiveMachines = field(default_factory=LiveMachines, repr=False)
+    asked_qemu: str | None = None
     _said: set[str] = field(default_factory=set, repr=False)
 
     def say_once(self, text: str) -> None:
@@ -107,7 +109,7 @@ def this_host(progress: Progress, accel: AskedAccelerator, qemu: str | None = No
     Raises:
         UsageError: QEMU is missing, too old, or was built without CXL.
     """
-    return Host(require_qemu(qemu), Store(store_root()), progress, accel)
+    return Host(require_qemu(qemu), Store(store_root()), progress, accel, asked_qemu=qemu)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from harness.model.decoder_plan import plan_decoders
 from harness.model.judge import Judgement, judge
 from harness.model.kernel_request import KernelRequest
 from harness.model.observation import SECTIONS, ObservationError, parse_observation
-from harness.model.ownership import expected_owners
+from harness.model.ownership import expected_owners, leaves_no_region
 from harness.model.placement import FirmwareState, place_firmware
 from harness.model.preflight import window_problems
 from harness.model.run_record import RunRecord
@@ -226,6 +226,7 @@ def judge_again(recording: Recording) -> Rejudged:
         expected,
         quirks=patterns,
         boot_counts=bool(inputs.get("boot_counts")),
+        no_region=leaves_no_region(case.scenario, state, recording.policy),
     )
     return Rejudged(judgement, state)
 

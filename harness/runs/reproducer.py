@@ -9,8 +9,11 @@ from dataclasses import replace
 import msgspec
 
 from harness.errors import UsageError
+from harness.model.attempts import of_one_guest
+from harness.model.bisection import failures_of
 from harness.model.kernel_modules import module_name
 from harness.model.load import Load, LoadPlan, ModuleName
+from harness.model.signature import signature
 from harness.model.verdict import RunResult, Verdict
 from harness.runs.catalogue import Case
 from harness.runs.prepare import Prepared
@@ -70,7 +73,8 @@ def shortest_failing(
 ) -> Load:
     """The load of a failed run, without the modules that the failure does not need.
 
-    One module after the other is left out, from the last, as long as the same rules stay broken.
+    One module after the other is left out, from the last, as long as the same rules stay broken
+    for the same ranges. Where nothing that broke has a range, what was said must stay the same.
 
     Args:
         failed: the result with the failure.
@@ -81,10 +85,16 @@ def shortest_failing(
     assert load is not None, "it has been run"
     if load.how != "in_order":
         return load
-    rules = {one.rule for one in failed.findings} - {"7"}
+    wanted = of_one_guest(failed)
     for name in reversed(load.modules):
         fewer = Load("in_order", tuple(one for one in load.modules if one != name))
         again = run(with_case(prepared, loading(prepared.case, fewer.modules)), fewer)
-        if again.verdict is Verdict.FAIL and rules <= {one.rule for one in again.findings}:
+        if again.verdict is Verdict.FAIL and _fails_alike(wanted, again):
             load = fewer
     return load
+
+
+def _fails_alike(wanted: RunResult, again: RunResult) -> bool:
+    if any(one.range is not None for one in wanted.findings):
+        return set(failures_of(wanted)) <= set(failures_of(again))
+    return signature(wanted.findings) <= signature(again.findings)

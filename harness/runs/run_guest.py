@@ -25,7 +25,7 @@ from harness.model.kernel_modules import module_name
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
 from harness.model.observation import Observation
-from harness.model.ownership import expected_owners
+from harness.model.ownership import expected_owners, leaves_no_region
 from harness.model.preflight import window_problems
 from harness.model.scenario import Ownership, Policy
 from harness.model.verdict import Finding, RunResult, Verdict
@@ -199,7 +199,8 @@ def _run_steps(
             "; ".join(problems), hint="the kernel or its ACPI tables are not what was asked for"
         )
     evidence.json(JUDGING, judging_inputs(guest, prepared))
-    judgement = judge_guest(guest, prepared, observation, expected)
+    no_region = leaves_no_region(scenario, prepared.state, judging.policy)
+    judgement = judge_guest(guest, prepared, observation, expected, no_region=no_region)
     findings = (*failed_steps, *judgement.findings)
     result = replace(
         result,

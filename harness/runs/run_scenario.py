@@ -141,7 +141,10 @@ class Session:
         timings = Timings()
         request = request_for(case, asked)
         result = RunResult(
-            scenario=case.name, kernel_spec=str(request), policy=self._judging.policy
+            scenario=case.name,
+            kernel_spec=str(request),
+            policy=self._judging.policy,
+            file=case.asked if case.asked != case.name else "",
         )
         if request.spec != asked.spec and not self._build:
             return _Ended(Skipped(case, _needs_build(case)))
@@ -243,7 +246,7 @@ class _Guests:
             new = combined.verdict is Verdict.FAIL and not combined.known_issue
             if new and len(results) > 1 and self._session.shorten:
                 load = shortest_failing(combined, self._prepared, self._run_again)
-                combined = replace(combined, reproduce=self._command(load))
+                combined = replace(combined, reproduce=self._command(combined, load))
         return combined
 
     def _confirmed(self, results: Sequence[RunResult]) -> list[RunResult]:
@@ -274,12 +277,16 @@ class _Guests:
     def _run_again(self, prepared: Prepared, load: Load) -> RunResult:
         return self._submit(prepared, load, begin="cold").result()
 
-    def _command(self, load: Load) -> str:
-        name = shlex.quote(self._prepared.case.name)
-        return (
-            f"harness run {name} --kernel {self._before.kernel_spec} "
-            f"--policy {self._before.policy} --load {load.option()}"
-        )
+    def _command(self, failed: RunResult, load: Load) -> str:
+        case, qemu = self._prepared.case, self._session.host.asked_qemu
+        words = [
+            f"harness run {shlex.quote(case.asked or case.name)} --kernel {failed.kernel_spec}",
+            f"--policy {failed.policy}",
+            *([f"--accel {failed.accel}"] if failed.accel else []),
+            *([f"--qemu {shlex.quote(qemu)}"] if qemu else []),
+            f"--load {load.option()}",
+        ]
+        return " ".join(words)
 
 
 def _needs_build(case: Case) -> NotApplicableError:

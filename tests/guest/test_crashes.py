@@ -65,6 +65,28 @@ def test_a_guest_that_resets_itself_without_a_word(run_with: Runner) -> None:
     assert any("harness: sudden end" in line for line in finding.dmesg)
 
 
+def test_a_soft_lockup_is_not_waited_for_until_the_deadline_of_the_step(run_with: Runner) -> None:
+    """As the kernel's watchdog says it; the shell itself goes on, so that only the line tells."""
+    said = "watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [modprobe:123]"
+    deadline = Deadline(120, "a lockup to end")
+    left = []
+
+    def lock_up(guest: BootedGuest) -> None:
+        mark = guest.shell.begin("lockup")
+        try:
+            guest.shell.run(f"{mark}; echo '<0>{said}' > /dev/kmsg; sleep 600", deadline)
+        finally:
+            left.append(deadline.remaining())
+
+    result = run_with(lock_up)
+    assert result.verdict is Verdict.FAIL, report_text(result)
+    (finding,) = result.findings
+    assert (finding.rule, finding.phase) == ("6", "lockup")
+    assert finding.text == f"a stall: {said} (during lockup)"
+    assert any(said in line for line in finding.dmesg)
+    assert left[0] > deadline.seconds / 2
+
+
 def test_a_command_that_only_takes_long_is_no_hang_of_the_kernel(run_with: Runner) -> None:
     def linger(guest: BootedGuest) -> None:
         guest.shell.run(f"{guest.shell.begin('nap')}; sleep 300", Deadline(2, "a nap to end"))

@@ -11,7 +11,7 @@ from harness.model.dmesg import Record
 from harness.model.document import Document, Size
 from harness.model.iomem import Iomem, parse_iomem
 from harness.model.memory_range import GIB, MemoryRange
-from harness.model.observation import DaxDevice, Observation
+from harness.model.observation import CxlRegion, DaxDevice, Observation
 from harness.model.placement import FirmwareState, NamedRange, PlacedDecoder
 from harness.model.scenario import Ownership, Scenario, read_scenario
 from harness.model.topology import Device, HostBridge, NumaNode, Port, Profile, Switch, Window
@@ -146,6 +146,7 @@ def observed(
     drivers: Sequence[str] = ("kmem",),
     dmesg: Sequence[Record] = (),
     offline: Sequence[str] = (),
+    regions: Sequence[CxlRegion] = (),
 ) -> Observation:
     """An observation with this text in /proc/iomem; a common indentation does not count."""
     return Observation(
@@ -153,7 +154,7 @@ def observed(
         iomem=iomem_of(iomem),
         dax=devices,
         dax_drivers=tuple(drivers),
-        regions=(),
+        regions=tuple(regions),
         decoders=(),
         offline=tuple(map(span, offline)),
         modules=(),

@@ -128,6 +128,8 @@ def test_a_replay_keeps_the_policy_unless_another_is_asked_for(
         again = harness("replay", "b.zip", "--judge-only", *words)
         verdict = next(line for line in again.out.splitlines() if line.startswith("FAIL"))
         assert f"policy {policy}" in verdict
+        left = "region0 is left, but CXL must be given up" in again.out
+        assert left is (policy == "all_or_nothing")
 
 
 def test_a_replay_of_a_kernel_that_is_elsewhere(harness: Harness, room: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,54 @@ def test_what_became_of_a_scenario(
     (row,) = compare({"s": first}, {"s": second})
     assert row.change is change
     assert row.as_json()["change"] == change.value
+
+
+LOWER, UPPER = span("10000000-1fffffff"), span("20000000-2fffffff")
+STRANDED = Finding("1", "sr0: expected dax_hmem, found nobody (stranded), by iomem: x", LOWER)
+WARNED = Finding("6", "a warning: kmem dax2.0: mapping0 could not reserve region")
+AGAIN = Finding(
+    "7", "after step 1, reload kmem: sr0: expected dax_hmem, found nobody (stranded)", LOWER
+)
+
+
+def broke(*findings: Finding) -> RunResult:
+    return replace(result(FAIL, "nobody"), findings=findings)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "change"),
+    [
+        # Another complaint of the same rule, one more, the same rule elsewhere, another step.
+        ([WARNED], [Finding("6", "KASAN: BUG: KASAN: slab-out-of-bounds")], Change.OTHER_FAILURE),
+        ([STRANDED, WARNED], [STRANDED, Finding("3", "sr0: x", LOWER)], Change.OTHER_FAILURE),
+        ([STRANDED], [STRANDED, WARNED], Change.OTHER_FAILURE),
+        ([STRANDED], [replace(STRANDED, range=UPPER)], Change.OTHER_FAILURE),
+        ([AGAIN], [replace(AGAIN, text=AGAIN.text.replace("kmem", "cxl"))], Change.OTHER_FAILURE),
+        # The same in another order, with other numbers, said twice, in another step of loading.
+        (
+            [STRANDED, WARNED],
+            [replace(WARNED, text="a warning: kmem dax3.0: mapping0 could not reserve region"),
+             Finding("6", f"{WARNED.text} (during modprobe kmem)"), STRANDED],
+            Change.SAME,
+        ),
+        ([AGAIN], [replace(AGAIN, iomem=("x",), dmesg=("y",))], Change.SAME),
+    ],
+)  # fmt: skip
+def test_two_failures_are_the_same_when_all_that_broke_is(
+    first: Sequence[Finding], second: Sequence[Finding], change: Change
+) -> None:
+    (row,) = compare({"s": broke(*first)}, {"s": broke(*second)})
+    assert row.change is change
+
+
+def test_a_failing_side_names_its_rules_and_what_broke() -> None:
+    side = side_of(broke(WARNED, STRANDED, Finding("use", "sr0: 1 memory blocks", LOWER)))
+    assert side.why == "rule 1, rule 6, use"
+    assert side.as_json()["failures"] == [
+        "rule 1: expected dax_hmem, found nobody (stranded) at 10000000-1fffffff",
+        "rule 6: a warning: kmem daxN.N: mappingN could not reserve region",
+        "rule use: N memory blocks at 10000000-1fffffff",
+    ]
 
 
 def test_a_range_in_pieces_names_each_owner_once() -> None:

@@ -176,6 +176,7 @@ def test_devices_that_take_no_even_turns_are_refused() -> None:
     with pytest.raises(UsageError, match="do not take turns below hb0") as caught:
         plan(profile, decoder("mem0", "mem2", "mem1", size="1536M", name="odd"))
     assert str(caught.value.where).endswith(": firmware.decoders[0].devices")
+    assert caught.value.hint.startswith("CXL 3.1, 9.13.1: ")
 
 
 def test_several_decoders_are_numbered_in_each_component_by_ascending_address() -> None:

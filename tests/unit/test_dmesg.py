@@ -204,6 +204,22 @@ def test_an_expected_line_does_not_count_and_others_still_do() -> None:
     assert [one.record for one in found] == [other]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "counts"),
+    [("failed to attach decoder", True), ("kernel BUG at mm/slub", False), (r"a\nb", True)],
+)
+def test_only_the_first_line_of_a_splat_can_be_expected(pattern: str, counts: bool) -> None:
+    """A CPU that says what a scenario expects amid another one's trace does not excuse it."""
+    log = [
+        record(4, "------------[ cut here ]------------"),
+        record(2, "kernel BUG at mm/slub.c:1!"),
+        record(3, "cxl_port endpoint2: failed to attach decoder2.0 to region0: -6"),
+        record(4, "---[ end trace 0000000000000000 ]---"),
+    ]
+    found = complaints(log, [re.compile(pattern)])
+    assert [one.what for one in found] == (["a BUG"] if counts else [])
+
+
 def test_complaints_keep_the_order_of_the_log() -> None:
     log = [record(4, "cxl b"), record(6, "cxl quiet"), record(3, "kmem a"), record(6, "UBSAN: c")]
     assert [one.record.text for one in complaints(log)] == ["cxl b", "kmem a", "UBSAN: c"]

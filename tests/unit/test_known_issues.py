@@ -158,3 +158,13 @@ def test_the_projects_issues_name_scenarios_and_rules_that_exist() -> None:
     for issue in load_known_issues().issues:
         assert set(issue.scenarios) <= {*scenario_names(), "*"}
         assert set(issue.rules) <= set(RULES)
+
+
+def test_a_known_line_inside_a_trace_does_not_explain_the_trace() -> None:
+    trace = ("WARNING: CPU: 0", "kmem dax2.0: could not reserve region", "---[ end trace 0 ]---")
+    splat = Finding("6", "a WARN: WARNING: CPU: 0", dmesg=("\n".join(trace),))
+    crash = Finding("6", "the guest's kernel panicked", dmesg=trace)
+    for finding in (splat, crash):
+        assert not read(WARNED).explain("partial_region", "7.2.1", "per_range", [finding])
+    line = Finding("6", "an error: kmem dax2.0: could not reserve region", dmesg=trace[1:2])
+    assert read(WARNED).explain("partial_region", "7.2.1", "per_range", [line])

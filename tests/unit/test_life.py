@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
 import msgspec
@@ -20,7 +21,8 @@ from harness.model.judge import Judgement, judge
 from harness.model.life_plan import Command, RegionMakeup
 from harness.model.memory_range import MemoryRange
 from harness.model.observation import CxlRegion, Observation
-from harness.model.scenario import Ownership, Scenario
+from harness.model.placement import FirmwareState
+from harness.model.scenario import Ownership, Policy, Scenario
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs import life
 from harness.runs.booted_guest import BootedGuest
@@ -63,6 +65,7 @@ class Room:
         seen: what is observed after each step.
         problems: what goes wrong in a step, by title.
         ran: titles of commands, in order.
+        leaks: what kmemleak lists, None on a kernel that has none.
     """
 
     folder: Path
@@ -72,6 +75,12 @@ class Room:
     lines: list[str] = field(default_factory=list)
     wanted: list[tuple[MemoryRange, ...]] = field(default_factory=list)
     check: Callable[[], None] = lambda: None
+    leaks: str | None = None
+
+    def scan(self, _shell: object) -> str:
+        self.ran.append("scan for leaks")
+        assert self.leaks is not None, "this kernel cannot"
+        return self.leaks
 
     def run(self, _shell: object, commands: Sequence[Command]) -> StepDone:
         self.ran += [one.title for one in commands]
@@ -83,16 +92,23 @@ class Room:
         self.wanted.append(wanted)
         return self.seen.pop(0)
 
-    def live(self, *steps: Mapping[str, Any], verdict: Verdict = Verdict.PASS) -> RunResult:
+    def live(
+        self,
+        *steps: Mapping[str, Any],
+        verdict: Verdict = Verdict.PASS,
+        policy: Policy = "per_range",
+        state: FirmwareState = STATE,
+    ) -> RunResult:
         scenario = load_case("exact_cover").scenario
         then = tuple(msgspec.convert(step, GuestStep) for step in steps)
         guest = msgspec.structs.replace(scenario.guest, then=then)
-        prepared = _Prepared(_Case(msgspec.structs.replace(scenario, guest=guest)))
+        bootable = SimpleNamespace(finds_leaks=self.leaks is not None)
+        prepared = _Prepared(_Case(msgspec.structs.replace(scenario, guest=guest)), state, bootable)
         findings = (Finding("1", "broken before"),) if verdict is Verdict.FAIL else ()
         return life.live_on(
             cast(BootedGuest, _Guest(self)),
             cast(Prepared, prepared),
-            RunResult("made", "debian:7.2", "per_range", verdict=verdict, findings=findings),
+            RunResult("made", "debian:7.2", policy, verdict=verdict, findings=findings),
             good(),
             Evidence(self.folder),
             Timings(),
@@ -118,14 +134,20 @@ class _Case:
 @dataclass
 class _Prepared:
     case: _Case
-    state: object = STATE
+    state: object
+    bootable: object
 
 
 def judge_all(
-    _guest: object, prepared: Prepared, seen: Observation, expected: Mapping[str, Ownership]
+    _guest: object,
+    prepared: Prepared,
+    seen: Observation,
+    expected: Mapping[str, Ownership],
+    *,
+    no_region: bool,
 ) -> Judgement:
     """Judge with every message, whatever its phase."""
-    return judge(seen, prepared.state, expected, boot_counts=True)
+    return judge(seen, prepared.state, expected, boot_counts=True, no_region=no_region)
 
 
 @pytest.fixture
@@ -137,6 +159,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
     monkeypatch.setattr(life, "read_sections", lambda seen: seen)
     monkeypatch.setattr(life, "read_module_holders", lambda _shell: MODULES)
     monkeypatch.setattr(life, "judge_guest", judge_all)
+    monkeypatch.setattr(life, "scan_for_leaks", one.scan)
     makeup = RegionMakeup("decoder0.0", ("mem0",), 256, 2 << 30)
     monkeypatch.setattr(life, "read_region_makeup", lambda _shell, _region: makeup)
     return one
@@ -153,6 +176,18 @@ def outcomes(result: RunResult) -> list[str]:
 def test_a_scenario_without_steps_ends_as_it_was(room: Room) -> None:
     result = room.live()
     assert (result.verdict, result.steps) == (Verdict.PASS, ())
+
+
+@pytest.mark.parametrize("policy", ["per_range", "all_or_nothing"])
+def test_a_region_that_is_there_again_after_cxl_was_given_up_breaks_rule_7(
+    room: Room, policy: Policy
+) -> None:
+    room.seen = [good()]
+    half = firmware_state({"sr0": WINDOW}, decoders=[], windows=[WINDOW])
+    result = room.live({"load": "device_dax"}, policy=policy, state=half)
+    text = "after step 1, load device_dax: region0 is left, but CXL must be given up"
+    left = [rule for rule, said in found(result) if said.startswith(text)]
+    assert left == (["7"] if policy == "all_or_nothing" else [])
 
 
 def test_steps_that_hold_leave_their_owners_and_evidence(room: Room) -> None:
@@ -320,3 +355,25 @@ def test_a_crash_keeps_its_step_and_trace(room: Room) -> None:
     with pytest.raises(GuestCrashedError) as caught:
         room.live({"load": "kmem"})
     assert (caught.value.trace, caught.value.step) == (("a line",), "rmmod kmem")
+
+
+def test_leaks_are_looked_for_once_more_after_the_last_step_and_judged_with_it(room: Room) -> None:
+    room.leaks = "unreferenced object 0xffff888100000000 (size 64):\n"
+    leaked = good(messages=["kmemleak: 1 new suspected memory leaks"])
+    room.seen = [good(), good(), leaked]
+    result = room.live({"load": "device_dax"}, {"unbind": BIND})
+    bind = "unbind hmem_platform.0 of hmem_platform"
+    assert room.ran == ["load device_dax", bind, "scan for leaks"]
+    assert outcomes(result) == ["held", "broke"]
+    assert [one.rule for one in result.findings] == ["6"]
+    assert (room.folder / "step-02-unbind" / "kmemleak").read_text() == room.leaks
+    assert not (room.folder / "step-01-load" / "kmemleak").exists()
+    assert room.seen == []
+
+
+def test_of_a_step_in_several_orders_only_the_last_is_followed_by_the_search(room: Room) -> None:
+    room.leaks = ""
+    room.seen = [good() for _ in range(3)]
+    result = room.live({"reload_every_order": ["kmem", "cxl_acpi"]})
+    assert outcomes(result) == ["held", "held"]
+    assert [title == "scan for leaks" for title in room.ran].index(True) == len(room.ran) - 1

@@ -350,3 +350,21 @@ def test_what_the_kernel_denies_cannot_be_loaded(name: str) -> None:
     error = refused({}, guest={"load": ["cxl_pci", name]}, kernel=kernel)
     assert "which module_blacklist in kernel.cmdline denies" in error.message
     assert str(error.where).endswith(": guest.load[1]")
+
+
+@pytest.mark.parametrize(
+    ("decoders", "section"),
+    [
+        ([decoder(3, "small", size="3G")], "9.18.1.3"),
+        ([decoder(1, "mem2", "mem0")], "9.18.1.3"),
+        ([decoder(1, "mem0", "mem2", "mem3", "mem1")], "9.18.1.3"),
+        ([decoder(0, "mem0"), decoder(0, "mem1", offset="768M")], "8.2.4.20.12"),
+        ([decoder(0, "mem0", offset="1G"), decoder(0, "mem1")], "8.2.4.20.12"),
+        (
+            [decoder(0, "mem0", offset=n * 256 * MIB, size="256M") for n in range(5)],
+            "8.2.4.20.1:",
+        ),
+    ],
+)
+def test_what_cxl_forbids_is_refused_with_its_section(decoders: list[Values], section: str) -> None:
+    assert f"CXL 3.1, {section}" in refused({"decoders": decoders}).hint

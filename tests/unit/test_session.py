@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ import pytest
 from harness.errors import MachineLostError, UnbuildableError, UsageError
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load, LoadPlan
+from harness.model.run_record import read_record
 from harness.model.verdict import Finding, RunResult, Verdict
+from harness.paths import SCENARIOS
 from harness.progress import SilentProgress
 from harness.runs import run_scenario as runs
 from harness.runs.catalogue import Case, load_case, load_cases
@@ -46,7 +49,8 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], li
             with start(None, None) as guest:
                 verdict = answer(prepared.case, load)
             rules = (Finding("2", "wrong"),) if verdict is Verdict.FAIL else ()
-            return replace(result, verdict=verdict, load=load, findings=rules, start=guest.start)
+            found = replace(result, verdict=verdict, load=load, findings=rules)
+            return replace(found, start=guest.start, accel="tcg")
 
         monkeypatch.setattr(runs, "run_guest", run)
         return seen
@@ -90,8 +94,15 @@ def replaceable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.runs.reproducer.with_case", with_case)
 
 
-def session(jobs: int = 2, repeat: int = 1, live: LiveMachines | None = None) -> Session:
-    host = SimpleNamespace(live=live or LiveMachines(), progress=SilentProgress())
+def session(
+    jobs: int = 2,
+    repeat: int = 1,
+    live: LiveMachines | None = None,
+    asked_qemu: str | None = None,
+) -> Session:
+    host = SimpleNamespace(
+        live=live or LiveMachines(), progress=SilentProgress(), asked_qemu=asked_qemu
+    )
     return Session(cast(Host, host), JUDGING, jobs=jobs, repeat=repeat)
 
 
@@ -197,8 +208,31 @@ def test_all_orders_and_the_shortest_that_fails(answering: Any) -> None:
     assert result.verdict is Verdict.FAIL
     assert str(result.load) == "cxl_mem, cxl_pci, dax_hmem, kmem, cxl_acpi, dax_cxl"
     assert result.reproduce == (
-        "harness run exact_cover --kernel debian:7.2 --policy per_range --load kmem,cxl_acpi"
+        "harness run exact_cover --kernel debian:7.2 --policy per_range --accel tcg "
+        "--load kmem,cxl_acpi"
     )
+
+
+def test_a_reproducer_names_the_file_and_the_qemu_that_were_given(
+    answering: Any, tmp_path: Path
+) -> None:
+    """A scenario of one's own has a name that only its file knows."""
+    answering(lambda _case, _load: Verdict.FAIL)
+    file = tmp_path / "my own" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text((SCENARIOS / "exact_cover.yaml").read_text())
+    with session(repeat=2, asked_qemu="/opt/qemu new/qemu") as running:
+        result = running.run(asked_load(load_case(str(file)), "kmem"), "debian:7.2")
+    assert result.scenario == "mine"
+    assert result.reproduce == (
+        f"harness run '{file}' --kernel debian:7.2 --policy per_range --accel tcg "
+        "--qemu '/opt/qemu new/qemu' --load none"
+    )
+    # A result without a shorter one says how it was run.
+    plain = read_record(replace(result, reproduce="").as_json())
+    assert plain.command.startswith(f"harness run '{file}' --kernel debian:7.2 ")
+    words = shlex.split(result.reproduce)
+    assert load_case(words[2]).document.text == file.read_text()
 
 
 def test_a_failure_of_a_restored_guest_is_confirmed_by_a_booted_one(answering: Any) -> None:

@@ -110,6 +110,7 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
         "load": None,
         "attempts": [],
         "reproduce": "",
+        "file": "",
     }
 
 
