@@ -8,13 +8,14 @@ machine, or a day ends that. The hash of 30 MB, which a run uses, takes 30 to 80
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ _DAY = 86400.0
 # Reading a small file costs no more than asking whether it has to be read.
 _SMALL = 64 * 1024
 _TICK = 2.0
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, errno.EUCLEAN)
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\n]+)")
 
 Digests = dict[str, str]
@@ -86,7 +88,13 @@ def require_whole(entry: Path, names: Iterable[str]) -> None:
 
     Raises:
         DamagedEntryError: a file is missing, or has another content.
+        UsageError: a file cannot be read, which says nothing about it.
     """
+    with _explained(entry):
+        _require_whole(entry, names)
+
+
+def _require_whole(entry: Path, names: Iterable[str]) -> None:
     seen = _Seen(entry)
     doubtful = [name for name in names if not seen.whole(name)]
     if not doubtful:
@@ -100,6 +108,8 @@ def require_whole(entry: Path, names: Iterable[str]) -> None:
             before = path.stat()
             found = _digest(path)
         except OSError as error:
+            if error.errno not in _DAMAGE:
+                raise
             raise _damaged(entry, f"{name}: {error.strerror}") from None
         if found != digest:
             raise _damaged(entry, f"{name}, of {before.st_size} bytes, is not what was stored")
@@ -129,14 +139,36 @@ def made_again(get: Callable[[], Result], discard: Callable[[DamagedEntryError],
 
 
 def is_damaged(entry: Path) -> bool:
-    """Whether any file of an entry is not as it was stored; all are read."""
+    """Whether any file of an entry is not as it was stored; all are read.
+
+    Raises:
+        UsageError: a file cannot be read, which says nothing about it.
+    """
+    with _explained(entry):
+        try:
+            digests = _read_sums(entry)
+            return _files(entry) != sorted(digests) or any(
+                _digest(entry / name) != digest for name, digest in digests.items()
+            )
+        except DamagedEntryError:
+            return True
+        except OSError as error:
+            if error.errno not in _DAMAGE:
+                raise
+            return True
+
+
+@contextmanager
+def _explained(entry: Path) -> Iterator[None]:
+    """For what is wrong with this process, such as too many open files."""
     try:
-        digests = _read_sums(entry)
-        return _files(entry) != sorted(digests) or any(
-            _digest(entry / name) != digest for name, digest in digests.items()
-        )
-    except (DamagedEntryError, OSError):
-        return True
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot be read: {error.strerror}",
+            where=str(error.filename or entry),
+            hint="see which limit or permission of this machine is in the way, then start again",
+        ) from None
 
 
 def _stored(entry: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -156,7 +188,7 @@ def _stored(entry: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _read_sums(entry: Path) -> Digests:
     try:
         text = (entry / SUMS).read_text()
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise _damaged(entry, f"{SUMS}: {error}") from None
     matches = [_LINE.fullmatch(line) for line in text.splitlines()]
     if not text.endswith("\n") or not all(matches):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -212,6 +213,30 @@ def test_an_entry_that_comes_with_hashes_is_held_against_them(tmp_path: Path, en
 
 def copy_all(entry: Path, to: Path) -> None:
     shutil.copytree(entry, to, symlinks=True, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EACCES])
+def test_what_cannot_be_read_is_not_damaged(
+    entry: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(path: Path) -> str:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(sums, "_digest", fail)
+    for look in (lambda: require_whole(entry, ("image",)), lambda: is_damaged(entry)):
+        with pytest.raises(UsageError, match="cannot be read") as caught:
+            look()
+        assert not isinstance(caught.value, DamagedEntryError)
+
+
+def test_a_disk_that_cannot_read_is_damage(entry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(sums, "_digest", fail)
+    with pytest.raises(DamagedEntryError, match="Input/output error"):
+        require_whole(entry, ("image",))
+    assert is_damaged(entry)
 
 
 def test_what_stays_damaged_is_an_error(entry: Path) -> None:
