@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +28,7 @@ _DAY = 86400.0
 _SMALL = 64 * 1024
 _TICK = 2.0
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, errno.EUCLEAN)
-_LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\n]+)")
+_HEX = 64
 
 Digests = dict[str, str]
 Result = TypeVar("Result")
@@ -190,10 +189,10 @@ def _read_sums(entry: Path) -> Digests:
         text = (entry / SUMS).read_text()
     except (FileNotFoundError, ValueError) as error:
         raise _damaged(entry, f"{SUMS}: {error}") from None
-    matches = [_LINE.fullmatch(line) for line in text.splitlines()]
-    if not text.endswith("\n") or not all(matches):
+    *lines, last = text.split("\n")
+    if not lines or last or any(line[_HEX : _HEX + 2] != "  " for line in lines):
         raise _damaged(entry, f"{SUMS} is not a list of hashes")
-    return {match["name"]: match["digest"] for match in matches if match}
+    return {line[_HEX + 2 :]: line[:_HEX] for line in lines}
 
 
 def _files(entry: Path) -> list[str]:
