@@ -3,7 +3,7 @@
 
 An entry has a file SHA256SUMS, as `sha256sum --check` reads it. A file that was found whole is not
 read again while nothing has touched it: a change of its size, times or inode, a boot of this
-machine, or a day ends that. The hash of 30 MB, which a run uses, takes 30 to 80 ms.
+machine, or a day ends that. The hash of what a run uses, 30 MB, takes 28 ms at 1 GB/s.
 """
 
 from __future__ import annotations
