@@ -31,6 +31,7 @@ class Store:
 
     An entry is built in `ROOT/tmp` under a lock that its builder holds, and renamed into place.
     What a killed builder left there is removed by the next build. Nothing is evicted by itself.
+    Who uses an entry asks `harness.sums` whether it still is what was stored.
 
     Args:
         root: an absolute path; it is created when something is first kept.
@@ -64,18 +65,22 @@ class Store:
             progress: hears of a wait for another process that builds the same entry.
 
         Raises:
-            UsageError: the store is full, or cannot be written.
+            UsageError: the store is full, or cannot be written; or the entry was filled with hashes
+                that say otherwise.
             DeadlineExpiredError: another process has been building the entry for hours.
         """
         path = self._entry(kind, key)
         if path.is_dir():
             return path
+        from harness.sums import write_sums  # costs more than finding an entry
+
         what = what or f"making {kind}/{key}"
         with self._explained(), self._claimed(f"{kind}.{key}", what, progress) as folder:
             if path.is_dir():
                 return path
             folder.mkdir()
             make(folder)
+            write_sums(folder)
             path.parent.mkdir(exist_ok=True)
             folder.rename(path)
         return path

@@ -21,6 +21,7 @@ from harness.model.kernel import Kernel
 from harness.model.kernel_modules import ModulePlan
 from harness.progress import Progress
 from harness.store import Store
+from harness.sums import require_whole
 
 # What the guest needs before anybody can log in.
 BOOT_MODULES = ("virtio_pci", "virtio_net")
@@ -108,6 +109,9 @@ def shared_initramfs(
         progress: hears that it is being made.
         plan_modules: orders the wanted modules; called only when it has to be made.
         read_module: gives a module's bytes, decompressed.
+
+    Raises:
+        DamagedEntryError: it, or the guest's programs, are not what was stored.
     """
     parts = (
         *(_FORM, kernel.identity, userland.parent.name, _script("init.sh"), _script("observe.sh")),
@@ -117,6 +121,7 @@ def shared_initramfs(
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def make(folder: Path) -> None:
+        require_whole(userland.parent, (userland.name,))
         plan = plan_modules()
         with (folder / _ARCHIVE).open("wb") as output:
             archive = CpioWriter(output)
@@ -140,6 +145,7 @@ def shared_initramfs(
     entry = store.build(
         "initramfs", key, make, what=f"the initramfs of {kernel.release}", progress=progress
     )
+    require_whole(entry, (_ARCHIVE, _MANIFEST))
     manifest = json.loads((entry / _MANIFEST).read_text())
     with suppress(OSError):  # a store that is only read has no last use
         os.utime(entry / _MANIFEST)

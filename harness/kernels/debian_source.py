@@ -53,8 +53,11 @@ def debian_source(
         CommandError: the mirror cannot be read.
     """
     folder = None if refresh else store.find_alias(FOLDER, str(spec))
-    if folder is not None and (known := _read_state(folder)) is not None:
-        return SourceTree(folder, folder.name), known
+    if folder is not None:
+        source = SourceTree(folder, folder.name)
+        source.mark_used(store, progress)
+        if (known := _read_state(folder)) is not None:
+            return source, known
     first, *older = _choose(spec, store, progress, 0.0 if refresh else None)
     try:
         return _unpacked(spec, first, store, progress)

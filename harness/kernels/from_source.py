@@ -115,6 +115,12 @@ def _make(wanted: _Wanted, folder: Path, store: Store, progress: Progress) -> No
         store.require_space(SOURCE_BYTES, "a copy of the source tree")
     name = output_name(source.name, toolchain, sandbox, plan)
     with source.claimed(store, progress):
+        if not source.repository.folder.is_dir():
+            raise UsageError(
+                "the source was removed from the store",
+                where=str(wanted.request),
+                hint="start again, and it is read again",
+            )
         commit = series_commit(source, wanted.state, wanted.series, progress)
         source.check_out(commit, progress)
         job = BuildJob(

@@ -15,7 +15,7 @@ from typing import Literal
 from harness.kernels.build import source_of_output
 from harness.kernels.from_source import CCACHE, OUTPUTS
 from harness.kernels.source_tree import FOLDER as SOURCES
-from harness.kernels.source_tree import SourceTree
+from harness.kernels.source_tree import USED, SourceTree
 from harness.kernels.stored import KIND, remove_unless_used
 from harness.progress import Progress
 from harness.store import Store
@@ -129,8 +129,9 @@ def _remove(item: StoredItem, store: Store, progress: Progress) -> bool:
     if item.sort == "ccache":
         return remove_unless_used(item.path, store, ".")
     name = item.path.name if item.sort == "source" else source_of_output(item.path.name)
-    with SourceTree(store.root / SOURCES / name, name).claimed(store, progress):
-        # A build may have used it while this waited for the claim.
+    source = SourceTree(store.root / SOURCES / name, name)
+    with source.claimed(store, progress), source.looked_at(store, progress):
+        # A build may have used it while this waited for the claim, or be about to claim it.
         last_use = _last_use_of_source if item.sort == "source" else _last_use_of_output
         if last_use(item.path) > item.used:
             return False
@@ -189,7 +190,9 @@ def _last_use_of_output(folder: Path) -> float:
 
 
 def _last_use_of_source(folder: Path) -> float:
-    return _newest((folder / "index", folder / "seen", folder / "state.json", folder))
+    return _newest(
+        (folder / USED, folder / "index", folder / "seen", folder / "state.json", folder)
+    )
 
 
 def _newest(paths: tuple[Path, ...]) -> float:

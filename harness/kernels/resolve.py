@@ -6,12 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.kernels.kernel_spec import parse_kernel_spec
-from harness.kernels.stored import KIND, read_stored
+from harness.kernels.kernel_spec import KernelSpec, parse_kernel_spec
+from harness.kernels.stored import KIND, discard_damaged, read_stored
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest, as_request
 from harness.progress import Progress
 from harness.store import Store
+from harness.sums import made_again
 
 
 def resolve_kernel(
@@ -20,7 +21,7 @@ def resolve_kernel(
     """The kernel that is asked for, fetched or built first when the store does not have it.
 
     A version of Debian that was resolved once keeps standing for the same kernel, without any
-    network, until `refresh` asks again.
+    network, until `refresh` asks again. A kernel that is damaged in the store is made again.
 
     Args:
         asked: a SPEC, or a SPEC with what shapes a build.
@@ -35,6 +36,16 @@ def resolve_kernel(
     """
     request = as_request(asked)
     parsed = parse_kernel_spec(request.spec)
+
+    def resolve() -> Kernel:
+        return _resolve(request, parsed, store, progress, refresh)
+
+    return made_again(resolve, lambda error: discard_damaged(error, store, progress))
+
+
+def _resolve(
+    request: KernelRequest, parsed: KernelSpec, store: Store, progress: Progress, refresh: bool
+) -> Kernel:
     if request.stored is not None:
         return read_stored(str(request), _stored(request.stored, store))
     if parsed.source.startswith("build"):

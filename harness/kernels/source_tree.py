@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from harness.progress import Progress
 from harness.store import Store
 
 FOLDER = "sources"
+USED = "used"
 # The files of Linux 7.2, and git's objects of them where they cannot be borrowed.
 SOURCE_BYTES = 2_600_000_000
 _HINT = "name a git tree or the source of a kernel, as build:PATH or build:PATH@REF"
@@ -133,6 +134,19 @@ class SourceTree:
         git("update-ref", "--no-deref", "HEAD", commit)
 
     @contextmanager
+    def looked_at(self, store: Store, progress: Progress) -> Iterator[None]:
+        """Be the only process that looks at this source, or removes it for want of use."""
+        with store.lock(f"look-{self.name}", what="looking at this tree", progress=progress):
+            yield
+
+    def mark_used(self, store: Store, progress: Progress) -> None:
+        """Say that it is about to be built from: who prunes then leaves it alone for a while."""
+        if not os.access(self.folder, os.W_OK):
+            return  # a store that is only read
+        with self.looked_at(store, progress), suppress(FileNotFoundError):
+            (self.folder / USED).touch()
+
+    @contextmanager
     def claimed(self, store: Store, progress: Progress) -> Iterator[None]:
         """Be the only process that writes to the files of this source."""
         with store.lock(f"source-{self.name}", what="building from this tree", progress=progress):
@@ -165,6 +179,8 @@ def look(
         raise UsageError(f"there is no folder {path}", where=where, hint=_HINT)
     path = path.resolve()
     source = source_of(path, store)
+    source.folder.mkdir(exist_ok=True)
+    source.mark_used(store, progress)
     theirs = _ask_repository(path, where)
     source.repository.prepare(theirs.objects if theirs else None)
     origin = source.folder / "origin"
@@ -258,7 +274,7 @@ def _look_at_files(
 ) -> SourceState:
     """The state of a folder's files, whether git knows them or not."""
     index = source.folder / "seen"
-    with store.lock(f"look-{source.name}", what="looking at this tree", progress=progress):
+    with source.looked_at(store, progress):
         Path(f"{index}.lock").unlink(missing_ok=True)
         if not index.exists():
             progress.note(f"reading the files of {path} (once)")

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
 from harness.model.kernel import Kernel
+from harness.progress import Progress
 from harness.store import Store
+from harness.sums import DamagedEntryError, is_damaged, require_whole
 
 if TYPE_CHECKING:
     from harness.apt import Package
 
 # To be changed when the content of an entry changes: old entries are then not found any more.
 KIND = "kernels"
-_MANIFEST = "manifest.json"
+_IMAGE, _MODULES, _CONFIG, _MANIFEST = "vmlinuz", "modules", "config", "manifest.json"
 DECODERS = ("decode_stacktrace.sh", "decodecode")
 """What of a kernel's scripts decodes its traces; the first calls the second."""
 
@@ -36,11 +38,13 @@ def write_manifest(folder: Path, *, spec: str, release: str, packages: Iterable[
 
 
 def read_stored(spec: str, entry: Path) -> Kernel:
-    """The kernel in a store entry, as a user named it.
+    """The kernel in a store entry, as a user named it. Its modules are not looked at.
 
     Raises:
-        UsageError: something has damaged the entry.
+        DamagedEntryError: the image, the configuration or the manifest is not what was stored.
+        UsageError: the manifest is none.
     """
+    require_whole(entry, (_IMAGE, _CONFIG, _MANIFEST))
     manifest = entry / _MANIFEST
     try:
         release = json.loads(manifest.read_text())["release"]
@@ -55,13 +59,44 @@ def read_stored(spec: str, entry: Path) -> Kernel:
     return Kernel(
         spec=spec,
         release=release,
-        image=entry / "vmlinuz",
-        modules=entry / "modules",
-        config=entry / "config",
+        image=entry / _IMAGE,
+        modules=entry / _MODULES,
+        config=entry / _CONFIG,
         identity=entry.name,
         symbols=found_symbols(entry),
         scripts=found_scripts(entry),
     )
+
+
+def require_whole_modules(kernel: Kernel, store: Store) -> None:
+    """Refuse modules that are not what was stored; those of a kernel of the user's are his.
+
+    Raises:
+        DamagedEntryError: a file of them has another content, or is missing.
+    """
+    entry = kernel.image.parent
+    if entry.parent == store.root / KIND:
+        require_whole(entry, (_MODULES,))
+
+
+def discard_damaged(error: DamagedEntryError, store: Store, progress: Progress) -> None:
+    """Remove a damaged entry of any kind, so that it is made again, and say so.
+
+    Raises:
+        UsageError: a run uses it, or the store cannot be written.
+    """
+    entry = error.entry
+    name = f"{entry.parent.name}/{entry.name[:12]}"
+    with store.lock(f"{entry.parent.name}.{entry.name}", what=f"making {name} again"):
+        if not entry.is_dir() or not is_damaged(entry):
+            return  # another harness was faster
+        progress.note(f"{name} is {error.message}; it is made again")
+        if not remove_unless_used(entry, store):
+            raise UsageError(
+                f"{error.message}; and a run uses it",
+                where=str(entry),
+                hint="wait until that run has ended, and start again; is the disk sound?",
+            )
 
 
 def found_symbols(folder: Path) -> Path | None:

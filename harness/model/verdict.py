@@ -127,6 +127,38 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """In what one guest differs from others that were asked for the same.
+
+    Attributes:
+        guest: its place among the scenario's guests, from 1.
+        evidence: its folder.
+        part: a file of the evidence, or what of the result it is, such as `owners`.
+        others: how many guests have what it has not.
+        only_here: lines that only it has.
+        only_there: lines that only those have.
+    """
+
+    guest: int
+    evidence: str
+    part: str
+    others: int
+    only_here: tuple[str, ...]
+    only_there: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that the result file has for this difference."""
+        return {
+            "guest": self.guest,
+            "evidence": self.evidence,
+            "part": self.part,
+            "others": self.others,
+            "only_here": list(self.only_here),
+            "only_there": list(self.only_there),
+        }
+
+
+@dataclass(frozen=True)
 class StepOutcome:
     """What came of one step after the owners had settled.
 
@@ -169,6 +201,8 @@ class RunResult:
         evidence: the folder with everything that was written down.
         load: what the guest loaded, and how; None when it did not come so far.
         attempts: every guest, where the scenario was run with several.
+        compared: how many guests had others that were asked for the same, and were compared.
+        differences: in what these differed.
         reproduce: the shortest command line that shows the failure, when one was looked for.
         file: the path by which the scenario was named, empty where its name finds it.
     """
@@ -192,6 +226,8 @@ class RunResult:
     evidence: str = ""
     load: Load | None = None
     attempts: tuple[Attempt, ...] = ()
+    compared: int = 0
+    differences: tuple[Difference, ...] = ()
     reproduce: str = ""
     file: str = ""
 
@@ -229,6 +265,8 @@ class RunResult:
             "timings": {name: round(value, 3) for name, value in self.timings.items()},
             "evidence": self.evidence,
             "attempts": [one.as_json() for one in self.attempts],
+            "compared": self.compared,
+            "differences": [one.as_json() for one in self.differences],
             "reproduce": self.reproduce,
         }
 

@@ -19,6 +19,8 @@ from harness.model.verdict import (
 
 _MOST_IOMEM_LINES = 16
 _MOST_ATTEMPTS = 8
+_MOST_DIFFERENCES = 6
+_MOST_APART = 3
 
 
 def headline(result: RunResult) -> str:
@@ -47,6 +49,7 @@ def result_lines(result: RunResult) -> tuple[str, ...]:
     if result.hint:
         lines.append(f"  hint: {result.hint}")
     lines += _attempt_lines(result.attempts)
+    lines += _difference_lines(result)
     if result.reproduce:
         lines += ["  reproduce:", f"    {result.reproduce}"]
     for finding in _shortened(result.findings):
@@ -92,6 +95,36 @@ def _attempt_lines(attempts: Sequence[Attempt]) -> list[str]:
     lines = [f"    {one.verdict.name} {one.load}: {one.reason}" for one in bad[:_MOST_ATTEMPTS]]
     if len(bad) > _MOST_ATTEMPTS:
         lines.append(f"    and {len(bad) - _MOST_ATTEMPTS} more, see --json")
+    return lines
+
+
+def _difference_lines(result: RunResult) -> list[str]:
+    """Which guests left something else than others that were asked for the same."""
+    if not result.compared:
+        return []
+    found = result.differences
+    if not found:
+        return [f"    {result.compared} guests that loaded the same left the same"]
+    lines, guest = [], 0
+    for one in found[:_MOST_DIFFERENCES]:
+        if one.guest != guest:
+            guest = one.guest
+            lines.append(f"  guest {guest} differs, see {one.evidence}")
+        lines.append(f"    in {one.part}, from {_counted(one.others)}:")
+        lines += _apart("+", one.only_here) + _apart("-", one.only_there)
+    if len(found) > _MOST_DIFFERENCES:
+        lines.append(f"    and {len(found) - _MOST_DIFFERENCES} more differences, see --json")
+    return lines
+
+
+def _counted(others: int) -> str:
+    return "1 other" if others == 1 else f"{others} others"
+
+
+def _apart(sign: str, apart: Sequence[str]) -> list[str]:
+    lines = [f"      {sign} {line}" for line in apart[:_MOST_APART]]
+    if len(apart) > _MOST_APART:
+        lines.append(f"      {sign} … and {len(apart) - _MOST_APART} more lines")
     return lines
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from harness.errors import HarnessError, NotConfigurableError, UsageError
 from harness.guest.initramfs import (
@@ -21,7 +22,12 @@ from harness.guest.initramfs import (
 )
 from harness.guest.userland import userland
 from harness.kernels.resolve import resolve_kernel
-from harness.kernels.stored import entry_in_use, kernel_in_use
+from harness.kernels.stored import (
+    discard_damaged,
+    entry_in_use,
+    kernel_in_use,
+    require_whole_modules,
+)
 from harness.machine.accelerator import AskedAccelerator, choose_accelerator
 from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary, require_qemu
@@ -43,12 +49,16 @@ from harness.progress import Progress
 from harness.runs.catalogue import Case, load_quirks
 from harness.runs.live_machines import LiveMachines
 from harness.store import Store
+from harness.sums import made_again, require_whole
 
 # They answer to an ACPI device, a PCI function and the platform device of Soft Reserved memory.
 _FIRST_DRIVERS = ("cxl_acpi", "cxl_pci", "dax_hmem")
 
 # With its own checks a kernel is five to ten times as slow.
 _PATIENCE_WITH_CHECKS = 10.0
+
+_ANSWER = "answer.json"
+Result = TypeVar("Result")
 
 
 class NotApplicableError(UsageError):
@@ -86,19 +96,31 @@ class Host:
             self._said.add(text)
             self.progress.note(text)
 
+    def again_if_damaged(self, get: Callable[[], Result]) -> Result:
+        """What a function gets of the store, made again first where that is damaged.
+
+        Raises:
+            UsageError: it is damaged, and a run uses it.
+        """
+        return made_again(get, lambda error: discard_damaged(error, self.store, self.progress))
+
     def remember(self, kind: str) -> Callable[[str, Callable[[], dict[str, str]]], dict[str, str]]:
         """A function that returns the kept answer for a key, or asks and keeps it."""
 
         def recall(key: str, ask: Callable[[], dict[str, str]]) -> dict[str, str]:
-            entry = self.store.build(
-                kind,
-                key,
-                lambda folder: (folder / "answer.json").write_text(json.dumps(ask())),
-                what=f"an entry of {kind}",
-                progress=self.progress,
-            )
-            answer: dict[str, str] = json.loads((entry / "answer.json").read_text())
-            return answer
+            def get() -> dict[str, str]:
+                entry = self.store.build(
+                    kind,
+                    key,
+                    lambda folder: (folder / _ANSWER).write_text(json.dumps(ask())),
+                    what=f"an entry of {kind}",
+                    progress=self.progress,
+                )
+                require_whole(entry, (_ANSWER,))
+                answer: dict[str, str] = json.loads((entry / _ANSWER).read_text())
+                return answer
+
+            return self.again_if_damaged(get)
 
         return recall
 
@@ -194,6 +216,10 @@ def prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...] 
         MissingModuleError: the kernel lacks a module.
         UnbuildableError: it does not build, or a patch does not apply.
     """
+    return host.again_if_damaged(lambda: _prepare_kernel(host, request, modules))
+
+
+def _prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...]) -> Bootable:
     kernel = resolve_kernel(request, host.store, host.progress)
     programs = userland(host.store, host.progress)
     wanted = tuple(dict.fromkeys((*BOOT_MODULES, *SCENARIO_MODULES, *sorted(modules))))
@@ -201,6 +227,7 @@ def prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...] 
     def plan() -> ModulePlan:
         from harness.kernels.modules import find_modules, index_modules
 
+        require_whole_modules(kernel, host.store)
         return find_modules(index_modules(kernel.modules), wanted)
 
     def read(path: Path) -> bytes:

@@ -26,6 +26,7 @@ from harness.runs.guest_source import GuestSource, confirmed, guest_source
 from harness.runs.prepare import Host, NotApplicableError, Prepared, prepare_case, request_for
 from harness.runs.reproducer import shortest_failing
 from harness.runs.run_guest import Judging, ended, run_guest
+from harness.runs.same_evidence import compared
 from harness.runs.timings import Timings
 from harness.runs.warm_start import AskedStart
 
@@ -242,7 +243,7 @@ class _Guests:
     def result(self) -> RunResult:
         with self._stack:
             results = self._confirmed([run.result() for run in self._runs])
-            combined = combine(results, time.monotonic() - self._begin)
+            combined = compared(combine(results, time.monotonic() - self._begin), results)
             new = combined.verdict is Verdict.FAIL and not combined.known_issue
             if new and len(results) > 1 and self._session.shorten:
                 load = shortest_failing(combined, self._prepared, self._run_again)

@@ -5,19 +5,22 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_sources import Builder, Listener, builder, edit, git_fake
 
 from harness.errors import UsageError
+from harness.kernels import kernel_store
 from harness.kernels.from_source import kernel_key
 from harness.kernels.kconfig import plan_config
 from harness.kernels.kernel_store import StoredItem, choose_to_prune, prune, stored_items
 from harness.kernels.patch_series import Patch, Series
-from harness.kernels.source_tree import SourceState
+from harness.kernels.source_tree import SourceState, SourceTree, look
 from harness.kernels.stored import kernel_in_use
 from harness.kernels.toolchain import FoundToolchain
 from harness.model.kernel import Kernel
+from harness.progress import Progress
 from harness.store import Store
 
 __all__ = ["builder"]
@@ -141,6 +144,41 @@ def test_a_use_counts(builder: Builder, kernel: Kernel, tmp_path: Path) -> None:
     builder(f"build:{tmp_path}/linux")
     removed, _ = prune(builder.store, Listener(), keep=0)
     assert "kernel" not in {one.sort for one in removed}
+
+
+def test_a_source_that_is_looked_at_meanwhile_stays(
+    builder: Builder, kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who builds looks at the source first, and claims it only then."""
+    make_old(builder.store)
+    choose = kernel_store.choose_to_prune
+
+    def choose_and_wait(*words: Any, **named: Any) -> Any:
+        chosen = choose(*words, **named)
+        look(f"{tmp_path / 'linux'}@main", builder.store, Listener(), "")
+        return chosen
+
+    monkeypatch.setattr(kernel_store, "choose_to_prune", choose_and_wait)
+    removed, in_use = prune(builder.store, Listener(), keep=0)
+    assert [one.sort for one in in_use] == ["source"]
+    assert sorted(one.sort for one in removed) == ["kernel", "objects"]
+    assert builder(f"build:{tmp_path / 'linux'}").identity == kernel.identity
+
+
+def test_a_source_that_is_gone_when_it_is_its_turn(
+    builder: Builder, kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(tmp_path / "linux", "return 2", "return 22")
+    claimed = SourceTree.claimed
+
+    def too_late(tree: SourceTree, store: Store, progress: Progress) -> Any:
+        shutil.rmtree(tree.folder)
+        return claimed(tree, store, progress)
+
+    monkeypatch.setattr(SourceTree, "claimed", too_late)
+    with pytest.raises(UsageError, match="was removed from the store") as caught:
+        builder(f"build:{tmp_path / 'linux'}")
+    assert "start again" in caught.value.hint
 
 
 def test_a_damaged_entry_can_go(builder: Builder, kernel: Kernel) -> None:

@@ -252,6 +252,7 @@ def test_a_kernel_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert files(kernel.image.parent) == EXPECTED | {
         "modules/modules.builtin.modinfo",
         "manifest.json",
+        "SHA256SUMS",
     }
     manifest = json.loads((kernel.image.parent / "manifest.json").read_text())
     assert manifest["spec"] == "debian:7.2"

@@ -19,7 +19,7 @@ from harness.errors import MachineLostError, UnbuildableError, UsageError
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load, LoadPlan
 from harness.model.run_record import read_record
-from harness.model.verdict import Finding, RunResult, Verdict
+from harness.model.verdict import Difference, Finding, RunResult, Verdict
 from harness.paths import SCENARIOS
 from harness.progress import SilentProgress
 from harness.runs import run_scenario as runs
@@ -261,6 +261,20 @@ def test_what_passes_in_a_restored_guest_is_not_done_again(answering: Any) -> No
         result = running.run(load_case("exact_cover"), "debian:7.2")
     assert [one.start for one in result.attempts] == ["warm"] * 3
     assert len(seen) == 3
+
+
+def test_guests_are_held_against_each_other(
+    answering: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differ(combined: RunResult, results: list[RunResult]) -> RunResult:
+        found = Difference(2, "/e", "observation/iomem", 2, ("here",), ())
+        return replace(combined, compared=len(results), differences=(found,))
+
+    monkeypatch.setattr(runs, "compared", differ)
+    answering(lambda _case, _load: Verdict.PASS)
+    with session(repeat=3) as running:
+        result = running.run(load_case("exact_cover"), "debian:7.2")
+    assert (result.verdict, result.compared, len(result.differences)) == (Verdict.PASS, 3, 1)
 
 
 def test_a_known_failure_is_not_made_shorter(answering: Any) -> None:

@@ -109,6 +109,8 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
         # How the guest was loaded, and the others where there were several.
         "load": None,
         "attempts": [],
+        "compared": 0,
+        "differences": [],
         "reproduce": "",
         "file": "",
     }
