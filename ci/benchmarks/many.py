@@ -41,7 +41,7 @@ def seconds_in_qemu(words: list[str]) -> tuple[float, float, int]:
 
     Returns:
         Wall seconds of the command; seconds of all its QEMUs on any core, as they were seen last,
-        which leaves out up to 20 ms of each; how many QEMUs there were.
+        which leaves out up to 50 ms of each; how many QEMUs there were.
     """
     tick = os.sysconf("SC_CLK_TCK")
     before = set(_qemus())
@@ -50,7 +50,7 @@ def seconds_in_qemu(words: list[str]) -> tuple[float, float, int]:
     with subprocess.Popen(["harness", *words], stdout=subprocess.DEVNULL) as command:
         while command.poll() is None:
             seen |= {pid: ticks for pid, ticks in _qemus().items() if pid not in before}
-            time.sleep(0.02)
+            time.sleep(0.05)
     return time.monotonic() - begin, sum(seen.values()) / tick, len(seen)
 
 
