@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.model.observation import CxlRegion, DaxDevice, Observation
 
 KMEM_RAM = r"System RAM \(kmem\)"
+_NOT_ENTERED = re.compile(r"construct_region (region\d+) cannot insert resource")
 # Modules that are dax drivers, which have the module's name.
 _DAX_DRIVERS = ("kmem", "device_dax")
 
@@ -65,6 +66,8 @@ def _about_regions(observation: Observation) -> Iterator[str]:
     regions = {(one.name, one.range) for one in observation.regions if one.range is not None}
     shown = {(entry.name, entry.range) for entry in observation.iomem.named(r"region\d+")}
     for name, span in sorted(regions ^ shown):
+        if (name, span) in regions and name in _left_out_of_iomem(observation):
+            continue
         where = "sysfs" if (name, span) in regions else "iomem"
         yield f"only {where} has {name} at {span}"
     windows = {one.range for one in observation.decoders if one.depth == 0 and one.range}
@@ -72,6 +75,15 @@ def _about_regions(observation: Observation) -> Iterator[str]:
     for span in sorted(windows ^ shown_windows):
         where = "a root decoder" if span in windows else "iomem"
         yield f"only {where} has a window at {span}"
+
+
+def _left_out_of_iomem(observation: Observation) -> set[str]:
+    """Regions that the kernel says it could not enter there: something else lies across them.
+
+    Source: drivers/cxl/core/region.c, construct_region(), __construct_region().
+    """
+    found = (_NOT_ENTERED.search(record.text) for record in observation.dmesg)
+    return {match[1] for match in found if match}
 
 
 def _about_drivers(observation: Observation) -> Iterator[str]:

@@ -195,6 +195,10 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, str], why: str) -> No
         observe(**changes)
 
 
+NOT_ENTERED = (
+    "<4>[    7.187490] cxl_pci 0000:36:00.0: mem0:decoder2.0: construct_region region0 cannot "
+    "insert resource\n"
+)
 IN_DAX = f"{IOMEM}    110000000-18fffffff : dax0.0\n      "
 
 
@@ -207,6 +211,14 @@ IN_DAX = f"{IOMEM}    110000000-18fffffff : dax0.0\n      "
         ({"cxl_values": CXL_VALUES.replace("0x80000000", "0x40000000")}, "not committed over all"),
         ({"iomem": IOMEM.replace("region0", "region1")}, "only iomem has region1 at 110000000-18"),
         ({"iomem": IOMEM.replace("region0", "rEgion0")}, "only sysfs has region0 at 110000000-18"),
+        ({"iomem": IOMEM.replace("region0", "r"), "dmesg": NOT_ENTERED}, None),
+        (
+            {
+                "iomem": IOMEM.replace("region0", "r"),
+                "dmesg": NOT_ENTERED.replace("n0", "n7"),
+            },
+            "only sysfs has region0",
+        ),
         ({"iomem": IOMEM.replace("Window 0", "Window")}, "only a root decoder has a window at 11"),
         ({"cxl_values": CXL_VALUES.replace("r0.0/start", "r0.0/begin")}, "only iomem has a window"),
         ({"dax_links": DAX_LINKS.replace("drivers/device_dax", "drivers/other")}, None),
