@@ -104,7 +104,7 @@ def _difference_lines(result: RunResult) -> list[str]:
         return []
     found = result.differences
     if not found:
-        return [f"    {result.compared} guests that loaded the same left the same"]
+        return [f"    {result.compared} guests, the same evidence from each but for times"]
     lines, guest = [], 0
     for one in found[:_MOST_DIFFERENCES]:
         if one.guest != guest:

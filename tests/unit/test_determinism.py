@@ -305,5 +305,5 @@ def test_it_is_shown_and_written() -> None:
         }
     ]
     same = "\n".join(result_lines(result(Path("/e"), compared=4)))
-    assert "4 guests that loaded the same left the same" in same
-    assert "left the same" not in "\n".join(result_lines(result(Path("/e"))))
+    assert "4 guests, the same evidence from each but for times" in same
+    assert "the same evidence" not in "\n".join(result_lines(result(Path("/e"))))
