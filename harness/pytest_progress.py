@@ -11,7 +11,7 @@ import io
 import os
 import threading
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any, cast
 
 import pytest
 
@@ -82,7 +82,9 @@ class SessionProgress:
     @property
     def progress(self) -> Progress:
         """For whatever takes long."""
-        return SilentProgress() if self._stream is None else TerminalProgress(self._stream)
+        if self._stream is None:
+            return SilentProgress()
+        return TerminalProgress(cast(IO[str], self._stream))
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logstart(self) -> None:

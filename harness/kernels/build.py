@@ -231,8 +231,8 @@ def _start_from_a_neighbour(output: Path) -> None:
         shutil.rmtree(partial)
     deadline = Deadline(600, f"a copy of {newest}", hint="is the disk very slow?")
     partial.mkdir()
-    words = ["cp", "--archive", "--reflink=auto", newest / _OBJECTS, partial / _OBJECTS]
-    run(words, deadline=deadline)
+    words = ("cp", "--archive", "--reflink=auto")
+    run([*words, newest / _OBJECTS, partial / _OBJECTS], deadline=deadline)
     partial.rename(output)
 
 

@@ -179,7 +179,7 @@ def test_a_folder_that_is_removed_while_it_is_locked(
 ) -> None:
     folder = tmp_path / "ccache"
     lock = fcntl.flock
-    removed = []
+    removed: list[Path] = []
 
     def late(handle: int, operation: int) -> None:
         lock(handle, operation)

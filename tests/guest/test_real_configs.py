@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every fragment of kernel_configs on a real source: configured and checked, nothing compiled."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import NotConfigurableError, UnbuildableError
+from harness.kernels import build as under_test
+from harness.kernels.build import BuildJob, build
+from harness.kernels.debian_source import debian_source
+from harness.kernels.from_source import CCACHE
+from harness.kernels.kconfig import FRAGMENTS, fragment_names, plan_config
+from harness.kernels.kernel_spec import parse_kernel_spec
+from harness.kernels.make_run import run_make
+from harness.kernels.resolve import resolve_kernel
+from harness.kernels.sandbox import find_sandbox
+from harness.kernels.toolchain import find_toolchain
+from harness.model.kernel_config import KernelConfig, parse_config
+from harness.model.kernel_request import Toolchain
+from harness.runs.prepare import Host
+
+pytestmark = pytest.mark.guest
+
+VERSION = "7.2"
+# What the fragment is there for: a check of the check.
+TURNED_ON = {
+    "debug": ("PROVE_LOCKING", "KASAN", "DEBUG_KMEMLEAK", "SOFTLOCKUP_DETECTOR", "WQ_WATCHDOG"),
+    "debug_info": ("DEBUG_INFO",),
+    "builtin": ("CXL_REGION", "DEV_DAX_CXL"),
+    "no_cxl": ("DEV_DAX_HMEM",),
+}
+FORBIDDEN = {"hmem_builtin_cxl_module": "DEV_DAX_HMEM: asked for y"}
+
+Configure = Callable[..., KernelConfig]
+
+
+class ConfiguredError(UnbuildableError):
+    """make was about to compile: it has been configured, and is as it was asked for."""
+
+
+@pytest.fixture(scope="module")
+def configure(harness_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Configure:
+    """Configures the source with fragments, in one folder for each toolchain."""
+    store, progress = harness_host.store, harness_host.progress
+    folder = tmp_path_factory.mktemp("configs")
+    source, state = debian_source(parse_kernel_spec(f"build:debian:{VERSION}"), store, progress)
+
+    def only_configure(argv: Sequence[str], *arguments: Any, **options: Any) -> int:
+        if "bzImage" in argv:
+            raise ConfiguredError("configured", hint="")
+        return run_make(argv, *arguments, **options)
+
+    def use(names: Sequence[str], kind: Toolchain = "gcc") -> KernelConfig:
+        with source.claimed(store, progress), pytest.MonkeyPatch.context() as patched:
+            patched.setattr(under_test, "run_make", only_configure)
+            commit = source.base_commit(state)
+            source.check_out(commit, progress)
+            job = BuildJob(
+                source=source,
+                commit=commit,
+                plan=plan_config(names),
+                toolchain=find_toolchain(kind),
+                sandbox=find_sandbox(),
+                output=folder / kind,
+                ccache=store.folder(CCACHE),
+                what=f"{VERSION} with {','.join(names)}",
+            )
+            job.objects.mkdir(parents=True, exist_ok=True)
+            with pytest.raises(ConfiguredError):
+                build(job, progress)
+            return parse_config((job.objects / ".config").read_text())
+
+    return use
+
+
+@pytest.mark.parametrize("name", sorted({*fragment_names()} - {"distro", *FORBIDDEN}))
+def test_a_fragment(configure: Configure, name: str) -> None:
+    have = configure([name])
+    assert [option for option in TURNED_ON.get(name, ()) if not have.enabled(option)] == []
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_a_combination_that_the_source_forbids(configure: Configure, name: str) -> None:
+    with pytest.raises(NotConfigurableError) as caught:
+        configure([name])
+    assert FORBIDDEN[name] in caught.value.message
+    assert "depends on" in caught.value.message
+    assert caught.value.fragments == {f"{name}.config"}
+
+
+def test_a_whole_config_of_a_distribution(configure: Configure, harness_host: Host) -> None:
+    kernel = resolve_kernel(f"debian:{VERSION}", harness_host.store, harness_host.progress)
+    have = configure([f"distro:{kernel.config}", "no_cxl_region"])
+    assert have.enabled("EXT4_FS"), "what nobody has asked for is kept"
+    assert not have.enabled("CXL_REGION")
+
+
+@pytest.mark.parametrize("name", ["base", "debug"])
+def test_clang(configure: Configure, name: str) -> None:
+    if shutil.which("clang") is None:
+        pytest.skip("clang is not installed")
+    have = configure([name], "clang")
+    assert have.enabled("CC_IS_CLANG")
+
+
+def test_an_option_that_the_source_has_renamed_is_noticed(
+    configure: Configure, tmp_path: Path
+) -> None:
+    text = (FRAGMENTS / "debug.config").read_text()
+    assert "CONFIG_DEBUG_KMEMLEAK=y\n" in text
+    changed = tmp_path / "changed.config"
+    changed.write_text(text.replace("CONFIG_DEBUG_KMEMLEAK", "CONFIG_DEBUG_KMEMLEEK"))
+    with pytest.raises(NotConfigurableError, match=r"DEBUG_KMEMLEEK: .* this source has none"):
+        configure([str(changed)])
