@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.model.determinism import NOT_COMPARED, Guest, comparable_parts, differences
 from harness.model.load import Load
-from harness.model.verdict import RunResult
+from harness.model.verdict import Difference, RunResult
 
 # More than any file of the evidence that is compared; a guest must not fill the memory.
 _MOST_BYTES = 16 << 20
@@ -28,7 +28,7 @@ def compared(combined: RunResult, results: Sequence[RunResult]) -> RunResult:
         if one.load is not None and one.evidence:
             by_load.setdefault(one.load, []).append((number, one))
     count = 0
-    found = []
+    found: list[Difference] = []
     for alike in by_load.values():
         if len(alike) > 1:
             count += len(alike)

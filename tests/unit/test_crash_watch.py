@@ -238,7 +238,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch, *lines: tuple[float, str]) -> Crash
     """A watch that has seen lines, each at a second of the host."""
     watch = watching()
     for now, text in lines:
-        monkeypatch.setattr(crash_watch.time, "monotonic", lambda now=now: now)
+        monkeypatch.setattr("time.monotonic", lambda now=now: now)
         watch.line(text)
     return watch
 
