@@ -210,10 +210,11 @@ def _folders(parent: Path) -> tuple[Path, ...]:
 
 
 def _size(folder: Path) -> int:
-    """The bytes that a folder takes on disk."""
+    """The bytes that a folder takes on disk; what another process removes meanwhile takes none."""
     total = 0
-    for _, _, names, handle in os.fwalk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += os.stat(name, dir_fd=handle, follow_symlinks=False).st_blocks * 512
+    with suppress(FileNotFoundError):
+        for _, _, names, handle in os.fwalk(folder):
+            for name in names:
+                with suppress(OSError):
+                    total += os.stat(name, dir_fd=handle, follow_symlinks=False).st_blocks * 512
     return total

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 
 from harness.errors import GuestCrashedError, GuestEndedError, GuestLostError
 from harness.model.boot_phases import KERNEL
-from harness.model.dmesg import ends_the_guest, splat
+from harness.model.dmesg import ends_the_guest, is_about_time, splat
 from harness.model.guest_tasks import names_the_drivers
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
 _END_OF_PANIC = re.compile(r"---\[ end Kernel panic|Rebooting in|reboot: |Kernel Offset:")
 _END_OF_TRACE = re.compile(r"---\[ end trace")
 _CUT = "[ cut here ]"
-_TIME = re.compile(r"^\[ *\d+\.\d+\](?:\[[^\]]*\])? ?")
+_TIME = re.compile(r"^\[ *(?P<time>\d+\.\d+)\](?:\[[^\]]*\])? ?")
 # With what a check does once it has seen a line, less than the two seconds that a reader may wait.
 _TRACE_SECONDS = 1.2
 # From the end of an oops to the panic that some kernels make of it.
@@ -27,6 +27,10 @@ _BEFORE_LINES = 120
 _MOST_LINES = 400
 _PANICKED = "the guest's kernel panicked"
 _HINT = "the trace is in serial.log in the evidence"
+# Where a busy host keeps QEMU from running, Linux measures the TSC wrongly, and its clock runs many
+# times too fast: twenty-one seconds without a quiescent state are then one.
+_FAST = 1.5
+_SURE_SECONDS = 2.0
 
 
 class CrashWatch:
@@ -52,6 +56,8 @@ class CrashWatch:
         self._trace: list[str] = []
         self._why = ""
         self._when = 0.0
+        self._first: tuple[float, float] | None = None
+        self._last = (0.0, 0.0)
 
     def steps_begin(self, step: Callable[[], str]) -> None:
         """From now on everything counts.
@@ -63,6 +69,7 @@ class CrashWatch:
 
     def line(self, text: str) -> None:
         """Look at one line; called in the console's thread."""
+        self._look_at_clock(text)
         panic = _PANIC.search(text)
         if self._seen.is_set():
             if len(self._trace) < _MOST_LINES:
@@ -92,6 +99,32 @@ class CrashWatch:
         """What the kernel said about its end, as far as it has come; empty while it lives."""
         return tuple(self._trace)
 
+    @property
+    def clock_rate(self) -> float:
+        """How many seconds pass in the guest in one of the host; 1 while nobody can say."""
+        if self._first is None or self._last[0] - self._first[0] < _SURE_SECONDS:
+            return 1.0
+        return (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
+
+    def check_clock(self) -> None:
+        """Refuse a guest that has said that something took too long, with a clock that runs fast.
+
+        Raises:
+            GuestLostError: its clock does.
+        """
+        rate = self.clock_rate
+        if rate > _FAST:
+            raise GuestLostError(
+                f"the guest says that something took too long, and its clock runs {rate:.1f} times "
+                "as fast as the host's",
+                hint="the host is too busy: run fewer guests at once (--jobs), or try again",
+            )
+
+    def _look_at_clock(self, text: str) -> None:
+        if (match := _TIME.match(text)) is not None:
+            self._last = (time.monotonic(), float(match["time"]))
+            self._first = self._first or self._last
+
     def await_panic(self, seconds: float) -> None:
         """Wait for a panic with its trace, or until the time is up."""
         if self._panicked.wait(seconds):
@@ -102,12 +135,15 @@ class CrashWatch:
 
         Raises:
             GuestCrashedError: it broke in a step of the scenario.
-            GuestLostError: it panicked before the first.
+            GuestLostError: it panicked before the first, or its clock runs too fast for what it
+                says.
         """
         if not self._seen.is_set():
             return
         self._await_trace()
         if not self.panicked:
+            if is_about_time(self._why):
+                self.check_clock()
             raise self._crashed(f"{splat(self._why) or 'a BUG'}: {self._why}")
         if self._step is None:
             raise GuestLostError(

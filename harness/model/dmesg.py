@@ -16,7 +16,8 @@ _END = "---[ end trace"
 _LONGEST_TRACE = 200
 _END_OF_STACK = "</TASK>"
 _RULE = re.compile("={20,}")
-_ENDS = ("a panic", "an oops", "a stall", "a hung task")
+_TIMED = ("a stall", "a hung task")
+_ENDS = ("a panic", "an oops", *_TIMED)
 
 _RAW = re.compile(
     r"<(?P<prefix>\d{1,3})>\[ *(?P<time>\d{1,12}\.\d{1,9})\](?:\[[^\]]*\])? ?(?P<text>.*)", re.ASCII
@@ -187,6 +188,11 @@ def _end_of_trace(records: Sequence[Record], first: int) -> int:
             stack = at
     # Lockdep, stalls and hung tasks have no end mark: the first stack is theirs.
     return stack
+
+
+def is_about_time(text: str) -> bool:
+    """Whether a line says that something took too long, by the guest's own clock."""
+    return splat(text) in _TIMED
 
 
 def ends_the_guest(text: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.guest.observe import require_whole_log
 from harness.model.boot_phases import in_phases
+from harness.model.dmesg import is_about_time
 from harness.model.judge import Judgement, judge
 from harness.model.observation import Observation
 from harness.model.scenario import Ownership
@@ -43,11 +44,12 @@ def judge_guest(
         no_region: whether no region may be left by now.
 
     Raises:
-        GuestLostError: a line that counts may be missing from the guest's log.
+        GuestLostError: a line that counts may be missing from the guest's log, or the log says that
+            something took too long by a clock that runs too fast.
     """
     marks = guest.shell.marks
     require_whole_log(observation.dmesg, marks, from_boot=prepared.boot_counts)
-    return judge(
+    judgement = judge(
         replace(observation, dmesg=in_phases(observation.dmesg, marks)),
         prepared.state,
         expected,
@@ -55,3 +57,6 @@ def judge_guest(
         boot_counts=prepared.boot_counts,
         no_region=no_region,
     )
+    if any(is_about_time(one.text) for one in judgement.findings):
+        guest.watch.check_clock()
+    return judgement

@@ -47,7 +47,7 @@ TABLE = (
     Row("SIGTERM", (PASSED, TERMINATED), "", "report"),
     Row("QEMU killed", (UNCLEAR,), "qtest observe", "monitor ssh load", "killed by signal 9"),
     Row("QEMU stopped", (UNCLEAR,), "load", "monitor qtest boot ssh observe"),
-    Row("QEMU killed", (PASSED,), "", "judge report"),
+    Row("QEMU killed", (PASSED,), "", "judge"),  # at the report it is no more
     Row("QMP closes", (UNCLEAR,), "qtest", "monitor", "monitor connection broke"),
     Row("qtest closes", (UNCLEAR,), "qtest", "", "qtest connection"),
     Row("console closes", (UNCLEAR,), "boot", "", "console closed"),

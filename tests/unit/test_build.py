@@ -55,7 +55,7 @@ def test_a_kernel_of_a_git_tree(builder: Builder, tmp_path: Path) -> None:
     assert "CONFIG_CXL_REGION=y" in kernel.config.read_text()
     assert {path.name for path in kernel.image.parent.iterdir()} == {
         *("vmlinuz", "config", "System.map", "build.log", "vmlinux", "modules", "manifest.json"),
-        "scripts",
+        *("scripts", "SHA256SUMS"),
     }
     assert kernel.symbols == kernel.image.parent / "vmlinux"
     assert kernel.scripts == kernel.image.parent / "scripts"

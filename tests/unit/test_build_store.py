@@ -194,3 +194,9 @@ def test_objects_without_their_source(builder: Builder, kernel: Kernel, tmp_path
     shutil.rmtree(source)
     edit(tmp_path / "linux", "return 2", "return 22")
     assert builder(f"build:{tmp_path}/linux").identity != kernel.identity
+
+
+def test_what_goes_while_it_is_listed(builder: Builder, kernel: Kernel, tmp_path: Path) -> None:
+    """As when two prune at once."""
+    assert kernel_store._size(kernel.image.parent) > 1000
+    assert kernel_store._size(tmp_path / "gone") == 0

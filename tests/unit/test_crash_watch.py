@@ -229,3 +229,52 @@ def test_a_guest_that_ends_in_a_step_without_a_word_has_crashed() -> None:
 def test_a_flood_after_the_end_is_cut() -> None:
     watch = watching(PANIC, *["more"] * 1000, END)
     assert len(crash_of(watch).trace) == 400
+
+
+STALL = "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"
+
+
+def clocked(monkeypatch: pytest.MonkeyPatch, *lines: tuple[float, str]) -> CrashWatch:
+    """A watch that has seen lines, each at a second of the host."""
+    watch = watching()
+    for now, text in lines:
+        monkeypatch.setattr("time.monotonic", lambda now=now: now)
+        watch.line(text)
+    return watch
+
+
+def test_a_stall_by_a_clock_that_runs_too_fast_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a host with a load of 50, where the guest measured a TSC of 156 MHz for 2596."""
+    watch = clocked(
+        monkeypatch, (100.0, "[    0.0] Linux version 7.2"), (220.0, f"[ 1374.7] {STALL}")
+    )
+    assert watch.clock_rate == pytest.approx(1374.7 / 120)
+    with pytest.raises(GuestLostError, match=r"runs 11\.5 times as fast") as caught:
+        watch.check()
+    assert "--jobs" in caught.value.hint
+    with pytest.raises(GuestLostError):
+        watch.check_clock()
+
+
+@pytest.mark.parametrize("guest", [100.0, 24.0, 140.0])
+def test_a_stall_by_a_good_clock_is_one(monkeypatch: pytest.MonkeyPatch, guest: float) -> None:
+    watch = clocked(
+        monkeypatch, (50.0, "[    0.0] Linux version 7.2"), (150.0, f"[  {guest}] {STALL}")
+    )
+    watch.check_clock()
+    assert "a stall" in crash_of(watch).message
+
+
+def test_what_is_not_about_time_counts_by_any_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = clocked(
+        monkeypatch, (50.0, "[    0.0] Linux version 7.2"), (60.0, OOPS.replace("4.1", "900.1"))
+    )
+    assert watch.clock_rate > 50
+    assert "an oops" in crash_of(watch).message
+
+
+def test_nobody_can_say_how_fast_a_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watching().clock_rate == 1.0
+    assert watching("no time", "[    1.0] a").clock_rate == 1.0
+    soon = clocked(monkeypatch, (50.0, "[    0.0] a"), (51.0, "[   30.0] b"))
+    assert soon.clock_rate == 1.0

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_sources import Listener
 
 from harness.errors import UsageError
 from harness.kernels.kernel_spec import KernelSpec, parse_kernel_spec
@@ -51,9 +52,13 @@ def test_what_shapes_a_build_is_for_builds(tmp_path: Path) -> None:
 
 def stored(root: Path) -> Store:
     store = Store(root)
-    store.build(
-        KIND, "0123", lambda folder: (folder / "manifest.json").write_text('{"release": "7.2.1-x"}')
-    )
+
+    def make(folder: Path) -> None:
+        (folder / "manifest.json").write_text('{"release": "7.2.1-x"}')
+        for name in ("vmlinuz", "config"):
+            (folder / name).write_text(name)
+
+    store.build(KIND, "0123", make)
     store.set_alias(KIND, "debian:7.2", "0123")
     return store
 
@@ -79,7 +84,7 @@ from harness.kernels.resolve import resolve_kernel
 from harness.progress import SilentProgress
 from harness.store import Store
 resolve_kernel("debian:7.2", Store(Path(sys.argv[1])), SilentProgress())
-heavy = {"rich", "elftools", "zstandard", "hashlib", "subprocess", "harness.apt"}
+heavy = {"rich", "elftools", "zstandard", "subprocess", "harness.apt"}
 sys.exit(", ".join(heavy & set(sys.modules)))
 """
     done = subprocess.run(
@@ -88,9 +93,28 @@ sys.exit(", ".join(heavy & set(sys.modules)))
     assert done.stderr.strip() == ""
 
 
-def test_a_damaged_entry_says_so(tmp_path: Path) -> None:
+def test_a_damaged_entry_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = stored(tmp_path)
-    (tmp_path / KIND / "0123" / "manifest.json").write_text("{")
+    entry = tmp_path / KIND / "0123"
+    (entry / "manifest.json").write_text("{")
+
+    def fetch(*_words: object, **_named: object) -> Path:
+        stored(tmp_path)
+        (entry / "manifest.json").write_text("{")
+        return entry
+
+    monkeypatch.setattr("harness.kernels.debian.fetch_debian_kernel", fetch)
     with pytest.raises(UsageError, match="damaged") as caught:
         resolve_kernel("debian:7.2", store, SilentProgress())
     assert "delete" in caught.value.hint
+    monkeypatch.setattr("harness.kernels.debian.fetch_debian_kernel", lambda *_, **__: made_whole())
+
+    def made_whole() -> Path:
+        stored(tmp_path)
+        return entry
+
+    said = Listener()
+    assert resolve_kernel("debian:7.2", store, said).release == "7.2.1-x"
+    assert [note.partition(":")[0] for note in said.notes] == [
+        f"{KIND}/0123 is damaged in the store"
+    ]

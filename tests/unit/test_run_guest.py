@@ -11,9 +11,13 @@ import pytest
 from machines import observed
 
 from harness.errors import GuestLostError, HarnessError, MomentMissedError
+from harness.machine.crash_watch import CrashWatch
+from harness.model.boot_phases import StepMarks
+from harness.model.judge import Judgement
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
-from harness.model.verdict import RunResult, Verdict
+from harness.model.verdict import Finding, RunResult, Verdict
+from harness.runs import judged
 from harness.runs.prepare import Prepared
 from harness.runs.run_guest import Judging, require_loaded, run_guest
 
@@ -79,3 +83,32 @@ def test_a_guest_that_told_nothing_is_done_again(
     # What told nothing is kept, and named.
     for folder, note in zip(folders, result.notes, strict=False):
         assert "the work ran" in note and any(str(one) in note for one in folders), folder
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("a stall: rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", True),
+        ("a hung task: INFO: task modprobe:9 blocked for more than 120 seconds.", True),
+        ("an error: kmem dax0.0: probe with driver kmem failed with error -16", False),
+    ],
+)
+def test_what_took_too_long_by_a_fast_clock_is_no_finding(
+    monkeypatch: pytest.MonkeyPatch, text: str, refused: bool
+) -> None:
+    found = Judgement(Verdict.FAIL, (), (Finding("6", text),))
+    monkeypatch.setattr(judged, "judge", lambda *_words, **_named: found)
+    monkeypatch.setattr(judged, "require_whole_log", lambda *_words, **_named: None)
+    watch = CrashWatch()
+    monkeypatch.setattr(CrashWatch, "clock_rate", 16.0)
+    guest = SimpleNamespace(watch=watch, shell=SimpleNamespace(marks=StepMarks("0")))
+    prepared = SimpleNamespace(boot_counts=False, state=None, expected_lines=lambda: ())
+
+    def look() -> Judgement:
+        return judged.judge_guest(cast(Any, guest), cast(Any, prepared), SEEN, {})
+
+    if refused:
+        with pytest.raises(GuestLostError, match=r"16\.0 times as fast"):
+            look()
+    else:
+        assert look() is found
