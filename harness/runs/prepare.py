@@ -56,6 +56,11 @@ _FIRST_DRIVERS = ("cxl_acpi", "cxl_pci", "dax_hmem")
 
 # With its own checks a kernel is five to ten times as slow.
 _PATIENCE_WITH_CHECKS = 10.0
+# Two minutes each: a soft lockup is reported after twice its threshold, in seconds.
+_WATCHDOGS = {
+    b"SOFTLOCKUP_DETECTOR": "watchdog_thresh=60",
+    b"WQ_WATCHDOG": "workqueue.watchdog_thresh=120",
+}
 
 _ANSWER = "answer.json"
 Result = TypeVar("Result")
@@ -157,8 +162,13 @@ class Bootable:
         """What this kernel needs on its command line, whatever the scenario."""
         # With five levels, KASAN was seen to report a wild access while the boot CPU is identified
         # (its features are forgotten for a moment), which taints the kernel and ends lockdep.
-        kasan = self._config is not None and b"\nCONFIG_KASAN=y\n" in self._config
-        return ("no5lvl",) if kasan else ()
+        config = self._config or b""
+        found = ["no5lvl"] if b"\nCONFIG_KASAN=y\n" in config else []
+        # What the kernel takes for a lockup after 20 or 30 s may be the slowness of its own checks.
+        for option, parameter in _WATCHDOGS.items():
+            if self.patience > 1 and b"\nCONFIG_%s=y\n" % option in config:
+                found.append(parameter)
+        return tuple(found)
 
     @property
     def patience(self) -> float:

@@ -143,3 +143,26 @@ def test_a_kernel_with_checks_of_its_own(
     assert (bootable.patience > 1) is slow
     assert bootable.parameters == (("no5lvl",) if "KASAN" in (config or "") else ())
     assert (bootable.config_sha256 is None) == (config is None)
+
+
+@pytest.mark.parametrize(
+    ("lines", "parameters"),
+    [
+        ("KASAN PROVE_LOCKING", ("no5lvl",)),
+        (
+            "PROVE_LOCKING SOFTLOCKUP_DETECTOR WQ_WATCHDOG",
+            ("watchdog_thresh=60", "workqueue.watchdog_thresh=120"),
+        ),
+        ("KASAN WQ_WATCHDOG", ("no5lvl", "workqueue.watchdog_thresh=120")),
+        ("SOFTLOCKUP_DETECTOR WQ_WATCHDOG", ()),
+    ],
+)
+def test_a_slow_kernel_is_not_taken_for_one_that_hangs(
+    lines: str, parameters: tuple[str, ...], tmp_path: Path
+) -> None:
+    """By itself: a kernel that is as fast as any keeps its own limits."""
+    path = tmp_path / "config"
+    path.write_text("CONFIG_A=y\n" + "".join(f"CONFIG_{one}=y\n" for one in lines.split()))
+    kernel = Kernel("x", "7.2", tmp_path / "vmlinuz", None, path, "id")
+    bootable = Bootable(kernel, SharedInitramfs(tmp_path, {}, {}), "tcg")
+    assert bootable.parameters == parameters
