@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest's first judgement, with a guest that shows what each test wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from layouts import state_of
+from machines import observed
+
+from harness.model.judge import Judgement
+from harness.model.known_issues import KnownIssues
+from harness.model.load import Load
+from harness.model.scenario import Policy
+from harness.model.verdict import RunResult, Verdict
+from harness.runs import run_guest
+from harness.runs.catalogue import load_case
+from harness.runs.evidence import Evidence
+from harness.runs.run_guest import Judging
+from harness.runs.timings import Timings
+
+SEEN = observed("100-1ff : System RAM")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "policy", "gone"),
+    [
+        ("partial_region", "all_or_nothing", True),
+        ("partial_region", "per_range", False),
+        ("exact_cover", "all_or_nothing", False),
+    ],
+)
+def test_whether_a_region_may_be_left_is_of_the_scenario_and_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: str, policy: Policy, gone: bool
+) -> None:
+    told: list[bool] = []
+
+    def judge_guest(*_arguments: object, no_region: bool) -> Judgement:
+        told.append(no_region)
+        return Judgement(Verdict.PASS, (), ())
+
+    for name, answer in {
+        "take_away_modules": lambda *_: None,
+        "load_modules": lambda *_: (),
+        "observe_settled": lambda *_: {},
+        "read_sections": lambda _: SEEN,
+        "require_loaded": lambda *_: None,
+        "window_problems": lambda *_: (),
+        "judging_inputs": lambda *_: {},
+        "judge_guest": judge_guest,
+        "live_on": lambda _guest, _prepared, result, *_: result,
+    }.items():
+        monkeypatch.setattr(run_guest, name, answer)
+    case = load_case(scenario)
+    bootable = SimpleNamespace(
+        patience=1.0, finds_leaks=False, initramfs=SimpleNamespace(modules=())
+    )
+    prepared = SimpleNamespace(case=case, state=state_of(case), bootable=bootable)
+    guest = SimpleNamespace(shell=None, check=lambda: None)
+    result = run_guest._run_steps(
+        cast(Any, guest),
+        cast(Any, prepared),
+        Load("in_order", ()),
+        RunResult(scenario, "debian:7.2", policy),
+        Evidence(tmp_path),
+        Timings({}),
+        Judging(policy, tmp_path, KnownIssues(issues=())),
+    )
+    assert result.verdict is Verdict.PASS
+    assert told == [gone]
