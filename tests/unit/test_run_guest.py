@@ -57,7 +57,7 @@ def test_a_guest_that_told_nothing_is_done_again(
     kernel = SimpleNamespace(release="7.2", image=tmp_path / "k" / "vmlinuz")
     bootable = SimpleNamespace(kernel=kernel, accel="tcg", config_sha256=None)
     prepared = SimpleNamespace(case=SimpleNamespace(name="exact_cover"), bootable=bootable)
-    monkeypatch.setattr("harness.runs.run_guest.kernel_in_use", nullcontext)
+    monkeypatch.setattr("harness.runs.run_guest.in_use", nullcontext)
     left = list(endings)
 
     @contextmanager
@@ -105,7 +105,7 @@ def test_what_took_too_long_by_a_fast_clock_is_no_finding(
     prepared = SimpleNamespace(boot_counts=False, state=None, expected_lines=lambda: ())
 
     def look() -> Judgement:
-        return judged.judge_guest(cast(Any, guest), cast(Any, prepared), SEEN, {})
+        return judged.judge_guest(cast(Any, guest), cast(Any, prepared), SEEN, {}, no_region=False)
 
     if refused:
         with pytest.raises(GuestLostError, match=r"16\.0 times as fast"):
