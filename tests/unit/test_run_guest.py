@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import pytest
 from machines import observed
@@ -65,7 +65,7 @@ def test_a_guest_that_told_nothing_is_done_again(
         end()
         yield
 
-    def end() -> NoReturn:
+    def end() -> None:
         raise left.pop(0)
 
     result = run_guest(
