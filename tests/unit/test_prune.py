@@ -39,8 +39,10 @@ def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def initramfs_of(kernel: Kernel, store: Store) -> SharedInitramfs:
+    programs = store.root.parent / "programs" / "root"
+    programs.mkdir(parents=True, exist_ok=True)
     return shared_initramfs(
-        kernel, (), Path("/userland/root"), store, Listener(), lambda: ModulePlan((), (), ()), bytes
+        kernel, (), programs, store, Listener(), lambda: ModulePlan((), (), ()), bytes
     )
 
 
