@@ -22,6 +22,14 @@ from harness.cli import main
 from harness.guest.initramfs import BOOT_MODULES, SCENARIO_MODULES
 from harness.runs.prepare import Host
 
+# Whoever started the tests in the background may have had these ignored, for all that they start.
+for number, handler in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
+
 # No deadline: a busy host must not fail a test. No database: a run leaves nothing behind.
 settings.register_profile("unit", deadline=None, database=None, max_examples=60)
 settings.load_profile("unit")
