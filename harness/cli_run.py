@@ -108,7 +108,9 @@ def check_writable(path: Path) -> None:
     elif not os.access(path.parent, os.W_OK):
         why = "its folder may not be written"
     if why:
-        raise UsageError(f"cannot be written: {why}", where=str(path), hint="name another file")
+        raise UsageError(
+            f"cannot be written: {why}", where=str(path), hint="name another file with --json"
+        )
 
 
 def _write_results(path: Path, results: Sequence[RunResult]) -> None:
@@ -127,7 +129,7 @@ def write_file(path: Path, text: str) -> None:
         raise UsageError(
             f"the results cannot be written: {error.strerror}",
             where=str(path),
-            hint="free some space, or name another file; the evidence has them too",
+            hint="free some space, or name another file with --json; the evidence has them too",
         ) from None
 
 
