@@ -35,6 +35,16 @@ settings.register_profile("unit", deadline=None, database=None, max_examples=60)
 settings.load_profile("unit")
 
 
+# These start programs, or try very many inputs.
+SLOW = {
+    *("test_avocado", "test_bisect_programs", "test_bisection", "test_build", "test_cli_bisect"),
+    *("test_cli_list", "test_crowd", "test_error_messages", "test_fuzz", "test_fuzz_layouts"),
+    *("test_hostile_builds", "test_hostile_observations", "test_hostile_sources"),
+    *("test_nightly_programs", "test_process", "test_pytest_plugin", "test_pytest_progress"),
+    *("test_report_in_chromium", "test_style", "test_worker_pool"),
+}
+
+
 @pytest.fixture
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Everything that the harness writes to by itself, in one folder; the work folder in it."""
@@ -153,7 +163,10 @@ def bench(full_store: Path, options: tuple[str, ...], tmp_path: Path) -> Iterato
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long ones to those who ask for them, with -m soak."""
+    """Mark the slow ones; leave the long ones to those who ask for them, with -m soak."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
     if "soak" in config.getoption("-m"):
         return
     long = [item for item in items if item.get_closest_marker("soak")]

@@ -20,7 +20,7 @@ from harness.model.verdict import Verdict
 from harness.reports.html_page import html_report, run_names
 from harness.runs.result_files import StoredRun
 
-pytestmark = [pytest.mark.chromium, pytest.mark.slow]
+pytestmark = pytest.mark.chromium
 SECONDS = 60.0
 # A name that is looked up, a colour as Chromium gives it, and its contrast (WCAG 2.2, 1.4.3).
 _CONTRAST = """
