@@ -183,6 +183,7 @@ def _job_runner(
                 job.run()
         finally:
             pool.close()
+        pool.check()
         by_name = {one.name: one for one in left}
         for test in job.result.tests:
             # Whoever is out of time is not heard of: avocado ends it.

@@ -41,7 +41,7 @@ SLOW = {
     *("test_cli_list", "test_crowd", "test_error_messages", "test_fuzz", "test_fuzz_layouts"),
     *("test_hostile_builds", "test_hostile_observations", "test_hostile_sources"),
     *("test_nightly_programs", "test_process", "test_pytest_plugin", "test_pytest_progress"),
-    *("test_report_in_chromium", "test_style", "test_worker_pool"),
+    *("test_report_in_chromium", "test_style", "test_watched_pool", "test_worker_pool"),
 }
 
 

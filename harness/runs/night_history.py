@@ -110,9 +110,19 @@ class NightHistory:
         return Night(*rows[0]) if rows else None
 
     def begin(
-        self, tree: str, branch: str, matrix: str, harness: str, commit: str, subject: str
+        self,
+        tree: str,
+        branch: str,
+        matrix: str,
+        harness: str,
+        commit: str,
+        subject: str,
+        above: int = 0,
     ) -> Night:
-        """Begin a night; all others of the branch that did not end are given up."""
+        """Begin a night; all others of the branch that did not end are given up.
+
+        Its number is larger than `above` and than that of every other night.
+        """
         with self._writing() as connection:
             connection.execute(
                 "update nights set given_up = 1 where tree = ? and branch = ? and ended is null",
@@ -120,9 +130,10 @@ class NightHistory:
             )
             began = time.time()
             cursor = connection.execute(
-                "insert into nights(tree, branch, matrix, harness, commit_name, subject, began)"
-                " values (?, ?, ?, ?, ?, ?, ?)",
-                (tree, branch, matrix, harness, commit, subject, began),
+                "insert into nights"
+                "(id, tree, branch, matrix, harness, commit_name, subject, began)"
+                " select 1 + max(?, coalesce(max(id), 0)), ?, ?, ?, ?, ?, ?, ? from nights",
+                (above, tree, branch, matrix, harness, commit, subject, began),
             )
             number = cursor.lastrowid
         assert number is not None
@@ -208,7 +219,7 @@ class NightHistory:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise UsageError(
                 f"the history cannot be used: {error}",
                 where=str(self._path),

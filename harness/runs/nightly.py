@@ -141,7 +141,8 @@ class Nightly:
             InconclusiveError: the branch cannot be fetched.
         """
         text = _matrix_text(asked.matrix)
-        load_matrix(asked.matrix, "debian:7.2")  # what is wrong with it is said before the fetch
+        # What is wrong with it is said before the fetch.
+        load_matrix(asked.matrix, f"build:{self._tree.folder}")
         night = self._unfinished(asked, text) or self._begin(asked, text)
         spec = f"build:{self._tree.folder}@{night.commit}"
         plan = load_matrix(asked.matrix, spec)
@@ -151,21 +152,25 @@ class Nightly:
         return self._result(night, plan, spec)
 
     def finish(self, night: Night, keep: int) -> None:
-        """Say that a night is complete, and remove the folders of old ones.
+        """Remove the folders of old nights, and say that one is complete.
 
         Args:
             night: which.
             keep: how many nights keep their evidence, at least 1.
         """
-        self._history.end(night)
         root = self._state / NIGHTS
         link = root / f"{LATEST}.new"
         link.unlink(missing_ok=True)
         link.symlink_to(str(night.number))
         os.replace(link, root / LATEST)
-        numbers = sorted(int(one.name) for one in root.iterdir() if one.name.isdigit())
-        for number in numbers[:-keep]:
+        for number in self._numbers()[:-keep]:
             shutil.rmtree(root / str(number), ignore_errors=True)
+        self._history.end(night)
+
+    def _numbers(self) -> list[int]:
+        """The nights that have a folder."""
+        names = (one.name for one in (self._state / NIGHTS).glob("*"))
+        return sorted(int(name) for name in names if name.isdigit())
 
     def _unfinished(self, asked: Asked, text: str) -> Night | None:
         night = self._history.unfinished(self._tree.source, asked.branch)
@@ -204,7 +209,9 @@ class Nightly:
             ) from error
         if last is not None:
             rebased(self._tree, last.commit, commit, self._listener.note)
-        night = self._history.begin(source, branch, text, self._harness, commit, subject)
+        # A new history, after a damaged one, must not take the folders of nights that were.
+        above = max(self._numbers(), default=0)
+        night = self._history.begin(source, branch, text, self._harness, commit, subject, above)
         self._tree.keep(night.number, commit)
         self._listener.note(f"night {night.number}: {branch} is at {commit[:12]} {subject}")
         return night

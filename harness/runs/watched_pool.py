@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.errors import HarnessError
 from harness.model.matrix import Combination
 from harness.runs.combination import Message, Say
 from harness.runs.worker_pool import Pool, Ticket
@@ -27,11 +28,17 @@ class WatchedPool:
     def __init__(self, pool: Pool, ended: Ended) -> None:
         self._pool = pool
         self._ended = ended
+        self._error: HarnessError | None = None
 
     @property
     def size(self) -> int:
         """How many combinations run at once."""
         return self._pool.size
+
+    def check(self) -> None:
+        """Raise what kept anybody from hearing of an end."""
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
         """End all that is under way."""
@@ -46,7 +53,11 @@ class WatchedPool:
             if message.get("type") == "whiteboard":
                 result = json.loads(message["log"])
             if message["status"] == "finished":
-                self._ended(one, result, message)
+                try:
+                    self._ended(one, result, message)
+                except HarnessError as error:
+                    # Whoever runs the job would wait for this end for ever.
+                    self._error = self._error or error
             say(message)
 
         self._pool.run(one, output, heard, ticket)

@@ -257,6 +257,14 @@ def test_a_damaged_history(room: Room) -> None:
         assert done.returncode == 0, done.stderr
         assert "is damaged" in done.stderr
         assert "the first night of this branch" in done.stdout
+    # The nights before keep their reports, and the last is not the first to go.
+    assert sorted(one.name for one in (room.state / "nights").iterdir()) == [
+        "1",
+        "2",
+        "3",
+        "latest",
+    ]
+    assert room.latest()["night"] == 3
     kept = sorted(room.state.glob("history.sqlite.damaged-*"))
     assert [one.read_bytes() for one in kept] == [bytes(content), b"no database at all" * 300]
 
@@ -294,6 +302,18 @@ def test_a_wrong_matrix(room: Room, text: str, words: tuple[str, ...]) -> None:
     room.matrix.write_text(text)
     assert_refused(room.night(), *words)
     assert not (room.state / "nights").exists()
+
+
+def test_a_matrix_of_configurations(room: Room) -> None:
+    """A matrix is looked at before the fetch, when nobody knows the commit yet."""
+    room.matrix.write_text(
+        "kernels: [branch]\nconfigs: [debug]\nscenarios: [exact_cover]\n"
+        "policies: [all_or_nothing]\n"
+    )
+    done = room.night(tree=room.root / "nowhere")
+    assert_refused(done, "there is no folder")
+    done = room.night("--branch", "no/such")
+    assert_refused(done, "there is no branch no/such")
 
 
 def test_trees_that_are_none(room: Room) -> None:
