@@ -12,19 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-from cli_room import FIT_QEMU
-from fake_guests import ROOM, run_all
-from fake_sources import small_configs
+from fake_guests import run_all, without_guests
 
 from harness import cli_nightly
-from harness.kernels.kconfig import plan_config
 from harness.model.kernel_request import KernelRequest
 from harness.model.matrix import Combination
 from harness.runs.catalogue import load_case
 from harness.runs.combination import ending_of
 from harness.runs.night_history import NightHistory
-from harness.runs.run_scenario import Session
 from harness.runs.watched_pool import Ended
 
 PAUSE = float(os.environ.get("NIGHT_PAUSE", "0"))
@@ -54,16 +49,7 @@ def paused(name: str) -> None:
 
 
 if __name__ == "__main__":
-    configs = ROOM / "configs"
-    if not configs.exists():
-        small_configs(configs)
-    patched = pytest.MonkeyPatch()
-    patched.setattr(
-        "harness.kernels.from_source.plan_config", lambda names: plan_config(names, configs)
-    )
-    patched.setattr("harness.runs.prepare.require_qemu", lambda _asked: FIT_QEMU)
-    patched.setattr(Session, "run_all", run_all)
-    patched.setattr(cli_nightly, "_job_runner", job_runner)
+    without_guests().setattr(cli_nightly, "_job_runner", job_runner)
     if PAUSE:
         for method in ("begin", "add", "add_bisecting", "end"):
             paused(method)
