@@ -18,6 +18,7 @@ from harness.machine.console import Console, console_pipe
 from harness.machine.monitor import Monitor
 from harness.machine.qemu_command import Control
 from harness.machine.qtest import Qtest
+from harness.orphans import owner_environment, reap_orphans_once
 from harness.process import spawn
 
 PATIENCE = 1.0
@@ -187,6 +188,8 @@ def running_qemu(
 ) -> Iterator[Qemu]:
     """Start QEMU, paused, with its control connections; it ends with the block.
 
+    What a harness that is gone has left running is ended first.
+
     Args:
         make_argv: gives the argument list, from QEMU's ends of the connections.
         log: file for what QEMU prints, open for reading and writing.
@@ -194,6 +197,7 @@ def running_qemu(
         pass_fds: more open files that QEMU inherits.
         terminal: whether QEMU gets the harness's own standard input and output.
     """
+    reap_orphans_once()
     with ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(2)]
         for pair in pairs:
@@ -210,6 +214,7 @@ def running_qemu(
         process = stack.enter_context(
             spawn(
                 argv,
+                env=owner_environment(),
                 stdin=None if terminal else subprocess.DEVNULL,
                 stdout=None if terminal else log,
                 stderr=log,

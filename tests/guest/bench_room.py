@@ -90,6 +90,12 @@ class Bench:
 
     def await_console(self, text: str) -> int:
         """Wait until a guest has said this; its QEMU."""
+        self.await_text(text)
+        (machine,) = self.machines()
+        return machine
+
+    def await_text(self, text: str) -> None:
+        """Wait until a guest has said this."""
         await_true(
             lambda: any(
                 text in log.read_text(errors="replace")
@@ -97,8 +103,6 @@ class Bench:
             ),
             f"{text!r} on a console",
         )
-        (machine,) = self.machines()
-        return machine
 
     def leftovers(self) -> list[Path]:
         """What lies in /tmp and in the store's work folder."""

@@ -105,6 +105,27 @@ def test_a_harness_that_is_killed_leaves_no_machine(
     assert not (folder / "verdict.json").exists()
 
 
+def test_a_machine_that_outlives_its_harness_is_ended_by_the_next(
+    bench: Bench, harness_host: Host
+) -> None:
+    # What it starts does not get the signal that this program gets when the harness dies.
+    wrapper = bench.root / "qemu"
+    wrapper.write_text(f'#!/bin/sh\n{shlex.quote(str(harness_host.qemu.path))} "$@" &\nwait\n')
+    wrapper.chmod(0o755)
+    qemu = ("--qemu", str(wrapper))
+    with bench.started("run", "exact_cover", *qemu) as child:
+        bench.await_text(EARLY)
+        assert len(bench.machines()) == 2, "the wrapper and its QEMU"
+        child.kill()
+        finished(child)
+    await_true(lambda: len(bench.machines()) == 1, "an end of the wrapper", seconds=10)
+    (left,) = bench.machines()
+    again = bench.finish("run", "exact_cover")
+    assert again.returncode == Verdict.PASS.value, again.stdout
+    assert f"killed process {left}" in again.stderr
+    await_true(lambda: bench.machines() == [], "an end of QEMU", seconds=10)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_what_a_killed_harness_was_building_is_swept(bench: Bench, number: signal.Signals) -> None:
     whole = bench.store / "initramfs"
