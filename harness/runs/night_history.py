@@ -93,7 +93,7 @@ class NightHistory:
         return Night(*rows[0]) if rows else None
 
     def last(self, tree: str, branch: str, before: int | None = None) -> Night | None:
-        """The newest night of a branch, given up or not.
+        """The newest complete night of a branch, or the newest that was given up.
 
         Args:
             tree: of the branch.
@@ -102,7 +102,7 @@ class NightHistory:
         """
         rows = self._rows(
             f"select {_NIGHT} from nights where tree = ? and branch = ? and id < ?"
-            " order by id desc limit 1",
+            " order by ended is not null desc, id desc limit 1",
             tree,
             branch,
             1 << 62 if before is None else before,
@@ -175,6 +175,9 @@ class NightHistory:
     def earlier(self, night: Night, line: Line, *, judged: bool) -> Earlier | None:
         """The newest earlier night of the same branch that saw a line so that it counts.
 
+        Of a night that never ended only a PASS counts: it told nobody of its failures, which would
+        not be new any more.
+
         Args:
             night: before which.
             line: which.
@@ -185,8 +188,10 @@ class NightHistory:
         rows = self._rows(
             f"select n.id, n.commit_name, {_SEEN} from results r join nights n on n.id = r.night"
             " where r.line = ? and n.id < ? and n.tree = ? and n.branch = ?"
-            f" and r.verdict in ({', '.join('?' * len(verdicts))}) order by n.id desc limit 1",
+            f" and r.verdict in ({', '.join('?' * len(verdicts))})"
+            " and (n.ended is not null or r.verdict = ?) order by n.id desc limit 1",
             *(_line_key(line), night.number, night.tree, night.branch, *verdicts),
+            Verdict.PASS.name,
         )
         return Earlier(rows[0][0], rows[0][1], _seen(rows[0][2:])) if rows else None
 

@@ -342,6 +342,22 @@ def test_another_matrix_gives_up_what_was_not_finished(room: Room) -> None:
     assert room.latest()["night"] == 2
 
 
+def test_what_a_night_saw_that_was_given_up_is_told_by_the_next(room: Room) -> None:
+    first = room.commit("one")
+    assert room.night().returncode == 0
+    bad = room.commit("stranded")
+    (room.root / "KILL_AT").write_text("1")
+    assert room.night().returncode == -signal.SIGKILL
+    assert len(room.rows_of("select * from results where night = 2 and verdict = 'FAIL'")) == 1
+    done = room.night("--fresh")
+    assert done.returncode == 1, done.stderr
+    assert "night 2 was not finished and is given up: as asked" in done.stderr
+    for row in room.latest()["rows"]:
+        assert row["change"] == "regression"
+        assert row["before"] == {"night": 1, "commit": first, "verdict": "PASS"}
+        assert row["first_bad"]["commit"] == bad
+
+
 def test_what_was_done_is_not_done_again(room: Room) -> None:
     room.commit("one")
     (room.root / "KILL_AT").write_text("1")
