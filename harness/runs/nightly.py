@@ -163,7 +163,8 @@ class Nightly:
         link.unlink(missing_ok=True)
         link.symlink_to(str(night.number))
         os.replace(link, root / LATEST)
-        for number in self._numbers()[:-keep]:
+        # Another branch may have had nights since this one began.
+        for number in set(self._numbers()[:-keep]) - {night.number}:
             shutil.rmtree(root / str(number), ignore_errors=True)
         self._history.end(night)
 

@@ -375,3 +375,13 @@ def test_old_evidence_is_removed(room: Room) -> None:
         assert room.night("--keep", "2").returncode == 0
     assert sorted(one.name for one in (room.state / "nights").iterdir()) == ["2", "3", "latest"]
     assert len([row for row in room.rows() if row[1] == "cxl/next"]) == 3
+
+
+def test_the_night_that_ends_keeps_its_report_whatever_other_branches_had_since(room: Room) -> None:
+    git(room.tree, "branch", "cxl/fixes")
+    (room.root / "KILL_AT").write_text("1")
+    assert room.night().returncode == -signal.SIGKILL
+    assert room.night("--branch", "cxl/fixes").returncode == 0
+    done = room.night("--keep", "1")
+    assert "going on with night 1" in done.stderr
+    assert room.latest()["night"] == 1
