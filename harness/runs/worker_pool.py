@@ -30,6 +30,9 @@ from harness.runs.worker_process import (
 )
 from harness.store import Store
 
+NO_HOST = "NoHost"
+"""The `fail_class` of what was not run because no host is left."""
+
 _MOST_LOSSES = 3
 """How often a combination may lose its worker, and how many combinations may lose theirs on a host
 without any result between."""
@@ -178,9 +181,9 @@ class WorkerPool:
         told = _Told(say, ticket)
         try:
             self._run(one, output, told, ticket)
-        except HarnessError as error:
+        except Exception as error:
             told({"status": "started"})
-            told(ending_of_error(error))
+            told(_ending(error))
         finally:
             ticket.begun.set()
 
@@ -211,6 +214,12 @@ class WorkerPool:
                             hint="run it by hand: does it need more memory than there is?",
                         ) from None
                     told(_note(f"{slot.host.lab.name} is lost, again elsewhere: {cause}"))
+                except HarnessError:
+                    raise
+                except Exception:
+                    # The worker may wait for the rest of something.
+                    slot.close()
+                    raise
 
     def _run_in(
         self, slot: _Slot, one: Combination, output: Path, told: _Told, ticket: Ticket
@@ -375,6 +384,16 @@ class _Told:
     def _pass_on(self, message: Message) -> None:
         if not self._ticket.is_cancelled():
             self._say(message)
+
+
+def _ending(error: Exception) -> Message:
+    """The `finished` message of what could not be run. A full disk of this machine is no defect."""
+    if isinstance(error, NoHostError):
+        return {**ending_of_error(error), "fail_class": NO_HOST}
+    if not isinstance(error, HarnessError):
+        hint = "is the disk full?" if isinstance(error, OSError) else "report it"
+        error = HarnessError(f"the run could not be begun or followed: {error!r}", hint=hint)
+    return ending_of_error(error)
 
 
 def _note(text: str) -> Message:

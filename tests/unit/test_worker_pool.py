@@ -17,7 +17,7 @@ from harness.model.hosts import LabHost, read_lab
 from harness.model.matrix import Combination
 from harness.progress import SilentProgress
 from harness.runs.combination import Message
-from harness.runs.worker_pool import Ticket, WorkerPool
+from harness.runs.worker_pool import NO_HOST, Ticket, WorkerPool
 from harness.runs.worker_process import started_worker, worker_argv
 from harness.store import Store
 
@@ -137,6 +137,23 @@ def test_a_combination_that_kills_every_worker_ends_and_the_rest_goes_on(make: M
     assert run(pool, "ok")[-1]["result"] == "pass"
 
 
+def test_what_goes_wrong_here_ends_a_combination_and_its_worker_only(
+    make: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make(a="")
+
+    def full(*_words: object, **_more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker_process.WorkerProcess, "run", full)
+        said = run(pool, "ok")
+    assert [one["status"] for one in said] == ["started", "running", "finished"]
+    assert "No space left on device" in said[-1]["fail_reason"]
+    assert said[-1]["result"] == "error"
+    assert run(pool, "ok")[-1]["result"] == "pass"
+
+
 def test_without_any_host_left_each_combination_says_why(make: MakePool) -> None:
     pool = make(a="")
     for number in range(3):
@@ -144,6 +161,7 @@ def test_without_any_host_left_each_combination_says_why(make: MakePool) -> None
     said = run(pool, "ok")
     assert [one["status"] for one in said] == ["started", "finished"]
     assert said[-1]["result"] == "error"
+    assert said[-1]["fail_class"] == NO_HOST
     assert "no host is left:\na: its connection has ended" in said[-1]["fail_reason"]
 
 
