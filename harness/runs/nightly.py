@@ -34,6 +34,7 @@ from harness.runs.night_history import Night, NightHistory
 from harness.runs.night_tree import NightTree, rebased
 from harness.runs.prepare import request_for
 from harness.runs.watched_pool import Ended
+from harness.runs.worker_pool import NO_HOST
 
 NIGHTS = "nights"
 LATEST = "latest"
@@ -224,7 +225,14 @@ class Nightly:
         if not left:
             return
 
+        why = ""
+
         def ended(one: Combination, result: Mapping[str, Any] | None, message: Message) -> None:
+            nonlocal why
+            if message.get("fail_class") == NO_HOST:
+                # Not a word about this combination: it is to be run once a host is there again.
+                why = f": {message.get('fail_reason', '')}"
+                return
             self._history.add(night, line_of(one, spec), seen_at_end(result, message), result)
 
         self._listener.note(f"combinations to run: {len(left)} of {len(chosen)}")
@@ -233,7 +241,8 @@ class Nightly:
         lost = [one for one in left if line_of(one, spec) not in seen]
         if lost:
             raise InconclusiveError(
-                f"{len(lost)} of {len(left)} combinations came to no end, such as {lost[0].name}",
+                f"{len(lost)} of {len(left)} combinations came to no end, "
+                f"such as {lost[0].name}{why}",
                 where=str(self.folder(night)),
                 hint="start it again: it goes on from here",
             )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`ci/nightly` as a program, with builds of the fake kernel and without guests or workers.
 
-A run ends as the text of its kernel says, see `fake_guests.py`. Between what a night does there is
-a pause, so that it can be killed there, too.
+A run ends as the text of its kernel says, see `fake_guests.py`; none is begun where there is a file
+NO_HOST. Between what a night does there is a pause, so that it can be killed there, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fake_guests import run_all, without_guests
+from fake_guests import ROOM, run_all, without_guests
 
 from harness import cli_nightly
 from harness.model.kernel_request import KernelRequest
@@ -21,6 +21,7 @@ from harness.runs.catalogue import load_case
 from harness.runs.combination import ending_of
 from harness.runs.night_history import NightHistory
 from harness.runs.watched_pool import Ended
+from harness.runs.worker_pool import NO_HOST
 
 PAUSE = float(os.environ.get("NIGHT_PAUSE", "0"))
 
@@ -28,6 +29,9 @@ PAUSE = float(os.environ.get("NIGHT_PAUSE", "0"))
 def job_runner(*_options: object) -> object:
     def run_job(left: Sequence[Combination], _results: Path, ended: Ended) -> None:
         for one in left:
+            if (ROOM / "NO_HOST").exists():
+                ended(one, None, {"fail_class": NO_HOST, "fail_reason": "no host is left"})
+                continue
             request: KernelRequest = one.request
             (result,) = run_all(None, [load_case(one.scenario)], request)
             ended(one, result.as_json(), ending_of(result))

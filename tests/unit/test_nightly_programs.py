@@ -3,102 +3,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fake_sources import edit, git, git_fake, stub_tools
+from fake_sources import edit, git
+from night_room import SECONDS, Room, changes, room
 
-PROGRAM = Path(__file__).with_name("fake_nightly.py")
-SECONDS = 300
-MATRIX = "kernels: [branch]\nscenarios: [exact_cover, partial_region]\n"
-
-
-class Room:
-    """A tree whose branch nights look at, and their state."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.tree = git_fake(root / "linux")
-        git(self.tree, "branch", "cxl/next")
-        git(self.tree, "checkout", "-q", "cxl/next")
-        self.state = root / "state"
-        self.matrix = root / "matrix.yaml"
-        self.matrix.write_text(MATRIX)
-        tools = stub_tools(root / "tools" / "bin")
-        self.environment = os.environ | {
-            "HARNESS_STORE": str(root / "store"),
-            "HARNESS_EVIDENCE": str(root / "evidence"),
-            "PATH": f"{tools}:{os.environ['PATH']}",
-            "PYTHONPATH": f"{PROGRAM.parents[2]}:{PROGRAM.parent}",
-        }
-
-    def commit(self, *texts: str) -> str:
-        """Add a commit for each text, which the kernel then has; the last one's name."""
-        for text in texts:
-            edit(self.tree, "/* Two. */", f"/* Two. */\n/* {text} */")
-            git(self.tree, "commit", "-q", "-a", "-m", f"change: {text}")
-        return git(self.tree, "rev-parse", "HEAD")
-
-    def argv(self, *words: object, tree: object = None) -> list[str]:
-        fixed = ["--tree", tree or self.tree, "--matrix", self.matrix, "--state", self.state]
-        return [sys.executable, str(PROGRAM), *map(str, fixed), *map(str, words)]
-
-    def night(self, *words: object, tree: object = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.argv(*words, tree=tree),
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
-
-    def latest(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(
-            (self.state / "nights" / "latest" / "night.json").read_text()
-        )
-        return found
-
-    def unfinished(self) -> bool:
-        """Whether the second night is still to be done."""
-        return len(self.rows_of("select id from nights where ended is not null")) < 2
-
-    def rows(self) -> list[tuple[Any, ...]]:
-        """What all nights found out, without times and folders."""
-        return [
-            *self.rows_of(
-                "select id, branch, commit_name, subject, ended is not null, given_up from nights"
-            ),
-            *self.rows_of(
-                "select night, line, verdict, known, failures, reason from results"
-                " order by night, line"
-            ),
-            *self.rows_of(
-                "select night, line, commit_name, subject from bisections order by night, line"
-            ),
-        ]
-
-    def rows_of(self, query: str) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self.state / "history.sqlite")) as connection:
-            return connection.execute(query).fetchall()
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Room:
-    return Room(tmp_path)
-
-
-def changes(night: dict[str, Any]) -> dict[str, str]:
-    return {row["scenario"]: row["change"] for row in night["rows"]}
+__all__ = ["room"]
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> None:
@@ -331,57 +248,8 @@ def test_a_branch_behind_a_url(room: Room) -> None:
     assert room.latest()["commit"] == last
 
 
-def test_another_matrix_gives_up_what_was_not_finished(room: Room) -> None:
-    room.commit("one")
-    (room.root / "KILL_AT").write_text("1")
-    assert room.night().returncode == -signal.SIGKILL
-    room.matrix.write_text(MATRIX.replace(", partial_region", ""))
-    done = room.night()
-    assert done.returncode == 0, done.stderr
-    assert "night 1 was not finished and is given up: the matrix is another one" in done.stderr
-    assert room.latest()["night"] == 2
-
-
-def test_what_a_night_saw_that_was_given_up_is_told_by_the_next(room: Room) -> None:
-    first = room.commit("one")
-    assert room.night().returncode == 0
-    bad = room.commit("stranded")
-    (room.root / "KILL_AT").write_text("1")
-    assert room.night().returncode == -signal.SIGKILL
-    assert len(room.rows_of("select * from results where night = 2 and verdict = 'FAIL'")) == 1
-    done = room.night("--fresh")
-    assert done.returncode == 1, done.stderr
-    assert "night 2 was not finished and is given up: as asked" in done.stderr
-    for row in room.latest()["rows"]:
-        assert row["change"] == "regression"
-        assert row["before"] == {"night": 1, "commit": first, "verdict": "PASS"}
-        assert row["first_bad"]["commit"] == bad
-
-
-def test_what_was_done_is_not_done_again(room: Room) -> None:
-    room.commit("one")
-    (room.root / "KILL_AT").write_text("1")
-    assert room.night().returncode == -signal.SIGKILL
-    room.commit("stranded")  # the night goes on with the commit that it began with
-    done = room.night()
-    assert done.returncode == 0, done.stderr
-    assert "going on with night 1 at" in done.stderr
-    assert "results so far: 1" in done.stderr
-    assert changes(room.latest()) == {"exact_cover": "passes", "partial_region": "passes"}
-
-
 def test_old_evidence_is_removed(room: Room) -> None:
     for _ in range(3):
         assert room.night("--keep", "2").returncode == 0
     assert sorted(one.name for one in (room.state / "nights").iterdir()) == ["2", "3", "latest"]
     assert len([row for row in room.rows() if row[1] == "cxl/next"]) == 3
-
-
-def test_the_night_that_ends_keeps_its_report_whatever_other_branches_had_since(room: Room) -> None:
-    git(room.tree, "branch", "cxl/fixes")
-    (room.root / "KILL_AT").write_text("1")
-    assert room.night().returncode == -signal.SIGKILL
-    assert room.night("--branch", "cxl/fixes").returncode == 0
-    done = room.night("--keep", "1")
-    assert "going on with night 1" in done.stderr
-    assert room.latest()["night"] == 1
