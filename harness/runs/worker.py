@@ -44,6 +44,7 @@ def harness_version() -> str:
     for folder, pattern in (
         ("harness", "*.py"),
         ("harness", "*.sh"),
+        ("kernel_configs", "*.config"),
         ("qemu_profiles", "*"),
         ("tests/scenarios", "*.yaml"),
         ("tests", "*.yaml"),
