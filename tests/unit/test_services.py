@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ready-made files that start a night: for a systemd timer, and for a hosted CI service."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+import yaml
+
+from harness.cli_nightly import nightly
+from harness.paths import PROJECT
+
+SYSTEMD = PROJECT / "ci" / "systemd"
+HOSTED = PROJECT / "ci" / "hosted" / "github-nightly.yml"
+
+
+def job() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(HOSTED.read_text())["jobs"]["night"]
+    return found
+
+
+def step(name: str) -> dict[str, Any]:
+    (found,) = [one for one in job()["steps"] if name in (one.get("name"), one.get("uses"))]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_nights_are_started_with_options_that_exist() -> None:
+    with click.Context(nightly) as context:
+        known = {option for one in nightly.get_params(context) for option in one.opts}
+    service = (SYSTEMD / "cxl-ownership-nightly.service").read_text()
+    (command,) = re.findall(r"^ExecStart=.*$", service, re.M)
+    settings = dict(
+        line.split("=", 1)
+        for line in (SYSTEMD / "cxl-ownership-nightly.conf").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    for text in (command, settings["OPTIONS"], step("Night")["run"]):
+        assert re.findall(r"(?<=\s)--\S+", f" {text}") != []
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", f" {text}")) <= known
+    assert set(re.findall(r"\$([A-Z]+)", command)) == set(settings)
+
+
+def test_a_hosted_night_is_cut_short_before_what_is_kept_of_it_is_lost() -> None:
+    assert step("Night")["timeout-minutes"] + 15 <= job()["timeout-minutes"]
+    later = job()["steps"][job()["steps"].index(step("Night")) + 1 :]
+    assert [one["if"] for one in later] == ["always()"] * len(later)
+
+
+def test_what_a_hosted_night_reports_is_uploaded() -> None:
+    """Since 4.4 the action leaves out whatever is in a folder whose name begins with a dot."""
+    upload = step("actions/upload-artifact@v4")["with"]
+    hidden = [path for path in upload["path"].split() if re.search(r"(^|/)\.", path)]
+    assert not hidden or upload["include-hidden-files"] is True
