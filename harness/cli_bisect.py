@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -80,7 +81,8 @@ class StepCommand(click.Command):
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
-            error.show()
+            with suppress(OSError):  # nobody may listen any more
+                error.show()
             sys.exit(STOP)
 
 
@@ -93,7 +95,8 @@ def _ends_bisections(command: Function) -> Function:
         try:
             return command(*args, **kwargs)
         except (InconclusiveError, UnbuildableError) as error:
-            click.echo(f"harness: {error}", err=True)
+            with suppress(OSError):
+                click.echo(f"harness: {error}", err=True)
             sys.exit(STEP_CODES[Outcome.UNKNOWN])
 
     @wraps(command)

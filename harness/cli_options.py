@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -41,7 +42,7 @@ def explains_errors(command: Command) -> Command:
         try:
             return command(*args, **kwargs)
         except HarnessError as error:
-            click.echo(f"harness: {error}", err=True)
+            _say(f"harness: {error}")
             sys.exit(_exit_code(error))
         except (click.ClickException, click.exceptions.Exit):
             raise
@@ -51,31 +52,32 @@ def explains_errors(command: Command) -> Command:
             sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
             # Never status 1, which says that a kernel broke the contract.
-            click.echo(
-                f"harness: {error}\n  hint: is the disk full, or a file of the harness locked?",
-                err=True,
-            )
+            _say(f"harness: {error}\n  hint: is the disk full, or a file of the harness locked?")
             sys.exit(Verdict.INCONCLUSIVE.value)
         except MemoryError:
-            click.echo(
+            _say(
                 "harness: the machine has no memory left; nothing was judged\n"
-                "  hint: close something, run fewer guests at once (--jobs 1), or raise ulimit -v",
-                err=True,
+                "  hint: close something, run fewer guests at once (--jobs 1), or raise ulimit -v"
             )
             sys.exit(Verdict.INCONCLUSIVE.value)
         except Exception:
-            click.echo(traceback.format_exc(), err=True)
-            click.echo(
+            _say(traceback.format_exc())
+            _say(
                 "harness: this is a defect of the harness; nothing was judged\n"
-                "  hint: report the lines above, with the evidence of the run",
-                err=True,
+                "  hint: report the lines above, with the evidence of the run"
             )
             sys.exit(Verdict.INCONCLUSIVE.value)
         except KeyboardInterrupt:
-            click.echo("harness: interrupted", err=True)
+            _say("harness: interrupted")
             sys.exit(128 + signal.SIGINT)
 
     return guarded  # type: ignore[return-value]
+
+
+def _say(text: str) -> None:
+    """Say why a command ends. Where nobody listens any more, its exit code is all the same."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def _terminated(_signal: int, _frame: object) -> None:

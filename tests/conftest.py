@@ -40,7 +40,7 @@ SLOW = {
     *("test_avocado", "test_bisect_programs", "test_bisection", "test_build", "test_cli_bisect"),
     *("test_cli_list", "test_crowd", "test_error_messages", "test_fuzz", "test_fuzz_layouts"),
     *("test_hostile_builds", "test_hostile_observations", "test_hostile_sources"),
-    *("test_nightly_programs", "test_nightly_resumed"),
+    *("test_nightly_programs", "test_nightly_resumed", "test_nobody_listens"),
     *("test_process", "test_pytest_plugin", "test_pytest_progress"),
     *("test_report_in_chromium", "test_style", "test_watched_pool", "test_worker_pool"),
 }
