@@ -225,7 +225,6 @@ def bisect(
     if json_file is not None:
         check_writable(json_file)
     host = guests.host()
-    request = _request(configs, llvm, series)
     asked = Asked(tree, good, bad, request, first_good)
     opened = open_bisection(asked, host.store, host.progress)
     with host.store.lock(f"bisect-{opened.source}", what=f"bisecting {tree}", wait=False):

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli_options import explains_errors
-from harness.cli_run import check_writable, write_file
-from harness.errors import UsageError
+from harness.cli_run import check_writable, make_folder, write_file
 from harness.model.verdict import Verdict
 from harness.paths import PROJECT, evidence_root
 
@@ -87,13 +86,11 @@ def matrix(
     from harness.progress import TerminalProgress
     from harness.runs.lab import connected_pool
 
+    jobs_folder = results or evidence_root().parent / "jobs"
+    make_folder(jobs_folder, "--results")
     pool = connected_pool(hosts, TerminalProgress(), jobs)
     try:
-        sys.exit(
-            _run_job(
-                chosen, pool, results or evidence_root().parent / "jobs", run_timeout, json_file
-            )
-        )
+        sys.exit(_run_job(chosen, pool, jobs_folder, run_timeout, json_file))
     finally:
         pool.close()
 
@@ -174,23 +171,12 @@ def avocado_job(
         pool: on what.
         results: folder in which it makes its own.
         run_timeout: seconds for one combination, or None.
-
-    Raises:
-        UsageError: the folder cannot be written.
     """
     from avocado.core.job import Job
     from avocado.core.suite import TestSuite
 
     from harness.avocado_plugin import KIND, runnable_of
 
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"no job can be written here: {error.strerror}",
-            where=str(results),
-            hint="name another folder with --results",
-        ) from None
     config: dict[str, Any] = {
         "core.show": ["app"],
         "run.results_dir": str(results),

@@ -15,6 +15,7 @@ import click
 
 from harness.cli_matrix import avocado_job
 from harness.cli_options import explains_errors
+from harness.cli_run import make_folder
 from harness.errors import UsageError
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import Verdict
@@ -106,6 +107,7 @@ def nightly(
     """
     from harness.model.night import Bisecting, Change
     from harness.runs.commit_judge import Flakiness
+    from harness.runs.lab import load_hosts
     from harness.runs.night_history import open_history
     from harness.runs.night_tree import night_tree
     from harness.runs.nightly import Asked, Nightly
@@ -114,7 +116,9 @@ def nightly(
     from harness.store import Store
 
     folder = (state or evidence_root().parent / "nightly").absolute()
-    _make(folder)
+    make_folder(folder, "--state")
+    if hosts is not None:
+        load_hosts(hosts)  # what is wrong with it is said before anything is fetched or built
     progress = TerminalProgress()
     host = this_host(progress, "auto")
     with (
@@ -156,17 +160,6 @@ def nightly(
         sys.exit(Verdict.INCONCLUSIVE.value)
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"the folder cannot be made: {error.strerror}",
-            where=str(folder),
-            hint="name another one with --state",
-        ) from None
-
-
 def _job_runner(
     hosts: Path | None, jobs: int | None, run_timeout: int, progress: TerminalProgress
 ) -> RunJob:
@@ -176,6 +169,7 @@ def _job_runner(
         from harness.runs.lab import connected_pool
         from harness.runs.watched_pool import WatchedPool
 
+        make_folder(results, "--state")
         pool = WatchedPool(connected_pool(hosts, progress, jobs), ended)
         try:
             with avocado_job(left, pool, results, run_timeout) as job:

@@ -117,6 +117,26 @@ def _write_results(path: Path, results: Sequence[RunResult]) -> None:
     write_file(path, json.dumps([result.as_json() for result in results], indent=2) + "\n")
 
 
+def make_folder(path: Path, option: str) -> None:
+    """Make a folder that results go to, unless it is there.
+
+    Args:
+        path: of the folder.
+        option: that names another one.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the folder cannot be made: {error.strerror}",
+            where=str(path),
+            hint=f"name another one with {option}",
+        ) from None
+
+
 def write_file(path: Path, text: str) -> None:
     """Write results to a file that the user has named.
 

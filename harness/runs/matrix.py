@@ -57,6 +57,12 @@ def load_matrix(path: Path, branch: str | None = None) -> Plan:
     matrix = document.value
     scenarios = _scenarios(document)
     for index, kernel in enumerate(matrix.kernels):
+        if kernel == BRANCH:
+            raise document.error(
+                f"kernels[{index}]",
+                f"{BRANCH!r} is the branch that a nightly follows, and here is none",
+                hint="run it as ci/nightly --matrix FILE, or name a kernel such as debian:7.2",
+            )
         with _at(document, f"kernels[{index}]"):
             parse_kernel_spec(kernel)
     for index, qemu in enumerate(matrix.qemus):

@@ -215,6 +215,7 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
             ("no combination makes sense", "takes a kernel that is built"),
         ),
         ("kernels: [debian:7.2]\nrepeat: 0\n", ("m.yaml:2: repeat",)),
+        ("kernels:\n- debian:7.2\n- branch\n", ("m.yaml:3: kernels[1]", "ci/nightly --matrix")),
     ],
 )
 def test_a_wrong_file_is_refused_at_file_line_and_field(

@@ -221,6 +221,19 @@ def test_a_wrong_matrix(room: Room, text: str, words: tuple[str, ...]) -> None:
     assert not (room.state / "nights").exists()
 
 
+def test_hosts_are_looked_at_before_anything_is_built(room: Room) -> None:
+    hosts = room.root / "hosts.yaml"
+    assert_refused(room.night("--hosts", hosts), "hosts.yaml", "cannot be read")
+    hosts.write_text("hosts:\n- {name: a, shs: b}\n")
+    assert_refused(room.night("--hosts", hosts), "hosts.yaml:2", "unknown key 'shs'")
+    assert not (room.state / "nights").exists()
+
+
+def test_a_folder_that_cannot_be_made(room: Room) -> None:
+    (room.root / "file").touch()
+    assert_refused(room.night("--state", room.root / "file" / "state"), "cannot be made", "--state")
+
+
 def test_a_matrix_of_configurations(room: Room) -> None:
     """A matrix is looked at before the fetch, when nobody knows the commit yet."""
     room.matrix.write_text(
