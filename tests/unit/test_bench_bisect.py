@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""ci/bench_bisect: what it asks of a bisection."""
+
+from __future__ import annotations
+
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from typing import Any
+
+import pytest
+
+from harness.paths import PROJECT
+
+COMMITS = [f"{number:040x}" for number in range(65)]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    loader = SourceFileLoader("bench_bisect", str(PROJECT / "ci" / "bench_bisect"))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def found(steps: int = 8, overhead: float = 0.4, first: int = 37) -> dict[str, Any]:
+    made = [{"short": f"c{number}", "seconds": {"overhead": 0.1}} for number in range(steps)]
+    made[-1]["seconds"] = {"overhead": overhead}
+    return {"first": {"commit": COMMITS[first]}, "steps": made}
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (found(), []),
+        (found(steps=9), ["9 steps"]),
+        (found(overhead=0.5), ["c7", "0.50 s"]),
+        (found(first=36), ["another commit"]),
+        ({**found(), "first": None}, ["another commit"]),
+    ],
+)
+def test_what_is_not_as_wanted_is_said(
+    bench: Any, result: dict[str, Any], words: list[str]
+) -> None:
+    said = bench.troubles(result, COMMITS, 37)
+    assert len(said) == bool(words)
+    for word in words:
+        assert word in said[0]
