@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -76,11 +77,11 @@ def _row_lines(row: Row, result: NightResult) -> Iterator[str]:
 def _command(row: Row, result: NightResult) -> str:
     line = row.line
     kernel = result.spec if line.kernel == BRANCH else line.kernel
-    words = ["harness run", line.scenario, "--kernel", kernel]
+    words = ["harness", "run", line.scenario, "--kernel", kernel]
     words += ["--config", line.configs] if line.configs != "base" else []
     words += ["--series", line.series] if line.series else []
     words += ["--policy", line.policy]
-    return " ".join([*words, *(["--qemu", line.qemu] if line.qemu else [])])
+    return shlex.join([*words, *(["--qemu", line.qemu] if line.qemu else [])])
 
 
 def night_json(result: NightResult) -> dict[str, Any]:

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A night as text for a person."""
+
+from __future__ import annotations
+
+import shlex
+
+from harness.model.matrix import Plan
+from harness.model.night import Earlier, Line, Row, Seen
+from harness.reports.night import night_lines
+from harness.runs.night_history import Night
+from harness.runs.nightly import NightResult
+
+NIGHT = Night(2, "/linux", "cxl/next", "", "1", "a" * 40, "a subject", 0.0)
+
+
+def test_a_command_line_can_be_pasted() -> None:
+    spec = f"build:/home/me/my nights/trees/x@{NIGHT.commit}"
+    line = Line("/home/me/my case.yaml", "branch", "debug", "/my patches/x", "per_range", "")
+    row = Row(line, Seen("FAIL"), Earlier(1, "b" * 40, Seen("PASS")))
+    result = NightResult(NIGHT, None, (row,), {}, spec, Plan((), ()), 1, ())
+    (command,) = [one for one in night_lines(result) if one.startswith("    harness run")]
+    words = ["harness", "run", line.scenario, "--kernel", spec, "--config", "debug"]
+    assert shlex.split(command) == [*words, "--series", line.series, "--policy", "per_range"]
