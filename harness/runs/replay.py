@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.kernels.kernel_spec import parse_kernel_spec
+from harness.kernels.source_tree import split_ref
 from harness.model.boot_phases import StepMarks, in_phases
 from harness.model.decoder_plan import plan_decoders
 from harness.model.judge import Judgement, judge
@@ -109,8 +110,8 @@ def request_of(recording: Recording) -> KernelRequest:
             hint="name the kernel to use with --kernel; --judge-only needs none",
         ) from None
     spec = parse_kernel_spec(request.spec)
-    at = spec.value.partition("@")[0] if spec.source == "build" else spec.value
-    if spec.source in ("image", "build") and not Path(at).expanduser().exists():
+    at = split_ref(spec.value)[0] if spec.source == "build" else Path(spec.value).expanduser()
+    if spec.source in ("image", "build") and not at.exists():
         raise UsageError(
             f"the kernel {request.spec} is not on this machine: {_what_it_was(recording)}",
             where=recording.record.scenario,

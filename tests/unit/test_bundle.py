@@ -348,6 +348,13 @@ def test_a_kernel_that_makes_no_sense(tmp_path: Path, text: str) -> None:
         request_of(recording)
 
 
+def test_an_at_sign_may_be_part_of_a_path(tmp_path: Path) -> None:
+    (tmp_path / "me@here" / "linux").mkdir(parents=True)
+    change = spec(f"build:{tmp_path}/me@here/linux@cxl")
+    request = request_of(read_recording(unpacked(tmp_path, change=change)))
+    assert request.spec == f"build:{tmp_path}/me@here/linux@cxl"
+
+
 def test_a_kernel_of_another_machine_is_described(tmp_path: Path) -> None:
     manifest = {"source": {"origin": "cxl/next", "commit": "a" * 40, "dirty": True}}
     change = spec("build:/nowhere/linux@cxl")
