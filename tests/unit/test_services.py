@@ -43,6 +43,17 @@ def test_nights_are_started_with_options_that_exist() -> None:
     assert set(re.findall(r"\$([A-Z]+)", command)) == set(settings)
 
 
+def test_a_night_that_cannot_judge_anything_is_not_started_again_all_day() -> None:
+    """Each such start is a night of its own, and takes the place of one that is kept."""
+    service = (SYSTEMD / "cxl-ownership-nightly.service").read_text()
+    settings = dict(re.findall(r"^(\w+)=(.*)$", service, re.M))
+    assert settings["Restart"] == "on-failure"
+    hours, starts = settings["StartLimitIntervalSec"], int(settings["StartLimitBurst"])
+    assert 12 <= int(hours.removesuffix("h")) < 24
+    assert 3 <= starts <= 12
+    assert service.index("StartLimitBurst") < service.index("[Service]")
+
+
 def test_a_hosted_night_is_cut_short_before_what_is_kept_of_it_is_lost() -> None:
     assert step("Night")["timeout-minutes"] + 15 <= job()["timeout-minutes"]
     later = job()["steps"][job()["steps"].index(step("Night")) + 1 :]
