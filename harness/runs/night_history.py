@@ -16,12 +16,18 @@ from typing import Any
 from harness.errors import UsageError
 from harness.model.night import Bisecting, Earlier, Line, Seen
 from harness.model.verdict import Verdict
+from harness.runs.history_rows import check_rows
 
 FILE = "history.sqlite"
 _APPLICATION = 0x43584C4F
 # Raise it, and say how to bring an older file up to it, when the tables change.
 _VERSION = 1
 _BUSY_SECONDS = 30.0
+# What SQLite calls errors that say nothing about what is in the file.
+_NOT_DAMAGE = (
+    *("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH"),
+    *("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_INTERRUPT"),
+)
 _TABLES = """
 create table nights(
     id integer primary key, tree text not null, branch text not null, matrix text not null,
@@ -247,13 +253,13 @@ def open_history(folder: Path, note: Callable[[str], None]) -> Iterator[NightHis
     path = folder / FILE
     try:
         connection = _connected(path)
-    except sqlite3.OperationalError as error:
-        raise UsageError(
-            f"the history cannot be opened: {error}",
-            where=str(path),
-            hint="is the folder writable, and the disk not full?",
-        ) from error
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorname", "").startswith(_NOT_DAMAGE):
+            raise UsageError(
+                f"the history cannot be opened: {error}",
+                where=str(path),
+                hint="is the folder writable, and the disk not full?",
+            ) from error
         aside = _put_aside(path)
         note(
             f"the history {path} is damaged ({error}); it is kept as {aside.name}, and a new one "
@@ -270,6 +276,9 @@ def _connected(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
     try:
         _prepare(connection, path)
+    except UnicodeDecodeError as error:
+        connection.close()
+        raise sqlite3.DatabaseError(f"a text is none: {error}") from error
     except BaseException:
         connection.close()
         raise
@@ -289,15 +298,18 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         return
     if application != _APPLICATION:
         raise sqlite3.DatabaseError("it is the database of another program")
+    if version < 1:
+        raise sqlite3.DatabaseError(f"it is of form {version}")
     if version > _VERSION:
         raise UsageError(
             f"it was written by a newer harness (form {version}, this one knows {_VERSION})",
             where=str(path),
             hint="use that harness, or name another folder with --state",
         )
-    (said,) = connection.execute("pragma quick_check(1)").fetchone()
+    (said,) = connection.execute("pragma integrity_check(1)").fetchone()
     if said != "ok":
         raise sqlite3.DatabaseError(said)
+    check_rows(connection)
 
 
 def _put_aside(path: Path) -> Path:

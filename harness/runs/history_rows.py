@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether the rows of a history of nights are what was written: SQLite keeps no sums of them."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from harness.model.night import SKIPPED, Line
+from harness.model.run_record import read_record
+from harness.model.verdict import Verdict
+
+_Number = Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)]
+_Time = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]
+_VERDICTS = (SKIPPED, *(one.name for one in Verdict))
+_NIGHTS = list[tuple[_Number, str, str, str, str, str, str, _Time, _Time | None, Literal[0, 1]]]
+_RESULTS = list[tuple[_Number, str, str, str, str, str, str]]
+_BISECTIONS = list[tuple[_Number, str, str, str, str]]
+_TEXTS = tuple[str, ...]
+
+
+def check_rows(connection: sqlite3.Connection) -> None:
+    """Read all that a night may want to know of those before.
+
+    Raises:
+        sqlite3.DatabaseError: a row is not what was written.
+    """
+    try:
+        _rows(
+            connection,
+            "select id, tree, branch, matrix, harness, commit_name, subject, began, ended, given_up"
+            " from nights",
+            _NIGHTS,
+        )
+        lines = set()
+        for _, line, verdict, _, failures, _, _ in _rows(
+            connection,
+            "select night, line, verdict, known, failures, reason, evidence from results",
+            _RESULTS,
+        ):
+            lines.add(line)
+            if verdict not in _VERDICTS:
+                raise ValueError(f"no verdict is called {verdict!r}")
+            msgspec.json.decode(failures, type=_TEXTS)
+        for _, line, _, _, said in _rows(
+            connection,
+            "select night, line, commit_name, subject, said from bisections",
+            _BISECTIONS,
+        ):
+            lines.add(line)
+            msgspec.json.decode(said, type=_TEXTS)
+        for line in lines:
+            msgspec.json.decode(line, type=Line)
+        # The results of nights that have ended are in their folders: nobody reads them here.
+        for (text,) in _rows(
+            connection,
+            "select result from results where result is not null"
+            " and night in (select id from nights where ended is null and not given_up)",
+            list[tuple[str]],
+        ):
+            read_record(msgspec.json.decode(text))
+    except ValueError as error:  # those of msgspec, and of what is no result, are among them
+        raise sqlite3.DatabaseError(f"a row makes no sense: {error}") from error
+
+
+def _rows(connection: sqlite3.Connection, query: str, kind: Any) -> Any:
+    try:
+        return msgspec.convert(connection.execute(query).fetchall(), kind)
+    except sqlite3.OperationalError as error:  # what is no text, although it should be
+        raise sqlite3.DatabaseError(str(error)) from error

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The history of nights: a damaged one is kept aside, whatever is damaged in it."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.model.night import Bisecting, Line, Seen
+from harness.runs.night_history import FILE, NightHistory, open_history
+
+LINES = [Line(f"scenario_{n}", "branch", "base", "", "per_range", "") for n in range(6)]
+RESULT = {
+    "scenario": "x",
+    "kernel": {"spec": "build:/linux"},
+    "verdict": "FAIL",
+    "findings": [{"rule": "1", "text": "t" * 300}],
+}
+
+
+def fill(folder: Path) -> bytes:
+    """Three nights, the last of them under way."""
+    folder.mkdir()
+    with open_history(folder, print) as history:
+        for number in range(1, 4):
+            night = history.begin("/linux", "next", "kernels: [branch]\n", "1", "c" * 40, "s")
+            for line in LINES:
+                history.add(night, line, Seen("FAIL", "", ("rule 1 sr0",), "r", "/e"), RESULT)
+            history.add_bisecting(night, LINES[0], Bisecting("d" * 40, "s", ("said",)))
+            if number < 3:
+                history.end(night)
+    return (folder / FILE).read_bytes()
+
+
+def read_all(history: NightHistory) -> None:
+    night = history.unfinished("/linux", "next")
+    history.last("/linux", "next")
+    if night is not None:
+        history.results(night)
+        history.bisectings(night)
+        for line in history.seen(night):
+            history.earlier(night, line, judged=True)
+
+
+def test_a_damaged_byte_anywhere_is_no_defect_of_the_harness(tmp_path: Path) -> None:
+    whole = fill(tmp_path / "whole")
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    aside = 0
+    # All but the number of the file's form: a larger one is not damage, but a newer harness.
+    places = [*range(60), *range(64, len(whole))]
+    for number in range(120):
+        damaged = bytearray(whole)
+        for at in chance.sample(places, 8):
+            damaged[at] = chance.randrange(256)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / FILE).write_bytes(damaged)
+        with open_history(folder, lambda _text: None) as history:
+            read_all(history)
+        (*kept,) = folder.glob(f"{FILE}.damaged-*")
+        aside += len(kept)
+        assert all(one.read_bytes() == damaged for one in kept)
+    assert aside > 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update results set line = 'x' || line where night = 1",
+        "update results set failures = '[1' where night = 1",
+        "update results set verdict = 'PBSS' where night = 1",
+        "update results set reason = cast(x'ff41' as text) where night = 1",
+        "update results set result = '{' where night = 3",
+        "update bisections set said = '7'",
+        "update nights set began = 'x'",
+        "update nights set ended = 'x' where id = 2",
+        "pragma user_version = -1",
+    ],
+)
+def test_rows_that_make_no_sense_are_damage(tmp_path: Path, change: str) -> None:
+    fill(tmp_path / "state")
+    with closing(sqlite3.connect(tmp_path / "state" / FILE)) as connection:
+        connection.execute(change)
+        connection.commit()
+    said: list[str] = []
+    with open_history(tmp_path / "state", said.append) as history:
+        assert history.last("/linux", "next") is None
+    (text,) = said
+    assert "is damaged" in text
+
+
+def test_a_file_that_may_not_be_opened_is_not_damaged(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(UsageError, match="cannot be opened"), open_history(tmp_path, print):
+        pass
+    assert (tmp_path / FILE).is_dir()
