@@ -156,7 +156,7 @@ def nightly(
     changes = {row.change for row in result.rows}
     if Change.REGRESSION in changes:
         sys.exit(Verdict.FAIL.value)
-    if changes <= {Change.UNTOLD, Change.SKIPPED}:
+    if changes <= {Change.UNTOLD, Change.LEFT, Change.SKIPPED}:
         sys.exit(Verdict.INCONCLUSIVE.value)
 
 

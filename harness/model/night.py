@@ -118,6 +118,7 @@ class Change(Enum):
     REGRESSION = "regression"
     NEW_FAILURE = "fails when first seen"
     UNTOLD = "could not be judged"
+    LEFT = "does not concern this kernel any more"
     STILL_FAILS = "fails as before"
     FIXED = "fixed"
     KNOWN = "known issue"
@@ -164,7 +165,7 @@ class Row:
         lost because the night in which it began was a bad one.
         """
         if self.now.verdict == SKIPPED:
-            return Change.SKIPPED
+            return Change.SKIPPED if self.judged is None else Change.LEFT
         if self.now.verdict == Verdict.PASS.name:
             worse = self.before is not None and self.before.seen.verdict != Verdict.PASS.name
             return Change.FIXED if worse else Change.PASSES

@@ -17,6 +17,7 @@ _LISTED = {
     Change.REGRESSION: "regressions",
     Change.NEW_FAILURE: "fail, and no earlier night saw them",
     Change.UNTOLD: "could not be judged",
+    Change.LEFT: "were judged before, and do not concern this kernel any more",
     Change.FIXED: "fixed",
     Change.STILL_FAILS: "fail as before",
 }

@@ -52,7 +52,10 @@ def row(now: Seen, *before: Seen) -> Row:
         (BROKEN, (FAIL, LOST), Change.REGRESSION),
         (BROKEN, (PASS, BROKEN), Change.STILL_FAILS),
         (LOST, (PASS,), Change.UNTOLD),
-        (SKIPPED, (PASS,), Change.SKIPPED),
+        (SKIPPED, (), Change.SKIPPED),
+        (SKIPPED, (LOST, BROKEN, SKIPPED), Change.SKIPPED),
+        (SKIPPED, (PASS,), Change.LEFT),
+        (SKIPPED, (FAIL, SKIPPED, LOST), Change.LEFT),
     ],
 )
 def test_what_has_changed(now: Seen, before: tuple[Seen, ...], change: Change) -> None:
