@@ -76,6 +76,10 @@ class NightTree:
         """Whether a commit is still there."""
         return self._line("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}") is not None
 
+    def parent(self, commit: str) -> str | None:
+        """The first parent of a commit, None where it has none."""
+        return self._line("rev-parse", "--verify", "--quiet", f"{commit}^1")
+
     def is_ancestor(self, old: str, new: str) -> bool:
         """Whether the history of `new` has `old`."""
         done = self._repository.git("merge-base", "--is-ancestor", old, new, check=False)

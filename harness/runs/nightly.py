@@ -38,6 +38,7 @@ from harness.runs.worker_pool import NO_HOST
 
 NIGHTS = "nights"
 LATEST = "latest"
+_MOST_TRIED = 2
 
 Build = Callable[[KernelRequest], object]
 """Gets a kernel into the store."""
@@ -273,8 +274,13 @@ class Nightly:
     def _bisect_regressions(self, night: Night, chosen: Sequence[Combination], spec: str) -> None:
         made = self._history.bisectings(night)
         by_line = {line_of(one, spec): one for one in chosen}
+        causes: dict[str, list[str]] = {}
         for row in self._rows(night, chosen, spec):
-            if row.good is None or row.line in made:
+            if row.good is None:
+                continue
+            found = causes.setdefault(row.good.commit, [])
+            if row.line in made:
+                _to_front(found, made[row.line].commit)
                 continue
             one = by_line[row.line]
             if row.good.commit == night.commit:
@@ -288,12 +294,28 @@ class Nightly:
             else:
                 self._listener.note(f"looking for the commit that broke {row.line}")
                 try:
-                    came = self._bisect(
-                        one, row.good.commit, night.commit, self.folder(night) / "bisect"
-                    )
+                    came = self._first_bad(night, one, row.good.commit, found)
                 except HarnessError as error:
                     came = Bisecting("", "", tuple(str(error).splitlines()))
+            _to_front(found, came.commit)
             self._history.add_bisecting(night, row.line, came)
+
+    def _first_bad(
+        self, night: Night, one: Combination, good: str, found: Sequence[str]
+    ) -> Bisecting:
+        """Look for the commit that broke a line, at those first that broke others since `good`.
+
+        One commit often breaks many lines: its kernels are built, and two steps tell.
+        """
+        folder = self.folder(night) / "bisect"
+        for commit in found[:_MOST_TRIED]:
+            parent = self._tree.parent(commit)
+            if parent is not None:
+                with suppress(HarnessError):  # it is another one
+                    came = self._bisect(one, parent, commit, folder)
+                    if came.commit:
+                        return came
+        return self._bisect(one, good, night.commit, folder)
 
     def _rows(self, night: Night, chosen: Sequence[Combination], spec: str) -> tuple[Row, ...]:
         wanted = {line_of(one, spec) for one in chosen}
@@ -323,6 +345,11 @@ class Nightly:
             self._tree.count(last.commit, night.commit) if last and known else 0,
             tuple(sorted(gone)),
         )
+
+
+def _to_front(found: list[str], commit: str) -> None:
+    if commit:
+        found[:] = [commit, *(one for one in found if one != commit)]
 
 
 def seen_at_end(result: Mapping[str, Any] | None, message: Message) -> Seen:

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which commits a night looks at for its regressions; many lines often have one cause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.model.matrix import Combination
+from harness.model.night import Bisecting
+from harness.progress import SilentProgress
+from harness.runs.night_history import open_history
+from harness.runs.night_tree import NightTree
+from harness.runs.nightly import Asked, Nightly, NightResult
+from harness.runs.watched_pool import Ended
+
+# Of the branch, the oldest first.
+COMMITS = [f"{number}" * 40 for number in range(9)]
+SCENARIOS = ("exact_cover", "no_region", "partial_region", "two_ranges_in_region")
+
+
+class Tree(NightTree):
+    """A straight history, of which the branch has so many commits."""
+
+    def __init__(self, folder: Path, tip: int) -> None:
+        super().__init__("/linux", folder)
+        vars(self)["tip"] = tip
+
+    def fetch(self, branch: str) -> tuple[str, str]:
+        return COMMITS[vars(self)["tip"]], "a subject"
+
+    def keep(self, night: int, commit: str) -> None: ...
+
+    def has(self, commit: str) -> bool:
+        return True
+
+    def is_ancestor(self, old: str, new: str) -> bool:
+        return True
+
+    def count(self, old: str, new: str) -> int:
+        return COMMITS.index(new) - COMMITS.index(old)
+
+    def parent(self, commit: str) -> str | None:
+        return COMMITS[COMMITS.index(commit) - 1]
+
+
+class Nights:
+    """Nights without guests.
+
+    Attributes:
+        broke: at which commit each scenario breaks.
+        asked: the ends of each bisection, by scenario.
+        killed: after how many bisections the night is cut short.
+    """
+
+    def __init__(self, folder: Path, broke: dict[str, int]) -> None:
+        self._folder = folder
+        self.broke = broke
+        self.asked: list[tuple[str, int, int]] = []
+        self.killed = 99
+        (folder / "m.yaml").write_text(f"kernels: [branch]\nscenarios: [{', '.join(SCENARIOS)}]\n")
+
+    def fails(self, scenario: str, commit: str) -> bool:
+        return COMMITS.index(commit) >= self.broke.get(scenario, 99)
+
+    def bisect(self, one: Combination, good: str, bad: str, _folder: Path) -> Bisecting:
+        if len(self.asked) == self.killed:
+            raise KeyboardInterrupt
+        ends = COMMITS.index(good), COMMITS.index(bad)
+        self.asked.append((one.scenario, *ends))
+        if self.fails(one.scenario, good) or not self.fails(one.scenario, bad):
+            raise UsageError("the ends do not differ as they should", hint="others")
+        return Bisecting(COMMITS[self.broke[one.scenario]], "s", ())
+
+    def run(self, tip: int) -> NightResult:
+        def run_job(left: Sequence[Combination], _results: Path, ended: Ended) -> None:
+            for one in left:
+                failed = self.fails(one.scenario, COMMITS[tip])
+                kernel = {"spec": one.kernel}
+                said: dict[str, Any] = {"verdict": "FAIL" if failed else "PASS", "kernel": kernel}
+                ended(one, {**said, "scenario": one.scenario}, {})
+
+        state = self._folder / "state"
+        state.mkdir(exist_ok=True)
+        with open_history(state, print) as history:
+            night = Nightly(
+                *(state, history, Tree(state / "tree", tip), "1", lambda _request: None),
+                *(run_job, self.bisect, SilentProgress()),
+            )
+            result = night.run(Asked("next", self._folder / "m.yaml"))
+            night.finish(result.night, 30)
+        return result
+
+    def found(self, result: NightResult) -> dict[str, str]:
+        return {line.scenario: came.commit[:1] for line, came in result.bisectings.items()}
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> Nights:
+    return Nights(tmp_path, {"exact_cover": 5, "no_region": 5, "partial_region": 3})
+
+
+# The second has the commit of the first, the third another: it takes the whole way.
+ASKED = [("exact_cover", 0, 8), ("no_region", 4, 5), ("partial_region", 4, 5)]
+ASKED += [("partial_region", 0, 8)]
+FOUND = {"exact_cover": "5", "no_region": "5", "partial_region": "3"}
+
+
+def test_the_commit_that_broke_another_line_is_tried_first(nights: Nights) -> None:
+    nights.run(0)
+    assert nights.found(nights.run(8)) == FOUND
+    assert nights.asked == ASKED
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2, 3])
+def test_so_does_a_night_that_goes_on(nights: Nights, killed: int) -> None:
+    nights.run(0)
+    nights.killed = killed
+    with pytest.raises(KeyboardInterrupt):
+        nights.run(8)
+    nights.killed = 99
+    assert nights.found(nights.run(8)) == FOUND
+    assert list(dict.fromkeys(nights.asked)) == ASKED
+
+
+def test_a_line_that_passed_elsewhere_is_looked_at_from_there(nights: Nights) -> None:
+    """A commit that another line was broken by before this one still passed says nothing."""
+    nights.broke = {"exact_cover": 2, "two_ranges_in_region": 6}
+    nights.run(0)
+    nights.run(4)
+    nights.asked.clear()
+    nights.broke["no_region"] = 6
+    assert nights.found(nights.run(8)) == {"no_region": "6", "two_ranges_in_region": "6"}
+    assert nights.asked == [("no_region", 4, 8), ("two_ranges_in_region", 5, 6)]
