@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -165,7 +166,12 @@ def _with_branch(document: Document[Matrix], spec: str) -> Document[Matrix]:
             hint=f"add {BRANCH} to the kernels: it stands for what the branch has that night",
         )
     kernels = tuple(spec if one == BRANCH else one for one in matrix.kernels)
-    return replace(document, value=msgspec.structs.replace(matrix, kernels=kernels))
+    exclude = tuple(
+        msgspec.structs.replace(one, kernel=glob.escape(spec)) if one.kernel == BRANCH else one
+        for one in matrix.exclude
+    )
+    changed = msgspec.structs.replace(matrix, kernels=kernels, exclude=exclude)
+    return replace(document, value=changed)
 
 
 def _scenarios(document: Document[Matrix]) -> dict[str, KernelNeeds]:

@@ -229,6 +229,22 @@ def test_a_wrong_file_is_refused_at_file_line_and_field(
         assert word in str(caught.value)
 
 
+def test_what_is_left_out_of_a_nightly_may_be_called_branch(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        "kernels: [branch, debian:7.2]\nscenarios: [exact_cover, no_region]\n"
+        "exclude:\n- {kernel: branch, scenario: no_region, reason: not yet on the branch}\n"
+    )
+    spec = "build:/nights[1]/trees/x@0123"
+    plan = load_matrix(path, spec)
+    assert [(one.scenario, one.kernel) for one in plan.chosen] == [
+        ("exact_cover", spec),
+        ("exact_cover", "debian:7.2"),
+        ("no_region", "debian:7.2"),
+    ]
+    assert [one.reason for one in plan.dropped] == ["not yet on the branch"]
+
+
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         load_matrix(tmp_path / "absent.yaml")
