@@ -152,7 +152,9 @@ def nightly(
         text = _write_reports(made.folder(result.night), result, history.results(result.night))
         made.finish(result.night, keep)
     click.echo(text, nl=False)
-    click.echo(f"\nreport: {folder / 'nights' / 'latest' / 'report.html'}")
+    latest = folder / "nights" / "latest"
+    page = latest / "report.html"  # without any result there is none
+    click.echo(f"\nreport: {page if page.exists() else latest / 'summary.txt'}")
     changes = {row.change for row in result.rows}
     if Change.REGRESSION in changes:
         sys.exit(Verdict.FAIL.value)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`ci/nightly` as a program, with builds of the fake kernel and without guests or workers.
 
-A run ends as the text of its kernel says, see `fake_guests.py`; none is begun where there is a file
-NO_HOST. Between what a night does there is a pause, so that it can be killed there, too.
+A run ends as the text of its kernel says, see `fake_guests.py`; where there is a file NO_RESULT, it
+ends as that says instead. Between what a night does there is a pause, so that it can be killed
+there, too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from harness.runs.catalogue import load_case
 from harness.runs.combination import ending_of
 from harness.runs.night_history import NightHistory
 from harness.runs.watched_pool import Ended
-from harness.runs.worker_pool import NO_HOST
 
 PAUSE = float(os.environ.get("NIGHT_PAUSE", "0"))
 
@@ -29,8 +29,9 @@ PAUSE = float(os.environ.get("NIGHT_PAUSE", "0"))
 def job_runner(*_options: object) -> object:
     def run_job(left: Sequence[Combination], _results: Path, ended: Ended) -> None:
         for one in left:
-            if (ROOM / "NO_HOST").exists():
-                ended(one, None, {"fail_class": NO_HOST, "fail_reason": "no host is left"})
+            if (ROOM / "NO_RESULT").exists():
+                kind, reason = (ROOM / "NO_RESULT").read_text().split(": ")
+                ended(one, None, {"fail_class": kind, "fail_reason": reason})
                 continue
             request: KernelRequest = one.request
             (result,) = run_all(None, [load_case(one.scenario)], request)

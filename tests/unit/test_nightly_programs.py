@@ -71,6 +71,15 @@ def test_nights_of_a_branch(room: Room) -> None:
     assert "2 fixed" in (room.state / "nights" / "latest" / "report.html").read_text()
 
 
+def test_a_night_that_concerns_no_scenario_names_the_report_that_there_is(room: Room) -> None:
+    (room.root / "NO_RESULT").write_text("NotApplicable: the kernel has no CXL")
+    done = room.night()
+    assert done.returncode == 3, done.stderr
+    assert set(changes(room.latest()).values()) == {"does not concern this kernel"}
+    (name,) = [line for line in done.stdout.splitlines() if line.startswith("report: ")]
+    assert Path(name.removeprefix("report: ")).read_text() in done.stdout
+
+
 def test_what_does_not_build_is_a_regression_and_is_not_run(room: Room) -> None:
     room.commit("one")
     assert room.night().returncode == 0

@@ -8,6 +8,8 @@ import signal
 from fake_sources import git
 from night_room import MATRIX, Room, changes, room
 
+from harness.runs.worker_pool import NO_HOST
+
 __all__ = ["room"]
 
 
@@ -52,12 +54,12 @@ def test_what_was_done_is_not_done_again(room: Room) -> None:
 
 def test_a_night_whose_hosts_are_all_lost_goes_on_later(room: Room) -> None:
     room.commit("one")
-    (room.root / "NO_HOST").touch()
+    (room.root / "NO_RESULT").write_text(f"{NO_HOST}: no host is left")
     done = room.night()
     assert done.returncode == 3, done.stdout
     assert "2 of 2 combinations came to no end" in done.stderr
     assert "no host is left" in done.stderr
-    (room.root / "NO_HOST").unlink()
+    (room.root / "NO_RESULT").unlink()
     done = room.night()
     assert done.returncode == 0, done.stderr
     assert "going on with night 1 at" in done.stderr
