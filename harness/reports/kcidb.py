@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +78,7 @@ def _id(origin: str, *parts: object) -> str:
 def _checkout(run: StoredRun, origin: str) -> dict[str, Any]:
     record, source = run.record, _dict(run.manifest.get("source"))
     spec = _text(record.kernel.spec)
-    base = spec.split(" ", 1)[0]
+    base = _base(spec)
     patches = _patches(run)
     series = _SERIES.search(spec)
     checkout: dict[str, Any] = {
@@ -88,7 +89,8 @@ def _checkout(run: StoredRun, origin: str) -> dict[str, Any]:
     }
     if base.removeprefix("build:").startswith("debian:"):
         checkout["tree_name"] = "debian"
-    commit = str(source.get("commit") or "")
+    # A kernel that was not built has no manifest: then the SPEC may say it.
+    commit = str(source.get("commit") or ("" if run.manifest else base.rpartition("@")[2]))
     if _COMMIT.fullmatch(commit) and not source.get("dirty"):
         checkout["git_commit_hash"] = commit
     if patches:
@@ -102,6 +104,15 @@ def _checkout(run: StoredRun, origin: str) -> dict[str, Any]:
     if misc:
         checkout["misc"] = {"source": _plain(misc)}
     return checkout
+
+
+def _base(spec: str) -> str:
+    """The SPEC of a kernel without its options."""
+    try:
+        words = shlex.split(spec)
+    except ValueError:
+        words = spec.split(" ", 1)
+    return words[0] if words else spec
 
 
 def _patches(run: StoredRun) -> list[str]:

@@ -153,6 +153,18 @@ def test_kcidb_does_not_call_a_changed_tree_a_commit(tmp_path: Path) -> None:
     assert checkout["misc"]["source"]["dirty"] is True
 
 
+def test_kcidb_names_the_commit_that_does_not_build(tmp_path: Path) -> None:
+    def broken(result: dict[str, Any]) -> None:
+        unjudged(Verdict.UNBUILDABLE, "hmem.c:1: error")(result)
+        spec = f"'build:/my nights/trees/x@{'3' * 40}' --config builtin"
+        result["kernel"] = {"spec": spec, "release": None, "config_sha256": None}
+
+    (run,) = stored(tmp_path, "exact_cover-7.2", change=broken)
+    (checkout,) = validated(kcidb_report([replace(run, kernel={}, manifest={})]))["checkouts"]
+    assert checkout["git_commit_hash"] == "3" * 40
+    assert f"/my nights/trees/x@{'3' * 40}" in checkout["comment"]
+
+
 @given(st.text(max_size=60))
 def test_kcidb_holds_whatever_a_guest_prints(text: str) -> None:
     finding = {"rule": "6", "text": text * 900, "dmesg": [NASTY]}
