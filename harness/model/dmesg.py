@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 WARNING = 4
@@ -22,6 +22,9 @@ _ENDS = ("a panic", "an oops", *_TIMED)
 _RAW = re.compile(
     r"<(?P<prefix>\d{1,3})>\[ *(?P<time>\d{1,12}\.\d{1,9})\](?:\[[^\]]*\])? ?(?P<text>.*)", re.ASCII
 )
+
+# How a driver begins a message about a device. What a trace says of them begins otherwise.
+_OF_DEVICE = re.compile(r"(?:cxl|dax|hmem|kmem|device_dax)\w* [\w.:-]+: ")
 
 # Subsystems whose warnings and errors count.
 _OURS = re.compile(
@@ -90,10 +93,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Complaint:
-    """A record that breaks the contract unless it is expected, and what it is."""
+    """A record that breaks the contract unless it is expected, and what it is.
+
+    Attributes:
+        record: the message, with all lines of a trace.
+        what: what it is.
+        until: the phase in which its last line was said; empty as in Record.
+    """
 
     record: Record
     what: str
+    until: str = ""
 
     @property
     def line(self) -> str:
@@ -144,30 +154,52 @@ def complaints(
 
     A record counts when it is a warning or worse of cxl, dax, hmem or kmem, or announces a
     breakage of any subsystem, unless one of `expected` is found in it. The lines of a trace, from
-    its beginning to its end mark, are one record, of which only the first can be expected: others
-    get into it as they are said meanwhile.
+    its beginning to its end mark, are one record, of which only the first can be expected. What a
+    driver says of a device meanwhile counts by itself: whoever excuses the trace knows nothing of
+    it.
     """
     found: list[Complaint] = []
-    for record in _with_whole_traces(tuple(records)):
-        kind = splat(record.text)
-        said = record.text if kind is None else record.text.partition("\n")[0]
+    for record, until in _with_whole_traces(tuple(records)):
+        kind = splat(record.text) or ("a WARN" if _CUT in record.text else None)
+        said = record.text if kind is None else _first_line(record.text)
         if any(pattern.search(said) for pattern in expected):
             continue
         if kind is not None:
-            found.append(Complaint(record, kind))
+            found.append(Complaint(replace(record, text=_uncut(record.text)), kind, until))
         elif record.level <= WARNING and _OURS.search(record.text):
-            found.append(Complaint(record, "a warning" if record.level == WARNING else "an error"))
+            what = "a warning" if record.level == WARNING else "an error"
+            found.append(Complaint(record, what, until))
     return tuple(found)
 
 
-def _with_whole_traces(records: Sequence[Record]) -> Iterable[Record]:
+def _uncut(text: str) -> str:
+    """A trace without the line that says that it begins."""
+    return "\n".join(line for line in text.split("\n") if _CUT not in line) or text
+
+
+def _first_line(text: str) -> str:
+    return _uncut(text).partition("\n")[0]
+
+
+def _with_whole_traces(records: Sequence[Record]) -> Iterator[tuple[Record, str]]:
+    """Each record, a trace as one, with the phase of its last line; as they begin in the log."""
     at = 0
     while at < len(records):
         end = _end_of_trace(records, at)
-        whole = records[at : end + 1]
-        text = "\n".join(one.text for one in whole if _CUT not in one.text)
-        level = min(one.level for one in whole)
-        yield replace(whole[0], level=level, text=text or whole[0].text)
+        if end == at and _CUT in records[at].text and any(
+            splat(one.text) for one in records[at + 1 : at + 2]
+        ):
+            at += 1  # a trace without its end: what it begins with says what it is
+            continue
+        head = next((n for n in range(at, end) if splat(records[n].text) is not None), end)
+        trace, meanwhile = list(records[at : head + 1]), []
+        for one in records[head + 1 : end + 1]:
+            of_device = one.level <= WARNING and _OF_DEVICE.match(one.text)
+            (meanwhile if of_device else trace).append(one)
+        text = "\n".join(one.text for one in trace)
+        level = min(one.level for one in trace)
+        yield replace(trace[0], level=level, text=text), records[end].phase
+        yield from ((one, one.phase) for one in meanwhile)
         at = end + 1
 
 

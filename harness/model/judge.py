@@ -87,7 +87,8 @@ def judge(
 
 
 def _is_early(complaint: Complaint) -> bool:
-    return complaint.record.phase in BEFORE_STEPS
+    # A trace that reaches into the first step may have more in it than the boot's.
+    return {complaint.record.phase, complaint.until or complaint.record.phase} <= {*BEFORE_STEPS}
 
 
 def _complained_of(complaint: Complaint) -> Finding:

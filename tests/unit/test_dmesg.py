@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -216,7 +217,7 @@ def test_only_the_first_line_of_a_splat_can_be_expected(pattern: str, counts: bo
         record(3, "cxl_port endpoint2: failed to attach decoder2.0 to region0: -6"),
         record(4, "---[ end trace 0000000000000000 ]---"),
     ]
-    found = complaints(log, [re.compile(pattern)])
+    found = complaints(log, [re.compile(pattern), re.compile("cxl_port endpoint2: failed")])
     assert [one.what for one in found] == (["a BUG"] if counts else [])
 
 
@@ -260,6 +261,37 @@ def test_a_whole_trace_is_one_complaint() -> None:
     (found,) = complaints([record(6, "before"), *TRACE, record(6, "after")])
     assert found.what == "a WARN"
     assert found.record.text.splitlines() == [one.text for one in TRACE[1:]]
+
+
+MEANWHILE = record(3, "kmem dax0.0: mapping0: could not reserve region")
+
+
+@pytest.mark.parametrize("at", range(2, len(TRACE)))
+def test_a_trace_that_is_expected_hides_nothing_that_a_driver_says_meanwhile(at: int) -> None:
+    log = [*TRACE[:at], MEANWHILE, *TRACE[at:]]
+    (found,) = complaints(log, [re.compile("WARNING: at __flush_work")])
+    assert found.record == MEANWHILE
+    assert [one.what for one in complaints(log)] == ["a WARN", "an error"]
+
+
+def test_what_a_driver_warns_of_is_one_complaint_with_its_trace() -> None:
+    log = [TRACE[0], record(4, "cxl_port port1: cannot be"), *TRACE[1:]]
+    (found,) = complaints(log)
+    assert str(found) == "a WARN: cxl_port port1: cannot be"
+    assert complaints(log, [re.compile("^cxl_port port1: cannot be$")]) == ()
+
+
+@pytest.mark.parametrize("log", [TRACE[:1], (TRACE[0], record(4, "\x00"), *TRACE[2:])])
+def test_a_trace_whose_headline_is_damaged_counts(log: tuple[Record, ...]) -> None:
+    (found,) = complaints([record(6, "before"), *log])
+    assert found.what in ("a WARN", "a call trace")
+
+
+def test_a_trace_says_in_which_phase_it_ends() -> None:
+    phases = ["boot"] * 3 + ["modprobe kmem"] * (len(TRACE) - 3)
+    log = [replace(one, phase=phase) for one, phase in zip(TRACE, phases, strict=True)]
+    (found,) = complaints(log)
+    assert (found.record.phase, found.until) == ("boot", "modprobe kmem")
 
 
 def test_a_trace_without_an_end_loses_no_complaint() -> None:

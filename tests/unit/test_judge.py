@@ -275,6 +275,23 @@ def test_what_was_said_before_the_first_step_does_not_count_and_is_kept() -> Non
     ]
 
 
+def test_a_trace_that_begins_before_the_first_step_and_ends_in_it_counts() -> None:
+    marks = StepMarks("secret")
+    log = (
+        record(4, "------------[ cut here ]------------"),
+        record(4, "WARNING: at mm/other.c:1"),
+        record(6, marks.line("modprobe kmem")),
+        record(4, "Memory state around the kmem driver: it failed"),
+        record(4, "---[ end trace 0000000000000000 ]---"),
+    )
+    judgement = judge(good(*in_phases(log, marks)), STATE, {"sr0": CXL})
+    assert only(judgement).text == "a WARN: WARNING: at mm/other.c:1 (during boot)"
+    before = in_phases((log[2], *log[:2], *log[3:]), marks)
+    assert only(judge(good(*before), STATE, {"sr0": CXL})).phase == "modprobe kmem"
+    after = in_phases((*log[:2], *log[3:], log[2]), marks)
+    assert judge(good(*after), STATE, {"sr0": CXL}).verdict is Verdict.PASS
+
+
 def test_with_drivers_built_in_the_boot_counts() -> None:
     judgement = judge(in_steps(), STATE, {"sr0": CXL}, boot_counts=True)
     assert [one.phase for one in judgement.findings] == ["boot", "boot"]
