@@ -101,6 +101,13 @@ def _about_blocks(observation: Observation, blocks: tuple[MemoryRange, ...]) -> 
             yield f"iomem has RAM at {entry.range}, of which not all has memory blocks"
 
 
+    ram = [entry.range for entry in observation.iomem.named(r"System RAM(?: \(.*\))?")]
+    for block in blocks:
+        if not any(block.overlaps(one) for one in ram):
+            yield f"there is a memory block at {block}, where iomem has no RAM"
+            return  # a wrong size of blocks moves all of them
+
+
 def _named(listed: Any, key: str) -> Iterator[str]:
     """The names that `cxl list` and `daxctl list` give under a key, at any depth."""
     stack = [listed]

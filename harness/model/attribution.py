@@ -38,10 +38,14 @@ def pieces_of(span: MemoryRange, observation: Observation) -> tuple[Piece, ...]:
 def double_claims(
     span: MemoryRange, observation: Observation
 ) -> tuple[tuple[MemoryRange, str], ...]:
-    """The parts of a range that several dax devices cover, with their names."""
+    """The parts of a range that several dax devices cover, or one and other RAM; with names."""
     found = []
-    for part in _cut(span, [r for device in observation.dax for r in device.ranges]):
+    ram = [one for one in observation.iomem.named(r"System RAM.*") if one.name != KMEM]
+    borders = [r for device in observation.dax for r in device.ranges]
+    for part in _cut(span, [*borders, *(one.range for one in ram)]):
         names = [_describe(device) for device in _covering(part, observation.dax)]
+        if names:
+            names += [one.name for one in ram if one.range.contains(part)]
         if len(names) > 1:
             found.append((part, " and ".join(names)))
     return tuple(found)
@@ -70,7 +74,11 @@ def disagreements(observation: Observation) -> tuple[Finding, ...]:
             entries = [e for e in observation.iomem.named(device.name) if one.overlaps(e.range)]
             if not entries:
                 add(f"{device.driver} holds {device.name}, but iomem does not show it", one)
-            elif device.driver == "kmem":
+            elif device.driver != "kmem":
+                if one.minus(e.range for e in entries):
+                    what = "iomem has a part of it only"
+                    add(f"{device.driver} holds {device.name}, but {what}", one)
+            else:
                 ram = [below.range for e in entries for below in e.walk() if below.name == KMEM]
                 if one.minus(ram):
                     what = f"not all of it as {KMEM}" if ram else f"no {KMEM} in it"

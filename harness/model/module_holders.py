@@ -54,10 +54,10 @@ def workable_orders(names: Sequence[str], holders: Holders) -> tuple[tuple[str, 
     """Every order in which these modules can be unloaded: what holds a module goes before it.
 
     Raises:
-        HeldError: there is none, because something else holds one of them.
+        HeldError: there is none, because something else holds one of them, or they each other.
     """
     check_unloadable(names, holders)
-    return tuple(
+    orders = tuple(
         order
         for order in itertools.permutations(names)
         if not any(
@@ -65,3 +65,6 @@ def workable_orders(names: Sequence[str], holders: Holders) -> tuple[tuple[str, 
             for earlier, later in itertools.combinations(order, 2)
         )
     )
+    if not orders:
+        raise HeldError(f"{', '.join(names)} hold each other, so none of them can be unloaded")
+    return orders

@@ -117,6 +117,15 @@ def test_a_part_that_two_devices_cover_is_claimed_twice() -> None:
     assert double_claims(span("110000000-17fffffff"), seen) == ()
 
 
+@pytest.mark.parametrize("name", ["System RAM", "System RAM (virtio_mem)"])
+def test_what_a_device_covers_and_is_other_ram_too_is_claimed_twice(name: str) -> None:
+    iomem = f"150000000-1ffffffff : {name}"
+    seen = observed(iomem, by_hmem("dax2.0", "110000000-18fffffff", driver=None))
+    both = f"hmem.2 > dax2.0 and {name}"
+    assert double_claims(SR, seen) == ((span("150000000-18fffffff"), both),)
+    assert double_claims(SR, observed(iomem)) == ()
+
+
 small = st.builds(MemoryRange.of_size, st.integers(0, 40), st.integers(1, 20))
 holdings = st.lists(st.tuples(small, st.sampled_from(["kmem", None])), max_size=4)
 
@@ -196,6 +205,14 @@ def test_kmem_that_took_only_a_part_of_a_mapping_is_a_finding() -> None:
     short = OWNED.replace("110000000-18fffffff : System RAM", "110000000-187ffffff : System RAM")
     found = disagreements(observed(short, by_cxl("dax0.0", "110000000-18fffffff")))
     assert [one.rule for one in found] == ["consistency"]
+
+
+def test_devdax_of_which_iomem_shows_only_a_part_is_a_finding() -> None:
+    devdax = by_hmem("dax2.0", "180000000-1bfffffff", driver="device_dax")
+    (found,) = disagreements(observed("180000000-19fffffff : dax2.0", devdax))
+    assert found.text == "device_dax holds dax2.0, but iomem has a part of it only"
+    halves = "180000000-19fffffff : dax2.0\n1a0000000-1bfffffff : dax2.0"
+    assert disagreements(observed(halves, devdax)) == ()
 
 
 def test_a_disagreement_shows_the_lines_of_iomem_that_it_is_about() -> None:

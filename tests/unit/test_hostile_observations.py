@@ -219,6 +219,29 @@ def test_a_guest_that_lies(lies: list[str]) -> None:
     assert one.verdict(changed)[0] is not Verdict.PASS
 
 
+def test_offline_memory_is_not_hidden_by_a_size_of_blocks_that_is_wrong() -> None:
+    one = original("exact_cover-7.2")
+    blocks = one.sections["memory_blocks"]
+    blocks = blocks.replace("memory40/state:online", "memory40/state:offline")
+    assert one.verdict(one.sections | {"memory_blocks": blocks})[0] is Verdict.FAIL
+    size, _, rest = blocks.partition("\n")
+    for wrong in (f"{size}0", f"1{size}", size[:-1], "1", "0", "9000000", "7ffffff", "10000000"):
+        changed = one.sections | {"memory_blocks": f"{wrong}\n{rest}"}
+        assert one.verdict(changed)[0] is not Verdict.PASS, wrong
+
+
+def test_memory_that_is_ordinary_ram_as_well_is_claimed_twice() -> None:
+    one = original("sr_outside_window-7.2")
+    (device,) = one.seen.dax
+    (span,) = device.ranges
+    below = "".join(
+        f"  {line}" if f"{span} : " in line else line for line in lines_of(one.sections["iomem"])
+    )
+    iomem = below.replace(f"  {span} : dax", f"{span} : System RAM\n  {span} : dax")
+    assert one.verdict(one.sections | {"iomem": below})[0] is Verdict.INCONCLUSIVE
+    assert one.verdict(one.sections | {"iomem": iomem})[0] is Verdict.FAIL
+
+
 def test_a_module_that_is_said_to_be_loaded_has_a_driver() -> None:
     one = original("exact_cover-7.2")
     links = one.sections["dax_links"].replace("dax/drivers/kmem\n", "dax/drivers/kmen\n")

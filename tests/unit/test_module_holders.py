@@ -44,6 +44,12 @@ def test_what_holds_a_module_goes_before_it_in_every_workable_order() -> None:
     assert len(workable_orders(("dax_hmem", "dax_cxl", "kmem", "cxl_acpi"), free)) == 24
 
 
+def test_modules_that_hold_each_other_have_no_workable_order() -> None:
+    # No step at all would be left, and what is not done cannot fail.
+    with pytest.raises(HeldError, match="a, b hold each other"):
+        workable_orders(("a", "b"), {"a": ("b",), "b": ("a",)})
+
+
 def test_names_may_have_dashes() -> None:
     assert workable_orders(("dax-hmem", "dax-cxl"), HOLDERS) == (("dax-cxl", "dax-hmem"),)
 

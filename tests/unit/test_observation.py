@@ -63,10 +63,12 @@ cxl/devices/decoder2.0/start:0x0
 cxl/devices/decoder2.0/size:0x0
 cxl/devices/decoder2.0/region:region0
 """
-IOMEM = """\
+RAM = "    110000000-11fffffff : System RAM (kmem)\n"
+IOMEM = f"""\
+00000000-07ffffff : System RAM
 110000000-18fffffff : CXL Window 0
   110000000-18fffffff : region0
-"""
+{RAM}"""
 BLOCKS = """\
 8000000
 /sys/devices/system/memory/memory0/state:online
@@ -107,7 +109,7 @@ def observe(**changes: str) -> Observation:
 def test_a_guest_is_read_whole() -> None:
     seen = observe()
     assert seen.release == "7.2.0-test"
-    assert seen.iomem.roots[0].name == "CXL Window 0"
+    assert [one.name for one in seen.iomem.roots] == ["System RAM", "CXL Window 0"]
     assert seen.dax_drivers == ("device_dax", "kmem")
     assert seen.modules == ("kmem", "cxl_acpi")
     assert seen.cxl_list[0] == {"memdev": "mem0"}
@@ -158,7 +160,7 @@ def test_regions_and_decoders_have_ranges_only_when_they_have_any() -> None:
 
 def test_every_memory_block_that_is_not_online_is_offline() -> None:
     assert observe().offline == (span("110000000-117ffffff"), span("118000000-11fffffff"))
-    assert observe(memory_blocks="").offline == ()
+    assert observe(memory_blocks="", iomem=IOMEM.removesuffix(RAM)).offline == ()
 
 
 def test_a_guest_without_dax_or_cxl_is_read_too() -> None:
@@ -199,7 +201,7 @@ NOT_ENTERED = (
     "<4>[    7.187490] cxl_pci 0000:36:00.0: mem0:decoder2.0: construct_region region0 cannot "
     "insert resource\n"
 )
-IN_DAX = f"{IOMEM}    110000000-18fffffff : dax0.0\n      "
+IN_DAX = f"{IOMEM.removesuffix(RAM)}    110000000-18fffffff : dax0.0\n      "
 
 
 @pytest.mark.parametrize(
@@ -226,6 +228,12 @@ IN_DAX = f"{IOMEM}    110000000-18fffffff : dax0.0\n      "
         ({"dax_links": DAX_LINKS.rpartition("drwx")[0]}, "kmem is loaded, and the driver kmem is"),
         ({"iomem": f"{IN_DAX}110000000-127ffffff : System RAM (kmem)\n"}, "has memory blocks"),
         ({"iomem": f"{IN_DAX}110000000-11fffffff : System RAM (kmem)\n"}, None),
+        ({"iomem": IOMEM.replace("System RAM\n", "Reserved\n")}, "where iomem has no RAM"),
+        # One zero too many, and what is offline would be offline somewhere else.
+        (
+            {"iomem": IOMEM.removesuffix(RAM), "memory_blocks": f"80000000{BLOCKS[7:]}"},
+            "memory block at 1100000000-117fffffff, where iomem has no RAM",
+        ),
         ({"dax_links": DAX_LINKS.replace("hmem.2/dax2.0", "hmem.2/dax3.0")}, "dax2.0 leads to"),
         ({"dax_links": DAX_LINKS * 2}, "dax/devices/dax0.0 stands twice"),
         ({"dax_links": DAX_LINKS.replace("lrwx", "rwx")}, "not a link or folder of sysfs"),
