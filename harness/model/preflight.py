@@ -64,6 +64,17 @@ def window_problems(observation: Observation, state: FirmwareState) -> tuple[str
     return ()
 
 
+def absent_windows(observation: Observation, state: FirmwareState) -> tuple[str, ...]:
+    """That none of the windows is there although cxl_acpi, which makes them, is loaded.
+
+    A kernel that breaks over it shows more than that; one that passes was never put to the test.
+    """
+    shown = observation.iomem.named(r"CXL Window \d+")
+    if "cxl_acpi" in observation.modules and state.windows and not shown:
+        return (f"asked for windows at {_listed(state.windows)}, and cxl_acpi has found none",)
+    return ()
+
+
 def _matches(pattern: re.Pattern[str], records: Sequence[Record]) -> Iterable[re.Match[str]]:
     for record in records:
         match = pattern.search(record.text)

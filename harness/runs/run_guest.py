@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
 from harness.model.observation import Observation
 from harness.model.ownership import expected_owners, leaves_no_region
-from harness.model.preflight import window_problems
+from harness.model.preflight import absent_windows, window_problems
 from harness.model.scenario import Ownership, Policy
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.booted_guest import BootedGuest
@@ -191,17 +191,16 @@ def _run_steps(
             sections = settle()
         observation = read_sections(sections)
     guest.check()
+    require_kernel(prepared.bootable.kernel.release, observation)
     if not failed_steps:
         require_loaded(load, prepared.bootable.initramfs.modules, observation)
-    problems = window_problems(observation, prepared.state)
-    if problems:
-        raise PreflightError(
-            "; ".join(problems), hint="the kernel or its ACPI tables are not what was asked for"
-        )
+    _require_none(window_problems(observation, prepared.state))
     evidence.json(JUDGING, judging_inputs(guest, prepared))
     no_region = leaves_no_region(scenario, prepared.state, judging.policy)
     judgement = judge_guest(guest, prepared, observation, expected, no_region=no_region)
     findings = (*failed_steps, *judgement.findings)
+    if not findings:
+        _require_none(absent_windows(observation, prepared.state))
     result = replace(
         result,
         verdict=Verdict.FAIL if findings else judgement.verdict,
@@ -224,6 +223,26 @@ def require_loaded(load: Load, files: Collection[str], observation: Observation)
         raise GuestLostError(
             f"every modprobe succeeded, but /proc/modules lacks {', '.join(absent)}",
             hint="does something in the guest unload modules? see observation/ in the evidence",
+        )
+
+
+def require_kernel(release: str, observation: Observation) -> None:
+    """Refuse a guest that runs another kernel than the one that its verdict would be about.
+
+    Raises:
+        GuestLostError: it does.
+    """
+    if observation.release != release:
+        raise GuestLostError(
+            f"the guest runs Linux {observation.release!r}, and {release} was to be tested",
+            hint="is the image the one of these modules? see kernel.json in the evidence",
+        )
+
+
+def _require_none(problems: Sequence[str]) -> None:
+    if problems:
+        raise PreflightError(
+            "; ".join(problems), hint="the kernel or its ACPI tables are not what was asked for"
         )
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from machines import firmware_state, observed, record, span
 
@@ -8,7 +10,7 @@ from harness.model.acpi_tables import MemoryAffinity
 from harness.model.dmesg import Record
 from harness.model.layout import MachineLayout
 from harness.model.placement import FirmwareState, NamedRange
-from harness.model.preflight import early_problems, window_problems
+from harness.model.preflight import absent_windows, early_problems, window_problems
 
 RAM = (
     MemoryAffinity(span("0-9ffff"), 0, hotplug=False),
@@ -147,6 +149,20 @@ def test_windows_below_a_dax_device_count_too() -> None:
 
 def test_without_cxl_acpi_there_are_no_windows_to_compare() -> None:
     assert window_problems(observed("0-fff : Reserved"), WINDOWED) == ()
+
+
+@pytest.mark.parametrize(
+    ("module", "iomem", "problems"),
+    [
+        ("cxl_acpi", "0-fff : Reserved", 1),
+        ("cxl_acpi", "110000000-18fffffff : CXL Window 0", 0),
+        ("cxl_pci", "0-fff : Reserved", 0),
+    ],
+)
+def test_cxl_acpi_without_any_window_was_not_tested(module: str, iomem: str, problems: int) -> None:
+    seen = replace(observed(iomem), modules=(module,))
+    assert len(absent_windows(seen, WINDOWED)) == problems
+    assert absent_windows(seen, replace(WINDOWED, windows=())) == ()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from harness.model.load import Load
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs import judged
 from harness.runs.prepare import Prepared
-from harness.runs.run_guest import Judging, require_loaded, run_guest
+from harness.runs.run_guest import Judging, require_kernel, require_loaded, run_guest
 
 SEEN = replace(observed("100-1ff : System RAM"), modules=("kmem", "dax_hmem"))
 
@@ -33,6 +33,71 @@ def test_a_module_that_was_loaded_and_is_not_there_is_noticed() -> None:
 
 def test_a_driver_that_is_built_in_is_no_module() -> None:
     require_loaded(Load("in_order", ("kmem", "cxl_acpi")), ("kmem",), SEEN)
+
+
+def test_a_guest_with_another_kernel_is_noticed() -> None:
+    require_kernel("7.2.0", SEEN)
+    with pytest.raises(GuestLostError, match=r"runs Linux '7\.2\.0', and 7\.2\.1 was to be tested"):
+        require_kernel("7.2.1", SEEN)
+
+
+@pytest.mark.parametrize(
+    ("findings", "release", "ending"),
+    [
+        ((), "7.2.0", "cxl_acpi has found none"),
+        ((Finding("6", "an error: cxl_acpi: it failed"),), "7.2.0", Verdict.FAIL),
+        ((), "7.2.1", "7.2.1 was to be tested"),
+    ],
+)
+def test_a_machine_that_nothing_was_tested_on_never_passes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    findings: tuple[Finding, ...],
+    release: str,
+    ending: str | Verdict,
+) -> None:
+    verdict = Verdict.FAIL if findings else Verdict.PASS
+    for name, value in {
+        "in_use": nullcontext,
+        "take_away_modules": lambda *_: None,
+        "load_modules": lambda *_: (),
+        "expected_of": lambda *_: {},
+        "leaves_no_region": lambda *_: False,
+        "observe_settled": lambda *_: {},
+        "read_sections": lambda _: replace(SEEN, modules=("cxl_acpi",)),
+        "judging_inputs": lambda *_: {},
+        "judge_guest": lambda *_words, **_named: Judgement(verdict, (), findings),
+        "live_on": lambda _guest, _prepared, result, *_: result,
+        "with_decoded_traces": lambda result, *_: result,
+    }.items():
+        monkeypatch.setattr(f"harness.runs.run_guest.{name}", value)
+    made_up = SimpleNamespace  # enough of each for what is left
+    state = made_up(windows=(SEEN.iomem.roots[0].range,), named_ranges=tuple)
+    prepared = made_up(
+        case=made_up(name="exact_cover", scenario=made_up(guest=made_up(missing=()))),
+        state=state,
+        bootable=made_up(
+            kernel=made_up(release=release, image=tmp_path),
+            accel="tcg",
+            config_sha256=None,
+            patience=1.0,
+            finds_leaks=False,
+            initramfs=made_up(modules=("cxl_acpi",)),
+        ),
+    )
+    guest = made_up(shell=None, start="cold", check=lambda: None)
+    result = run_guest(
+        cast(Prepared, prepared),
+        Load("in_order", ("cxl_acpi",)),
+        Judging("per_range", tmp_path, KnownIssues(issues=())),
+        RunResult("exact_cover", "debian:7.2", "per_range"),
+        lambda *_: nullcontext(cast(Any, guest)),
+        {},
+    )
+    if isinstance(ending, str):
+        assert result.verdict is Verdict.INCONCLUSIVE and ending in result.reason
+    else:
+        assert result.verdict is ending
 
 
 MISSED = MomentMissedError("the work ran", hint="h")
