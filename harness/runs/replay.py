@@ -221,6 +221,17 @@ def judge_again(recording: Recording) -> Rejudged:
             where=JUDGING,
             hint="the file was changed, or another version of the harness wrote it",
         ) from None
+    if (
+        not inputs.get("boot_counts")
+        and case.scenario.guest.modules
+        and not any(marks.step_of(one.text) for one in observation.dmesg)
+    ):
+        # All of it would be of the boot, and count for nothing.
+        raise UsageError(
+            "its kernel log has lost the mark of the first step",
+            where=recording.record.scenario,
+            hint="leave --judge-only out, and the scenario is run again",
+        )
     judgement = judge(
         replace(observation, dmesg=in_phases(observation.dmesg, marks)),
         state,

@@ -22,6 +22,7 @@ from harness.runs.bundle import INDEX, pack, unpack
 from harness.runs.catalogue import load_case
 from harness.runs.evidence import Evidence
 from harness.runs.evidence_of import (
+    JUDGING,
     KERNEL_MANIFEST,
     LAYOUT,
     PROFILE,
@@ -256,6 +257,16 @@ def test_an_observation_of_another_machine_is_not_judged(tmp_path: Path) -> None
     (folder / "observation" / "dmesg").unlink()
     with pytest.raises(UsageError, match="not observed: no section dmesg"):
         judge_again(read_recording(folder))
+
+
+def test_a_log_without_its_marks_is_not_judged(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path, "exact_cover-7.2")
+    path, log = folder / JUDGING, folder / "observation" / "dmesg"
+    path.write_text(path.read_text().replace("true", "false"))
+    with pytest.raises(UsageError, match="has lost the mark of the first step"):
+        judge_again(read_recording(folder))
+    log.write_text(f"<6>[    1.0] harness: modprobe kmem [secret]\n{log.read_text()}")
+    assert judge_again(read_recording(folder)).judgement.verdict is Verdict.PASS
 
 
 def test_a_layout_survives_and_a_foreign_one_is_refused(tmp_path: Path) -> None:
