@@ -19,6 +19,9 @@ _LONGEST_LINE = 4096
 _ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1bc|[\x00-\x08\x0b-\x1f\x7f]")
 
 
+# Far more than any guest says. QEMU writes all of it to serial.log, and knows no limit.
+MOST_BYTES = 64 << 20
+
 # A busy host may leave the console unread for a while.
 _ROOM = 1 << 20
 
@@ -52,6 +55,7 @@ class Console:
         self._unread: deque[str] = deque(maxlen=100_000)
         self._tail: deque[str] = deque(maxlen=_KEPT_LINES)
         self._closed = False
+        self._size = 0
         self._thread = threading.Thread(target=self._read, name="console", daemon=True)
         try:
             self._thread.start()
@@ -72,6 +76,18 @@ class Console:
         with self._changed:
             return self._closed
 
+    def check(self) -> None:
+        """Raise when the guest has said so much that its log must not grow further.
+
+        Raises:
+            GuestLostError: it has said more than `MOST_BYTES`.
+        """
+        if self._size > MOST_BYTES:
+            raise GuestLostError(
+                f"the guest has printed more than {MOST_BYTES >> 20} MiB on its console",
+                hint="see in serial.log in the evidence what floods it",
+            )
+
     def await_closed(self, seconds: float) -> None:
         """Wait until everything that QEMU wrote has been seen, after its end."""
         with self._changed:
@@ -81,7 +97,7 @@ class Console:
         """Wait for a line that `wanted` accepts, among those not waited through yet.
 
         Raises:
-            GuestLostError: the console closed.
+            GuestLostError: the console closed, or the guest floods it.
             DeadlineExpiredError: the line did not come.
         """
         with self._changed:
@@ -90,6 +106,7 @@ class Console:
                     line = self._unread.popleft()
                     if wanted(line):
                         return line
+                self.check()
                 if self._closed:
                     raise GuestLostError(
                         f"the guest's console closed while waiting for {deadline.what}",
@@ -108,6 +125,7 @@ class Console:
                 data = os.read(self._fd, 1 << 16)
             except OSError:
                 data = b""
+            self._size += len(data)
             *whole, partial = (partial + data).split(b"\n")
             if len(partial) > _LONGEST_LINE or (not data and partial):
                 whole.append(partial)

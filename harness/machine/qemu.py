@@ -104,10 +104,11 @@ class Qemu:
         return data.decode(errors="replace").strip()
 
     def check_alive(self, patience: float = 0.0) -> None:
-        """Raise when the process has ended.
+        """Raise when the process has ended, or must.
 
         Raises:
             GuestEndedError: the guest ended it.
+            GuestLostError: the guest floods its console.
             MachineLostError: it ended otherwise.
 
         Args:
@@ -117,6 +118,7 @@ class Qemu:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=patience)
             raise self._ended()
+        self.console.check()
 
     @contextmanager
     def telling_its_end(self) -> Iterator[None]:

@@ -2,15 +2,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from io import FileIO
+from io import BytesIO, FileIO
+from typing import Any, cast
 
 import pytest
 
 from harness.deadline import Deadline
 from harness.errors import DeadlineExpiredError, GuestLostError
 from harness.machine.console import Console, console_pipe
+from harness.machine.qemu import Qemu
 
 
 @dataclass
@@ -142,3 +145,36 @@ def test_a_console_that_is_not_read_for_a_while_loses_nothing() -> None:
     os.set_blocking(far, False)
     with os.fdopen(near, "rb"), os.fdopen(far, "wb", buffering=0) as guest:
         assert all(guest.write(b"x") == 1 for _ in range(60_000))
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_guest_that_prints_without_end_is_given_up(
+    line: Line, monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    """QEMU writes what it prints to the disk: somebody must end that."""
+    monkeypatch.setattr("harness.machine.console.MOST_BYTES", 1 << 20)
+    line.guest.write(b"ready\n")
+    line.console.check()
+    for _ in range(20):
+        line.guest.write((b"x" * 60_000) + end)
+    with pytest.raises(GuestLostError, match="more than 1 MiB on its console"):
+        line.wait_for("what never comes")
+    with pytest.raises(GuestLostError):
+        line.console.check()
+    line.guest.write(b"ready\n")
+
+
+def test_whoever_looks_whether_qemu_is_alive_sees_a_flood(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.machine.console.MOST_BYTES", 10)
+    with subprocess.Popen(["sleep", "600"]) as process:
+        try:
+            machine = Qemu(process, cast(Any, None), cast(Any, None), line.console, BytesIO())
+            machine.check_alive()
+            line.guest.write(b"far too many words\n")
+            line.wait_for("far too many words")
+            with pytest.raises(GuestLostError, match="on its console"):
+                machine.check_alive()
+        finally:
+            process.kill()
