@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -52,7 +53,7 @@ def explains_errors(command: Command) -> Command:
             sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
             # Never status 1, which says that a kernel broke the contract.
-            _say(f"harness: {error}\n  hint: is the disk full, or a file of the harness locked?")
+            _say(f"harness: {error}\n  hint: {_what_to_do(error)}")
             sys.exit(Verdict.INCONCLUSIVE.value)
         except MemoryError:
             _say(
@@ -78,6 +79,26 @@ def _say(text: str) -> None:
     """Say why a command ends. Where nobody listens any more, its exit code is all the same."""
     with suppress(OSError):
         click.echo(text, err=True)
+
+
+_REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "free some space, or raise the quota or ulimit -f; "
+    "HARNESS_STORE, HARNESS_EVIDENCE and TMPDIR name folders on other disks",
+    (errno.EMFILE, errno.ENFILE): "raise ulimit -n, or run fewer guests at once (--jobs 1)",
+    (errno.ENOMEM, errno.EAGAIN): "close something, run fewer guests at once (--jobs 1), or raise "
+    "ulimit -v and -u",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "see who owns what is named there, and whether you "
+    "may write to it",
+    (errno.EIO,): "is the disk sound? see dmesg",
+}
+
+
+def _what_to_do(error: OSError) -> str:
+    """What the user can do about an error of the operating system that nobody foresaw."""
+    for numbers, remedy in _REMEDIES.items():
+        if error.errno in numbers:
+            return remedy
+    return "see whether what is named there is as it should be, and start again"
 
 
 def _terminated(_signal: int, _frame: object) -> None:

@@ -32,11 +32,13 @@ PHASES = {
     "judge": "harness.runs.run_guest:judge_guest",
     "report": "harness.reports.terminal:result_lines",
 }
-# So that what waits for a guest that never answers is over soon.
+# So that what waits for a guest that never answers, or says too much, is over soon.
 SHORTER = {
     "harness.guest.steps:_LOAD_SECONDS": 8.0,
     "harness.guest.observe:_SECONDS": 8.0,
     "harness.runs.booted_guest:_LOGIN_SECONDS": 8.0,
+    # More than "console floods" says.
+    "harness.machine.console:MOST_BYTES": 6 << 20,
 }
 _MONTH = 30 * 86400.0
 
@@ -100,7 +102,9 @@ FAULTS: dict[str, Callable[[], object]] = {
     "clock back": lambda: _jump(-_MONTH),
     "clock ahead": lambda: _jump(_MONTH),
     "console floods": lambda: _in_guest("(yes | head -c 3000000 >/dev/ttyS0) &"),
+    "console never ends": lambda: _in_guest("yes >/dev/ttyS0"),
     "console binary": lambda: _in_guest("(head -c 300000 /dev/urandom >/dev/ttyS0) &"),
+    "guest clock jumps": lambda: _in_guest("busybox date -s 2037-01-01"),
     "guest panics": lambda: _in_guest("echo c >/proc/sysrq-trigger"),
     "guest reboots": lambda: _in_guest("reboot -f"),
     "guest powers off": lambda: _in_guest("poweroff -f"),

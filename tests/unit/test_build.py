@@ -274,7 +274,7 @@ def wait_for_half(builder: Builder) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_build(builder: Builder, tmp_path: Path, number: int) -> None:
     tree = git_fake(tmp_path / "linux")
     builder(f"build:{tree}")

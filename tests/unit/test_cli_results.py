@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -170,6 +171,28 @@ def test_an_error_that_nobody_foresaw_never_looks_like_a_verdict(
         pytest.fail("the error reaches the interpreter, which ends with status 1: FAIL")
     assert ended.code not in (Verdict.PASS.value, Verdict.FAIL.value)
     assert "No space left on device" in ended.err
+
+
+@pytest.mark.usefixtures("no_guest")
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EAGAIN, "ulimit -v and -u"),
+        (errno.EROFS, "may write"),
+        (errno.ENOTDIR, "as it should be"),
+    ],
+)
+def test_an_error_of_the_system_says_what_to_do_about_it(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    use_verdicts(monkeypatch, OSError(number, os.strerror(number), "/some/file"))
+    ended = harness("run", "exact_cover")
+    assert ended.code == Verdict.INCONCLUSIVE.value
+    assert "/some/file" in ended.err
+    assert remedy in ended.err.partition("\n  hint: ")[2]
 
 
 @pytest.mark.usefixtures("no_guest")
