@@ -126,10 +126,13 @@ def _git_person() -> Person | None:
     from harness.process import run
 
     words = {}
+    hint = "give --tested-by instead"
     for key in ("user.name", "user.email"):
         with suppress(HarnessError, OSError):
             asked = run(
-                ["git", "config", "--get", key], deadline=Deadline(10, "git config"), check=False
+                ["git", "config", "--get", key],
+                deadline=Deadline(10, "git config", hint=hint),
+                check=False,
             )
             words[key] = asked.stdout.strip()
     with suppress(UsageError):

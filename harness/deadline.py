@@ -14,14 +14,14 @@ class Deadline:
     Args:
         seconds: how long from now, > 0.
         what: what is awaited, as it reads after "timed out after N s waiting for".
-        hint: what the reader can do when it expires.
+        hint: what the reader can do when it expires; without one, it is about a guest of a run.
     """
 
     def __init__(
         self,
         seconds: float,
         what: str,
-        hint: str = "look at the end of serial.log in the evidence; a slow host needs --timeout",
+        hint: str = "see the end of serial.log in the evidence; is the host too busy? Try --jobs 1",
     ) -> None:
         self.seconds = seconds
         self.what = what

@@ -68,7 +68,9 @@ def decode_trace(
         writable={},
         cwd=vmlinux.parent,
     )
-    deadline = Deadline(_SECONDS, f"{DECODERS[0]} to decode a trace")
+    deadline = Deadline(
+        _SECONDS, f"{DECODERS[0]} to decode a trace", hint="is the host overloaded?"
+    )
     try:
         done = run(argv, deadline=deadline, stdin="".join(f"{line}\n" for line in lines))
     except (CommandError, DeadlineExpiredError) as error:

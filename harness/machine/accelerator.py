@@ -95,7 +95,9 @@ def _try_kvm(qemu: QemuBinary, kernel: Path, initramfs: Path) -> str:
             ) as machine:
                 machine.connect_monitor()
                 machine.command("cont")
-                deadline = Deadline(_BOOT_SECONDS, "a kernel to boot under KVM")
+                deadline = Deadline(
+                    _BOOT_SECONDS, "a kernel to boot under KVM", hint="use --accel tcg"
+                )
                 machine.console.await_line(lambda line: "Linux version" in line, deadline)
                 machine.wait(deadline)
         except InconclusiveError as error:

@@ -64,7 +64,11 @@ class Qemu:
         Raises:
             MachineLostError: QEMU ended first, or did not greet in time.
         """
-        deadline = Deadline(seconds, "QEMU to build the machine")
+        deadline = Deadline(
+            seconds,
+            "QEMU to build the machine",
+            hint="is the host overloaded? see qemu.log in the evidence, and harness doctor",
+        )
         self._await_readable(self._monitor_socket, deadline)
         self._monitor = Monitor(self._monitor_socket, seconds)
         self._ask(self._monitor.connect)

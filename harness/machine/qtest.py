@@ -42,7 +42,8 @@ class Qtest:
 
     def _answered(self, line: str, sent: str) -> list[str]:
         """Send text, which may be nothing, and return the words of the answer to `line`."""
-        deadline = Deadline(self._seconds, f"QEMU to answer the qtest command {line[:60]!r}")
+        what = f"QEMU to answer the qtest command {line[:60]!r}"
+        deadline = Deadline(self._seconds, what, hint="is the host overloaded or suspended?")
         try:
             self._socket.settimeout(deadline.check())
             if sent:

@@ -158,7 +158,9 @@ def _by_pages(machine: Qemu) -> None:
 
 
 def _await_migration(machine: Qemu, what: str, seconds: float) -> None:
-    deadline = Deadline(seconds, f"QEMU to {what}")
+    deadline = Deadline(
+        seconds, f"QEMU to {what}", hint="is the disk very slow? --start cold does without"
+    )
     while True:
         # Nothing at all before the migration has begun.
         answer = machine.command("query-migrate")

@@ -213,7 +213,11 @@ def started_machine(
 
 
 def _await_ready(machine: Qemu, watch: CrashWatch, token: str, seconds: float) -> None:
-    deadline = Deadline(seconds, "the guest to say that it is ready")
+    deadline = Deadline(
+        seconds,
+        "the guest to say that it is ready",
+        hint="look at the end of serial.log in the evidence; a slow host or kernel needs --timeout",
+    )
 
     def is_ready(line: str) -> bool:
         watch.check_boot()

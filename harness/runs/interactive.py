@@ -94,7 +94,13 @@ def boot_interactive(host: Host, name: str, kernel: KernelRequest) -> int:
                 host.progress.note(f"the scenario loads: {order}")
             host.progress.note("leave with Ctrl-A x, or poweroff -f in the guest")
             qemu.command("cont")
-            return qemu.wait(Deadline(_SESSION_SECONDS, "the guest to power off"))
+            return qemu.wait(
+                Deadline(
+                    _SESSION_SECONDS,
+                    "the guest to power off",
+                    hint="start harness boot again; Ctrl-A x leaves a guest",
+                )
+            )
 
 
 @contextmanager

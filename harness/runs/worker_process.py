@@ -29,6 +29,7 @@ _HELLO_SECONDS = 60.0
 _SILENCE_SECONDS = 12 * BEAT_SECONDS
 _SEND_SECONDS = 600.0
 _END_SECONDS = 3.0
+_UNHEARD = "can you log in there with ssh? Is that host, or the network, overloaded?"
 _PART = 256 * 1024
 _LINE = 64 * 1024 * 1024
 _SSH = (
@@ -78,7 +79,7 @@ class WorkerProcess:
             WorkerLostError: it did not say it.
             UsageError: its machine lacks something, or it has another version.
         """
-        said = self._next(Deadline(_HELLO_SECONDS, f"the worker on {self._name}"))
+        said = self._next(Deadline(_HELLO_SECONDS, f"the worker on {self._name}", _UNHEARD))
         self.hello = said.get("hello", {})
         theirs = (self.hello.get("protocol"), self.hello.get("version"))
         if theirs != (PROTOCOL, harness_version()):
@@ -91,7 +92,9 @@ class WorkerProcess:
     def has(self, kind: str, key: str, alias: str | None = None) -> bool:
         """Whether its store has an entry."""
         self._send({"do": "has", "kind": kind, "key": key, "alias": alias})
-        answer = self._next(Deadline(_SEND_SECONDS, f"{self._name} to look into its store"))
+        answer = self._next(
+            Deadline(_SEND_SECONDS, f"{self._name} to look into its store", _UNHEARD)
+        )
         return bool(answer.get("has"))
 
     def put(self, entry: Path, alias: str | None = None) -> int:
@@ -101,7 +104,7 @@ class WorkerProcess:
             UsageError: it cannot keep it.
             WorkerLostError: it is gone.
         """
-        deadline = Deadline(_SEND_SECONDS, f"{self._name} to take {entry.name[:12]}")
+        deadline = Deadline(_SEND_SECONDS, f"{self._name} to take {entry.name[:12]}", _UNHEARD)
         with tempfile.TemporaryFile() as file:
             with tarfile.open(fileobj=file, mode="w") as archive:
                 for name in sorted(os.listdir(entry)):
@@ -155,7 +158,7 @@ class WorkerProcess:
         self._input.close()
 
     def _answer(self) -> Message:
-        return self._next(Deadline(_SILENCE_SECONDS, f"a sign of life of {self._name}"))
+        return self._next(Deadline(_SILENCE_SECONDS, f"a sign of life of {self._name}", _UNHEARD))
 
     def _send(self, message: Message) -> None:
         try:
@@ -176,7 +179,7 @@ class WorkerProcess:
             if not message.get("beat"):
                 return message
             if patience == _SILENCE_SECONDS:
-                deadline = Deadline(patience, deadline.what)
+                deadline = Deadline(patience, deadline.what, deadline.hint)
 
     def _line(self, deadline: Deadline) -> Message:
         while (end := self._buffer.find(b"\n")) < 0:

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from harness import errors
+from harness.deadline import Deadline
 from harness.errors import HarnessError
 from harness.paths import PROJECT
 
 _MARK = "…"
+GUESTS_LOG = inspect.signature(Deadline).parameters["hint"].default
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def messages_in(path: Path, classes: set[str]) -> Iterator[Message]:
             yield Message(
                 place,
                 f"timed out after {_MARK} s waiting for {what}",
-                "look at the end of serial.log" if hint is None else text_of(hint, names),
+                GUESTS_LOG if hint is None else text_of(hint, names),
             )
 
 
@@ -133,6 +135,19 @@ def problem_of(message: Message) -> str | None:
     if "error occurred" in text or text.strip().lower() in ("error", "failed", "invalid"):
         return "it does not say what is wrong"
     return None
+
+
+# Whose waits are for a guest that has evidence: the hint of a Deadline without one is about that.
+OF_A_GUEST = ("harness/guest/", "harness/runs/booted_guest.py")
+
+
+def test_no_wait_for_something_else_sends_the_reader_to_a_guests_log() -> None:
+    bad = [
+        f"{one.place}: {one.text}"
+        for one in all_messages()
+        if one.hint == GUESTS_LOG and not one.place.startswith(OF_A_GUEST)
+    ]
+    assert bad == []
 
 
 def test_every_error_says_what_to_do() -> None:
