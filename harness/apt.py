@@ -20,7 +20,7 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.debian_mirror import MIRROR_HINT, Mirror, find_mirror
 from harness.errors import UsageError
-from harness.process import CommandError, Completed, run, spawn
+from harness.process import CommandError, Completed, ending, run, spawn
 from harness.progress import Progress
 from harness.store import Store
 
@@ -258,6 +258,7 @@ class Apt:
             said = output.read().decode(errors="replace")
         if child.returncode != 0:
             errors = [line for line in said.splitlines() if line[:2] == "E:"] or said.splitlines()
+            errors = errors or [f"apt-get {ending(child.returncode)}"]
             raise CommandError(
                 f"{what} cannot be fetched:\n" + "\n".join(errors[-4:]),
                 where=shlex.join(argv),

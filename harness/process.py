@@ -101,8 +101,7 @@ def run(
     if check and done.status != 0:
         tail = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-12:])
         raise CommandError(
-            f"{Path(done.argv[0]).name} ended with status {done.status}"
-            + (f":\n{tail}" if tail else ""),
+            f"{Path(done.argv[0]).name} {ending(done.status)}" + (f":\n{tail}" if tail else ""),
             where=shlex.join(done.argv),
             hint=hint,
         )
@@ -146,6 +145,11 @@ def spawn(
         yield child
     finally:
         end_group(child)
+
+
+def ending(status: int) -> str:
+    """How a program ended, by its status: below zero it is a signal."""
+    return f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
 
 
 def end_group(child: subprocess.Popen[bytes]) -> None:

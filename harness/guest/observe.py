@@ -19,6 +19,7 @@ from harness.model.observation import (
 )
 
 _SECONDS = 60.0
+_NOT_KEPT = "has the guest run out of memory? see serial.log in the evidence, and run it again"
 _EARLY = "dmesg -r | grep -e 'soft reserved' -e 'ACPI: SRAT: '"
 
 
@@ -34,7 +35,7 @@ def observe(shell: GuestShell, seconds: float = _SECONDS) -> dict[str, str]:
     try:
         return split_sections(done.output, token)
     except ObservationError as error:
-        raise _unreadable(str(error)) from None
+        raise _unreadable(str(error), _NOT_KEPT) from None
 
 
 def read_sections(sections: dict[str, str]) -> Observation:
@@ -46,7 +47,7 @@ def read_sections(sections: dict[str, str]) -> Observation:
     try:
         return parse_observation(sections)
     except ObservationError as error:
-        raise _unreadable(str(error)) from None
+        raise _unreadable(str(error), "what came is in observation/ in the evidence") from None
 
 
 def require_whole_log(records: Sequence[Record], marks: StepMarks, *, from_boot: bool) -> None:
@@ -82,11 +83,8 @@ def early_messages(shell: GuestShell, seconds: float = _SECONDS) -> tuple[Record
     try:
         return parse_dmesg(done.output)
     except DmesgError as error:
-        raise _unreadable(str(error)) from None
+        raise _unreadable(str(error), _NOT_KEPT) from None
 
 
-def _unreadable(why: str) -> GuestLostError:
-    return GuestLostError(
-        f"what the guest printed is not a whole observation: {why}",
-        hint="what came is in observation/ in the evidence",
-    )
+def _unreadable(why: str, hint: str) -> GuestLostError:
+    return GuestLostError(f"what the guest printed is not a whole observation: {why}", hint=hint)

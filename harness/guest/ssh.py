@@ -129,12 +129,12 @@ class GuestShell:
         try:
             self._channel.settimeout(deadline.check())
             self._channel.sendall(line.encode())
-            output, status = self._collect(command, mark, deadline)
+            output, status = self._collect(deadline, mark)
         except TimeoutError:
             self._check_machine()
             raise deadline.error() from None
         except (OSError, EOFError, paramiko.SSHException) as error:
-            raise self._lost(command, str(error) or "it is closed") from None
+            raise self._lost(deadline.what, str(error) or "it is closed") from None
         return GuestCommand(command, status, output)
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class GuestShell:
         if transport is not None:
             transport.close()
 
-    def _collect(self, command: str, mark: str, deadline: Deadline) -> tuple[str, int]:
+    def _collect(self, deadline: Deadline, mark: str) -> tuple[str, int]:
         data = bytearray()
         end = f"\n{mark} ".encode()
         searched = 0
@@ -156,28 +156,29 @@ class GuestShell:
                 deadline.check()
                 continue
             if not more:
-                raise self._lost(command, "the guest's shell ended")
+                raise self._lost(deadline.what, "the guest's shell ended")
             data += more
             at = data.find(end, searched)
             if at >= 0 and data.find(b"\n", at + len(end)) >= 0:
                 status = bytes(data[at + len(end) :]).split(b"\n", 1)[0]
                 if re.fullmatch(rb"\d{1,3}", status) is None:
-                    raise self._lost(command, f"its status is {status[:20]!r}")
+                    raise self._lost(deadline.what, f"its status is {status[:20]!r}")
                 return data[:at].decode(errors="replace"), int(status)
             searched = max(0, at if at >= 0 else len(data) - len(end))
             if len(data) > _MOST_OUTPUT:
                 raise GuestLostError(
-                    f"{command!r} printed more than {_MOST_OUTPUT >> 20} MiB",
+                    f"the guest printed more than {_MOST_OUTPUT >> 20} MiB while waiting for "
+                    f"{deadline.what}",
                     hint="the guest floods its own log; see serial.log in the evidence",
                 )
 
-    def _lost(self, command: str, why: str) -> GuestLostError:
+    def _lost(self, what: str, why: str) -> GuestLostError:
         end = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < end:
             self._check_machine()
             time.sleep(_RETRY_SECONDS)
         return GuestLostError(
-            f"the SSH connection broke at {command!r}: {why}",
+            f"the SSH connection broke while waiting for {what}: {why}",
             hint="the guest's last words are in serial.log in the evidence",
         )
 

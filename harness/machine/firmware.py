@@ -22,6 +22,10 @@ from harness.model.layout import MachineLayout
 from harness.model.placement import PlacedDecoder
 
 # 16 MiB of 32-bit PCI memory that no firmware has given out yet.
+_WHERE_TO_LOOK = (
+    "what was written is in firmware.json in the evidence; is this QEMU newer than any the harness "
+    "knows? see harness doctor"
+)
 _MMIO = 0xE000_0000
 _MMIO_LIMIT = 0xE0FF_FFFF
 
@@ -136,7 +140,7 @@ def prove_paths(qtest: Qtest, decoders: Sequence[PlacedDecoder]) -> None:
             raise MachineLostError(
                 f"decoder {decoder.name} does not reach its memory: wrote "
                 f"{_pattern(number, address):#x} to {address:#x} and read {value:#x}",
-                hint="the firmware program is in firmware.json in the evidence",
+                hint=_WHERE_TO_LOOK,
             )
     for _, address in places:
         qtest.write64(address, 0)
@@ -267,7 +271,7 @@ def _commit(qtest: Qtest, hdm: int, setting: DecoderSetting) -> None:
     if not qtest.read32(at + 0x10) & _COMMITTED:
         raise MachineLostError(
             f"decoder {setting.index} of {setting.component.name} did not commit {setting.range}",
-            hint="the firmware program is in firmware.json in the evidence",
+            hint=_WHERE_TO_LOOK,
         )
 
 

@@ -100,7 +100,6 @@ def _about_blocks(observation: Observation, blocks: tuple[MemoryRange, ...]) -> 
         if entry.range.minus(blocks):
             yield f"iomem has RAM at {entry.range}, of which not all has memory blocks"
 
-
     ram = [entry.range for entry in observation.iomem.named(r"System RAM(?: \(.*\))?")]
     for block in blocks:
         if not any(block.overlaps(one) for one in ram):

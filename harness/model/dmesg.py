@@ -186,8 +186,10 @@ def _with_whole_traces(records: Sequence[Record]) -> Iterator[tuple[Record, str]
     at = 0
     while at < len(records):
         end = _end_of_trace(records, at)
-        if end == at and _CUT in records[at].text and any(
-            splat(one.text) for one in records[at + 1 : at + 2]
+        if (
+            end == at
+            and _CUT in records[at].text
+            and any(splat(one.text) for one in records[at + 1 : at + 2])
         ):
             at += 1  # a trace without its end: what it begins with says what it is
             continue

@@ -187,6 +187,7 @@ def test_a_helper_that_is_killed(fetching: Fetching, phase: str) -> None:
         os.kill(fetching.await_phase(phase), signal.SIGKILL)
         _, err = child.communicate(timeout=60)
     assert_explained(child, err)
+    assert "was killed by signal 9" in err
     assert fetching.kernels() == fetching.temporary() == []
     fetching.assert_fetches_now()
 

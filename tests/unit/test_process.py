@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.deadline import Deadline
-from harness.process import run
+from harness.process import CommandError, run
 
 # Starts a program that writes a file once it runs, and then waits longer than any test.
 STARTER = """
@@ -70,3 +70,10 @@ def test_the_programs_words_and_status_are_its_own() -> None:
     words = ["sh", "-c", 'printf "%s|" "$0" "$@"; exit 7', "a b", "$HOME", "", "'", "-n"]
     done = run(words, deadline=Deadline(20, "a shell"), check=False)
     assert (done.status, done.stdout) == (7, "a b|$HOME||'|-n|")
+
+
+def test_a_program_that_is_killed_has_no_status() -> None:
+    with pytest.raises(CommandError, match="sh was killed by signal 9"):
+        run(["sh", "-c", "kill -9 $$"], deadline=Deadline(20, "a shell"))
+    with pytest.raises(CommandError, match="sh ended with status 7"):
+        run(["sh", "-c", "exit 7"], deadline=Deadline(20, "a shell"))
