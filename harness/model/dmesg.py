@@ -194,7 +194,8 @@ def _with_whole_traces(records: Sequence[Record]) -> Iterator[tuple[Record, str]
             at += 1  # a trace without its end: what it begins with says what it is
             continue
         head = next((n for n in range(at, end) if splat(records[n].text) is not None), end)
-        trace, meanwhile = list(records[at : head + 1]), []
+        trace = list(records[at : head + 1])
+        meanwhile: list[Record] = []
         for one in records[head + 1 : end + 1]:
             of_device = one.level <= WARNING and _OF_DEVICE.match(one.text)
             (meanwhile if of_device else trace).append(one)
