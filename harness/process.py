@@ -20,6 +20,9 @@ from harness.errors import HarnessError, UsageError
 
 log = logging.getLogger(__name__)
 
+# A process that was killed ends in less, but for one that waits for broken hardware.
+_REAP_SECONDS = 30.0
+
 # Nothing else of the caller's environment reaches a child: no secrets, no locale surprises.
 _KEPT_ENVIRONMENT = (
     "PATH", "HOME", "USER", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME",
@@ -153,10 +156,19 @@ def ending(status: int) -> str:
 
 
 def end_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a child's process group, reap the child and close its pipes."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    """Kill what is left of a child's process group, reap the child and close its pipes.
+
+    A number is not given to another process while one is left in the group of that number: once
+    the child has been reaped, a process with its number is somebody else's, and so is its group.
+    """
+    if child.returncode is None or not os.path.exists(f"/proc/{child.pid}"):
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    try:
+        child.wait(_REAP_SECONDS)
+    except subprocess.TimeoutExpired:
+        # The kernel waits in it for a disk or a network that does not answer.
+        log.warning("process %d does not end although it was killed", child.pid)
     for pipe in (child.stdin, child.stdout, child.stderr):
         if pipe is not None:
             pipe.close()

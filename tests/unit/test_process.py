@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from harness.deadline import Deadline
-from harness.process import CommandError, run
+from harness.process import CommandError, end_group, run
 
 # Starts a program that writes a file once it runs, and then waits longer than any test.
 STARTER = """
@@ -77,3 +78,38 @@ def test_a_program_that_is_killed_has_no_status() -> None:
         run(["sh", "-c", "kill -9 $$"], deadline=Deadline(20, "a shell"))
     with pytest.raises(CommandError, match="sh ended with status 7"):
         run(["sh", "-c", "exit 7"], deadline=Deadline(20, "a shell"))
+
+
+def test_nobody_elses_process_group_is_killed() -> None:
+    ours = subprocess.Popen(["true"], start_new_session=True)
+    ours.wait()
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:
+        try:
+            ours.pid = other.pid  # as when the number has been given to it meanwhile
+            end_group(cast(Any, ours))
+            with pytest.raises(subprocess.TimeoutExpired):
+                other.wait(0.5)
+        finally:
+            other.kill()
+
+
+def test_what_a_program_has_left_in_its_group_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "left"
+    run(["sh", "-c", f"sleep 600 >&- 2>&- & echo $! > {file}"], deadline=Deadline(20, "a shell"))
+    end = time.monotonic() + 10
+    while is_alive(file):
+        assert time.monotonic() < end, "it outlives the program that started it"
+        time.sleep(0.01)
+
+
+def test_a_program_that_cannot_be_killed_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that waits for a disk that does not answer, which a test cannot have."""
+    monkeypatch.setattr("harness.process._REAP_SECONDS", 0.1)
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as child:
+        with monkeypatch.context() as unkillable:
+            unkillable.setattr(os, "killpg", lambda _group, _number: None)
+            end_group(cast(Any, child))
+        assert "does not end although it was killed" in caplog.text
+        child.kill()
