@@ -56,7 +56,10 @@ def test_whether_a_region_may_be_left_is_of_the_scenario_and_the_policy(
         monkeypatch.setattr(run_guest, name, answer)
     case = load_case(scenario)
     bootable = SimpleNamespace(
-        patience=1.0, finds_leaks=False, initramfs=SimpleNamespace(modules=())
+        patience=1.0,
+        finds_leaks=False,
+        initramfs=SimpleNamespace(modules=()),
+        kernel=SimpleNamespace(release=SEEN.release),
     )
     prepared = SimpleNamespace(case=case, state=state_of(case), bootable=bootable)
     guest = SimpleNamespace(shell=None, check=lambda: None)
