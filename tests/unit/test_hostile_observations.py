@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ from harness.model.observation import (
 )
 from harness.model.placement import FirmwareState, place_firmware
 from harness.model.preflight import window_problems
-from harness.model.scenario import Scenario
+from harness.model.scenario import ExpectedLine, Scenario
 from harness.model.verdict import Verdict
 from harness.runs.catalogue import load_case
 
@@ -165,6 +166,43 @@ def test_a_damaged_warning_is_not_taken_for_nothing() -> None:
         damaged = WARNING[:at] + WARNING[at + 1 :]
         changed = one.sections | {"dmesg": one.sections["dmesg"] + damaged}
         assert one.verdict(changed)[0] is not Verdict.PASS
+
+
+TRACE = [
+    f"<4>[    8.000000] {text}\n"
+    for text in (
+        "------------[ cut here ]------------",
+        "WARNING: drivers/other/thing.c:1 at thing+0x1/0x2, CPU#0: modprobe/9",
+        "Modules linked in: dax_cxl kmem dax_hmem",
+        "Call Trace:",
+        " ? cxl_dax_region_driver_register+0x5/0x20 [dax_cxl]",
+        "---[ end trace 0000000000000000 ]---",
+    )
+]
+
+
+@pytest.mark.parametrize("begins", ["before the first step", "after it"])
+def test_a_warning_hides_in_no_place_of_the_log(begins: str) -> None:
+    """Not amid a trace that does not count because it is of the boot, or because it is expected."""
+    one = original("exact_cover-7.2")
+    mark, *lines = lines_of(one.sections["dmesg"])
+    early = begins != "after it"
+    expect = one.scenario.expect
+    excused = ExpectedLine(pattern=r"other/thing\.c:1", reason="the test makes it")
+    expect = expect if early else msgspec.structs.replace(expect, dmesg=(excused,))
+    one = replace(one, scenario=msgspec.structs.replace(one.scenario, expect=expect))
+
+    def verdict(log: list[str]) -> Verdict:
+        return one.verdict(one.sections | {"dmesg": "".join(log)})[0]
+
+    whole = [*TRACE, mark, *lines] if early else [mark, *TRACE, *lines]
+    assert verdict(whole) is Verdict.PASS
+    first = whole.index(mark) + 1
+    for at in [*range(first, first + 12), *range(first + 12, len(whole), 20)]:
+        assert verdict([*whole[:at], WARNING, *whole[at:]]) is not Verdict.PASS, whole[at - 1]
+    for cut in range(1, len(TRACE)):  # the step begins while the trace is printed
+        across = [*TRACE[:cut], mark, WARNING, *TRACE[cut:], *lines]
+        assert verdict(across) is not Verdict.PASS
 
 
 def test_sections_that_stand_twice_or_in_another_place() -> None:
