@@ -46,7 +46,7 @@ def podman(*words: str) -> list[str]:
 
 def containers(job: Path) -> list[str]:
     """Those of one job, running or ended: each has the job's folder."""
-    (folder,) = job.glob("ownership-*")
+    (folder,) = job.glob("ownership-container-*")
     return podman("ps", "--all", "--quiet", f"--filter=volume={folder}")
 
 

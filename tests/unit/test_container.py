@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -81,6 +82,7 @@ def test_what_containers_are_given(
     script: Any, podman: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: bool
 ) -> None:
     monkeypatch.setenv("HARNESS_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("HARNESS_QEMU", str(tmp_path / "own/bin/qemu"))
     job = podman.conf.parent
     said = tomllib.loads(script.containers_conf(job, whole))
     given = said["containers"]
@@ -91,7 +93,8 @@ def test_what_containers_are_given(
         str(tmp_path / "store")
     ]
     assert {str(job), str(PROJECT)} <= mounted.keys()
-    assert ("/usr" in mounted) is whole
+    assert ("/usr" in mounted) is (str(tmp_path / "own") in mounted) is whole
+    assert (f"HARNESS_QEMU={tmp_path}/own/bin/qemu" in given["env"]) is whole
     assert given["netns"] == "none"
     assert f"HARNESS_STORE={tmp_path / 'store'}" in given["env"]
     assert [one.split("=")[0] for one in given["default_ulimits"]] == ["nofile", "nproc"]
@@ -152,18 +155,25 @@ def test_the_spawner_finds_its_eggs_and_hears_running(script: Any, podman: Any) 
 
 
 @pytest.mark.parametrize(
-    ("status", "app", "says"),
-    [(137, ["task-run"], True), (0, ["task-run"], False), (137, ["-c"], False)],
+    ("status", "app", "stopped", "says"),
+    [
+        (137, "task-run", False, True),
+        (0, "task-run", False, False),
+        (137, "task-run", True, False),
+        (137, "-c", False, False),
+    ],
 )
-def test_a_lost_container_ends_its_test_after_a_moment(
+def test_a_lost_container_ends_its_test_but_one_that_avocado_stopped_does_not(
     script: Any,
+    podman: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     status: int,
-    app: list[str],
+    app: str,
+    stopped: bool,
     says: bool,
 ) -> None:
-    runner = ["python3", "-m", "x", *app, "-i", "1-a b", "-j", "j1", "-s", "/tmp/.socket"]
+    runner = ["python3", "-m", "x", app, "-i", "1-a b", "-j", "j1", "-s", "/tmp/.socket"]
     inspected = {
         "State": {"ExitCode": status},
         "Config": {"CreateCommand": ["podman", "create", f"--entrypoint={json.dumps(runner)}"]},
@@ -174,6 +184,8 @@ def test_a_lost_container_ends_its_test_after_a_moment(
     }
 
     class Fake:
+        job = podman.job
+
         def ended(self) -> set[str]:
             return {"c1"}
 
@@ -181,20 +193,14 @@ def test_a_lost_container_ends_its_test_after_a_moment(
             assert words == ("inspect", "c1")
             return json.dumps([inspected])
 
-    now = 0.0
-    monkeypatch.setattr(script.time, "monotonic", lambda: now)
+    if stopped:
+        subprocess.run([str(podman.wrapper), "kill", "--signal=TERM", "c1"], check=True)
     monkeypatch.chdir(tmp_path)
     lost = script.Lost(Fake())
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("s")
         server.listen()
         server.setblocking(False)
-        lost.look()
-        now += script._GRACE_SECONDS / 2
-        lost.look()
-        with pytest.raises(BlockingIOError):
-            server.accept()
-        now += script._GRACE_SECONDS
         for _ in range(2):
             lost.look()
         if not says:
@@ -211,3 +217,26 @@ def test_a_lost_container_ends_its_test_after_a_moment(
     assert {name: message[name] for name in ("id", "job_id", "status", "result")} == {
         "id": "1-a b", "job_id": "j1", "status": "finished", "result": "error",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_a_killed_job_left_is_removed_but_not_of_one_that_lives(
+    script: Any, podman: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    other = tmp_path / f"{script._PREFIX}1"
+    other.mkdir()
+    inspected = json.dumps([{"Mounts": [{"Source": "/a"}, {"Source": str(other)}]}])
+    said = f"""#!/bin/sh
+case "$*" in
+    ps*label=*) echo c1 ;;
+    inspect*) echo '{inspected}' ;;
+    rm*) echo "$@" >{tmp_path}/removed ;;
+esac
+"""
+    podman.program.write_text(said)
+    with (other / script._ALIVE).open("w") as file:
+        if alive:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        podman.remove()
+    assert other.exists() is alive
+    assert (tmp_path / "removed").exists() is not alive
