@@ -32,7 +32,8 @@ from harness.errors import HarnessError, UsageError
 if TYPE_CHECKING:
     from harness.model.matrix import Combination, Plan
     from harness.runs.combination import Message
-    from harness.runs.worker_pool import Pool, Ticket
+    from harness.runs.worker_messages import Ticket
+from harness.runs.worker_pool import Pool
 
 KIND = "ownership"
 _PREFIX = f"{KIND}:"
@@ -248,7 +249,7 @@ class _Handle:
 
     def __init__(self, threads: ThreadPoolExecutor, pool: Pool, task: Any) -> None:
         from harness.runs.matrix import read_combination
-        from harness.runs.worker_pool import Ticket
+        from harness.runs.worker_messages import Ticket
 
         self.ticket: Ticket = Ticket()
         one = read_combination(task.runnable.kwargs["combination"])

@@ -34,7 +34,7 @@ from harness.runs.night_history import Night, NightHistory
 from harness.runs.night_tree import NightTree, rebased
 from harness.runs.prepare import request_for
 from harness.runs.watched_pool import Ended
-from harness.runs.worker_pool import NO_HOST
+from harness.runs.worker_messages import NO_HOST
 
 NIGHTS = "nights"
 LATEST = "latest"

@@ -11,7 +11,8 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.model.matrix import Combination
 from harness.runs.combination import Message, Say
-from harness.runs.worker_pool import Pool, Ticket
+from harness.runs.worker_messages import Ticket
+from harness.runs.worker_pool import Pool
 
 Ended = Callable[[Combination, Mapping[str, Any] | None, Message], None]
 """Hears of the end of a combination: its result, if there is one, and its `finished` message."""

@@ -19,9 +19,17 @@ from harness.model.hosts import LabHost
 from harness.model.kernel import Kernel
 from harness.model.matrix import Combination
 from harness.progress import Progress
+from harness.runs.applicable import not_about
 from harness.runs.catalogue import load_case
-from harness.runs.combination import Message, Say, ending_of_error
-from harness.runs.prepare import not_about, request_for
+from harness.runs.combination import Say
+from harness.runs.prepare import request_for
+from harness.runs.worker_messages import (
+    NoHostError,
+    Ticket,
+    Told,
+    ending_without_result,
+    note,
+)
 from harness.runs.worker_process import (
     WorkerLostError,
     WorkerProcess,
@@ -30,18 +38,11 @@ from harness.runs.worker_process import (
 )
 from harness.store import Store
 
-NO_HOST = "NoHost"
-"""The `fail_class` of what was not run because no host is left."""
-
 _MOST_LOSSES = 3
 """How often a combination may lose its worker, and how many combinations may lose theirs on a host
 without any result between."""
 _RETRY_SECONDS = 2.0
 _CLOSE_SECONDS = 10.0
-
-
-class NoHostError(HarnessError):
-    """No host is left that could run anything."""
 
 
 @dataclass(eq=False)
@@ -65,31 +66,6 @@ class _Slot:
     def close(self) -> None:
         self.worker = None
         self.stack.close()
-
-
-class Ticket:
-    """One combination under way, which any thread may cancel.
-
-    Attributes:
-        begun: set once it has had a slot, or will not get one.
-        worker: who runs it now.
-    """
-
-    def __init__(self) -> None:
-        self.begun = threading.Event()
-        self.worker: WorkerProcess | None = None
-        self._cancelled = threading.Event()
-
-    def is_cancelled(self) -> bool:
-        """Whether somebody has cancelled it."""
-        return self._cancelled.is_set()
-
-    def cancel(self) -> None:
-        """Let nothing more come of it."""
-        self._cancelled.set()
-        worker = self.worker
-        if worker is not None:
-            worker.terminate()
 
 
 class Pool(Protocol):
@@ -178,16 +154,16 @@ class WorkerPool:
 
         Whatever happens, unless it is cancelled, `say` hears a `finished`.
         """
-        told = _Told(say, ticket)
+        told = Told(say, ticket)
         try:
             self._run(one, output, told, ticket)
         except Exception as error:
             told({"status": "started"})
-            told(_ending(error))
+            told(ending_without_result(error))
         finally:
             ticket.begun.set()
 
-    def _run(self, one: Combination, output: Path, told: _Told, ticket: Ticket) -> None:
+    def _run(self, one: Combination, output: Path, told: Told, ticket: Ticket) -> None:
         losses = 0
         avoid: set[_Host] = set()
         while not ticket.is_cancelled():
@@ -213,7 +189,7 @@ class WorkerPool:
                             where=cause.where,
                             hint="run it by hand: does it need more memory than there is?",
                         ) from None
-                    told(_note(f"{slot.host.lab.name} is lost, again elsewhere: {cause}"))
+                    told(note(f"{slot.host.lab.name} is lost, again elsewhere: {cause}"))
                 except HarnessError:
                     raise
                 except Exception:
@@ -222,7 +198,7 @@ class WorkerPool:
                     raise
 
     def _run_in(
-        self, slot: _Slot, one: Combination, output: Path, told: _Told, ticket: Ticket
+        self, slot: _Slot, one: Combination, output: Path, told: Told, ticket: Ticket
     ) -> None:
         remote = slot.host.lab.ssh is not None
         kernel = self._kernel(one) if remote else None
@@ -233,7 +209,7 @@ class WorkerPool:
                 return
             if kernel is not None:
                 self._send(slot.host, worker, kernel)
-            told(_note(f"on {slot.host.lab.name} ({worker.hello.get('machine')})"))
+            told(note(f"on {slot.host.lab.name} ({worker.hello.get('machine')})"))
             stored = kernel.identity if kernel else None
             worker.run(one, output, told, shared=not remote, stored=stored)
         except WorkerLostError:
@@ -354,47 +330,3 @@ class _HostError(HarnessError):
     def __init__(self, cause: HarnessError) -> None:
         super().__init__(cause.message, hint=cause.hint, where=cause.where)
         self.cause = cause
-
-
-class _Told:
-    """Passes messages on: `started` first and once, and nothing of what was cancelled.
-
-    Avocado 113 gives up on a whole job, without a word, when something else comes before `started`.
-    """
-
-    def __init__(self, say: Say, ticket: Ticket) -> None:
-        self._say = say
-        self._ticket = ticket
-        self._started = False
-        self._held: list[Message] = []
-
-    def __call__(self, message: Message) -> None:
-        if message["status"] == "started":
-            if self._started:
-                return
-            self._started = True
-            self._pass_on(message)
-            for one in self._held:
-                self._pass_on(one)
-        elif self._started:
-            self._pass_on(message)
-        else:
-            self._held.append(message)
-
-    def _pass_on(self, message: Message) -> None:
-        if not self._ticket.is_cancelled():
-            self._say(message)
-
-
-def _ending(error: Exception) -> Message:
-    """The `finished` message of what could not be run. A full disk of this machine is no defect."""
-    if isinstance(error, NoHostError):
-        return {**ending_of_error(error), "fail_class": NO_HOST}
-    if not isinstance(error, HarnessError):
-        hint = "is the disk full?" if isinstance(error, OSError) else "report it"
-        error = HarnessError(f"the run could not be begun or followed: {error!r}", hint=hint)
-    return ending_of_error(error)
-
-
-def _note(text: str) -> Message:
-    return {"status": "running", "type": "stdout", "log": f"{text}\n".encode(), "log_only": True}

@@ -17,7 +17,7 @@ from harness.errors import UsageError
 from harness.model.matrix import Combination
 from harness.runs.combination import Message, Say
 from harness.runs.watched_pool import WatchedPool
-from harness.runs.worker_pool import Ticket
+from harness.runs.worker_messages import Ticket
 
 ONE = Combination(scenario="exact_cover")
 ENDS: tuple[Message, ...] = (

@@ -17,7 +17,8 @@ from harness.model.hosts import LabHost, read_lab
 from harness.model.matrix import Combination
 from harness.progress import SilentProgress
 from harness.runs.combination import Message
-from harness.runs.worker_pool import NO_HOST, Ticket, WorkerPool
+from harness.runs.worker_messages import NO_HOST, Ticket
+from harness.runs.worker_pool import WorkerPool
 from harness.runs.worker_process import started_worker, worker_argv
 from harness.store import Store
 
