@@ -11,13 +11,12 @@ import msgspec
 
 from harness.model.acpi_tables import MemoryAffinity
 from harness.model.document import Document, read_document
+from harness.model.kernel_version import VERSION, kernel_version
 from harness.model.layout_troubles import Trouble, troubled
 from harness.model.memory_range import MemoryRange
 from harness.model.placement import FirmwareState
 from harness.model.scenario import Policy
 from harness.model.verdict import Finding
-
-_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
 class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,11 +68,11 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     def concerns(self, release: str, policy: Policy) -> bool:
         """Whether it is there on a kernel release, under a policy."""
-        version = _version(release)
+        version = kernel_version(release)
         return (
             (not self.policies or policy in self.policies)
-            and (not self.since or version >= _version(self.since))
-            and (not self.until or version < _version(self.until))
+            and (not self.since or version >= kernel_version(self.since))
+            and (not self.until or version < kernel_version(self.until))
         )
 
 
@@ -151,7 +150,7 @@ def read_known_issues(text: str, name: str) -> Document[KnownIssues]:
     for index, issue in enumerate(document.value.issues):
         for field in ("since", "until"):
             value = getattr(issue, field)
-            if value and _VERSION.fullmatch(value) is None:
+            if value and VERSION.fullmatch(value) is None:
                 raise document.error(
                     f"issues[{index}].{field}",
                     f"{value!r} is not a kernel version",
@@ -173,10 +172,3 @@ def read_known_issues(text: str, name: str) -> Document[KnownIssues]:
                     hint="escape brackets and dots that are meant as they stand",
                 ) from None
     return document
-
-
-def _version(release: str) -> tuple[int, int, int]:
-    match = _VERSION.match(release)
-    if match is None:
-        return (0, 0, 0)
-    return (int(match[1]), int(match[2]), int(match[3] or 0))

@@ -101,6 +101,8 @@ class KernelNeeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         config: options, without CONFIG_, and their values `y`, `m`, `n`, or `enabled` for y or m;
             a kernel built otherwise is skipped with the reason.
         cmdline: parameters added to the kernel's command line.
+        since: the first kernel version that it is about, such as `7.1`; an older one without a
+            series on top is skipped with the reason.
     """
 
     configs: tuple[Name, ...] = ()
@@ -108,6 +110,7 @@ class KernelNeeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9_]+\Z")], Literal["y", "m", "n", "enabled"]
     ] = {}
     cmdline: tuple[Annotated[str, msgspec.Meta(pattern=r"^[!-~]+\Z")], ...] = ()
+    since: Annotated[str, msgspec.Meta(pattern=r"^([0-9]+\.[0-9]+(\.[0-9]+)?)?\Z")] = ""
 
 
 class GuestSteps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

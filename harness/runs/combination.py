@@ -18,8 +18,9 @@ from harness.model.kernel_request import KernelRequest
 from harness.model.matrix import Combination
 from harness.model.verdict import RunResult, Verdict
 from harness.progress import Progress
+from harness.runs.applicable import NotApplicableError
 from harness.runs.catalogue import load_case, load_known_issues
-from harness.runs.prepare import NotApplicableError, this_host
+from harness.runs.prepare import this_host
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import Session
 

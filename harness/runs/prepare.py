@@ -6,14 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from harness.errors import HarnessError, NotConfigurableError, UsageError
+from harness.errors import NotConfigurableError, UsageError
 from harness.guest.initramfs import (
     BOOT_MODULES,
     SCENARIO_MODULES,
@@ -37,7 +37,6 @@ from harness.model.command_line import kernel_command_line
 from harness.model.decoder_plan import DecoderSetting, plan_decoders
 from harness.model.expected_messages import expected_messages
 from harness.model.kernel import Kernel
-from harness.model.kernel_config import parse_config
 from harness.model.kernel_modules import ModulePlan, module_name
 from harness.model.kernel_request import KernelRequest, with_configs
 from harness.model.layout import MachineLayout
@@ -46,6 +45,7 @@ from harness.model.placement import FirmwareState, place_firmware
 from harness.model.scenario import POLICIES, Policy
 from harness.paths import store_root
 from harness.progress import Progress
+from harness.runs.applicable import check_kernel, not_about
 from harness.runs.catalogue import Case, load_quirks
 from harness.runs.live_machines import LiveMachines
 from harness.store import Store
@@ -64,10 +64,6 @@ _WATCHDOGS = {
 
 _ANSWER = "answer.json"
 Result = TypeVar("Result")
-
-
-class NotApplicableError(UsageError):
-    """The kernel is not one that the scenario is about: nothing to judge."""
 
 
 class MissingModuleError(UsageError):
@@ -318,7 +314,7 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
         bootable = prepare_kernel(host, request, modules)
     except NotConfigurableError as error:
         raise not_about(case, error) from error
-    _check_config(case, bootable.kernel)
+    check_kernel(case, bootable.kernel, request)
     tables = {"CEDT": layout.cedt} if layout.cedt else {}
     if state.srat:
         tables["SRAT"] = override_srat(layout.srat, state.srat)
@@ -337,19 +333,6 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     )
 
 
-def not_about(case: Case, error: NotConfigurableError) -> HarnessError:
-    """What it means for a scenario that a source cannot be configured as asked.
-
-    A source that forbids what the scenario itself asks for is none that the scenario is about.
-    """
-    if not error.fragments <= {f"{name}.config" for name in case.scenario.kernel.configs}:
-        return error
-    return NotApplicableError(
-        f"{case.name} is about a kernel that this source forbids:\n{error.message}",
-        hint="take the source of another version",
-    )
-
-
 def _check_all_stated(case: Case, state: FirmwareState) -> None:
     """Refuse a scenario that says nothing about a region that somebody must own."""
     if not case.as_stated:
@@ -363,30 +346,3 @@ def _check_all_stated(case: Case, state: FirmwareState) -> None:
                     f"says nothing about {name}, a region without a Soft Reserved range",
                     hint="state its owner, by the decoder's name",
                 )
-
-
-def _check_config(case: Case, kernel: Kernel) -> None:
-    needs = case.scenario.kernel.config
-    if not needs:
-        return
-    if kernel.config is None:
-        raise NotApplicableError(
-            f"{case.name} needs {_listed(needs)}, and {kernel.spec} comes without its config",
-            hint="use a kernel with a config beside it",
-        )
-    have = parse_config(kernel.config.read_text())
-    wrong = {
-        option: value
-        for option, value in needs.items()
-        if have.value(option) != value and not (value == "enabled" and have.enabled(option))
-    }
-    if wrong:
-        found = ", ".join(f"{option}={have.value(option)}" for option in wrong)
-        raise NotApplicableError(
-            f"{case.name} needs {_listed(wrong)}, and {kernel.spec} was built with {found}",
-            hint="use a kernel that was built so",
-        )
-
-
-def _listed(options: Mapping[str, str]) -> str:
-    return ", ".join(f"{option}={value}" for option, value in options.items())

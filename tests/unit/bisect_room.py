@@ -14,8 +14,8 @@ from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.progress import SilentProgress
+from harness.runs.applicable import NotApplicableError
 from harness.runs.catalogue import Case
-from harness.runs.prepare import NotApplicableError
 from harness.runs.run_scenario import Session, Skipped
 
 Answer = Callable[[str, int], Verdict | BaseException]

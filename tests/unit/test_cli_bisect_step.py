@@ -13,7 +13,8 @@ from fake_sources import copy_fake, edit, git
 
 from harness.errors import UnbuildableError
 from harness.model.verdict import Verdict
-from harness.runs.prepare import MissingModuleError, NotApplicableError
+from harness.runs.applicable import NotApplicableError
+from harness.runs.prepare import MissingModuleError
 
 __all__ = ["builder", "guests", "made_tree", "tree"]
 

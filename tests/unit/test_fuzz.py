@@ -22,9 +22,10 @@ from harness.model.known_issues import KnownIssue, KnownIssues
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.progress import SilentProgress
 from harness.runs import fuzz
+from harness.runs.applicable import NotApplicableError
 from harness.runs.catalogue import Case, load_case
 from harness.runs.fuzz import Campaign, ForgetfulHost, NewFailure, Tally
-from harness.runs.prepare import Host, NotApplicableError
+from harness.runs.prepare import Host
 from harness.runs.run_scenario import Session, Skipped
 
 Judge = Callable[[Case], tuple[Verdict, tuple[Finding, ...]]]

@@ -16,6 +16,7 @@ from harness.progress import SilentProgress
 
 # Both imported here: pytester forgets the modules that were first imported below it.
 from harness.runs import prepare, run_scenario
+from harness.runs.applicable import NotApplicableError
 from harness.runs.catalogue import Case, scenario_names
 from harness.store import Store
 
@@ -79,7 +80,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...
             ) -> Iterator[RunResult | run_scenario.Skipped]:
                 for case in cases:
                     seen.append((case, kernel, *self.given))
-                    if isinstance(verdict, prepare.NotApplicableError):
+                    if isinstance(verdict, NotApplicableError):
                         yield run_scenario.Skipped(case, verdict)
                     elif isinstance(verdict, BaseException):
                         raise verdict
@@ -197,7 +198,7 @@ def test_a_run_without_a_kernel_is_an_error(pytester: pytest.Pytester, answer: A
 def test_a_scenario_that_is_not_about_the_kernel_is_skipped(
     pytester: pytest.Pytester, answer: Any
 ) -> None:
-    answer(prepare.NotApplicableError("needs CXL_REGION=n", hint="use another kernel"))
+    answer(NotApplicableError("needs CXL_REGION=n", hint="use another kernel"))
     counts, text = outcomes(pytester)
     assert counts == {"skipped": len(scenario_names())}
     assert "needs CXL_REGION=n" in text

@@ -23,9 +23,10 @@ from harness.model.verdict import Difference, Finding, RunResult, Verdict
 from harness.paths import SCENARIOS
 from harness.progress import SilentProgress
 from harness.runs import run_scenario as runs
+from harness.runs.applicable import NotApplicableError
 from harness.runs.catalogue import Case, load_case, load_cases
 from harness.runs.live_machines import LiveMachines, StoppedError
-from harness.runs.prepare import Host, NotApplicableError
+from harness.runs.prepare import Host
 from harness.runs.reproducer import asked_load, loading
 from harness.runs.run_guest import Judging, expected_of
 from harness.runs.run_scenario import Session, Skipped
