@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from harness.model.matrix import Combination
     from harness.model.night import Bisecting
     from harness.runs.commit_judge import Flakiness
+    from harness.runs.night_bisecting import BisectingTime
     from harness.runs.nightly import NightResult, RunJob
     from harness.runs.prepare import Host
     from harness.runs.watched_pool import Ended
@@ -67,6 +68,14 @@ _TIMEOUT = "Test interrupted: Timeout reached"
     help="How long looking for the commit of one regression may take; 0 for not at all.",
 )
 @click.option(
+    "--bisect-total-minutes",
+    "total_minutes",
+    type=click.IntRange(1, 7 * 24 * 60),
+    default=240,
+    show_default=True,
+    help="How long this may take for all regressions of a night together.",
+)
+@click.option(
     "--runs",
     type=click.IntRange(1, 1000),
     default=1,
@@ -93,6 +102,7 @@ def nightly(
     hosts: Path | None,
     run_timeout: int,
     bisect_minutes: int,
+    total_minutes: int,
     runs: int,
     keep: int,
     fresh: bool,
@@ -132,11 +142,13 @@ def nightly(
 
             resolve_kernel(request, host.store, progress)
 
-        def bisect(one: Combination, good: str, bad: str, evidence: Path) -> Bisecting:
+        def bisect(
+            one: Combination, good: str, bad: str, evidence: Path, time: BisectingTime
+        ) -> Bisecting:
             if bisect_minutes == 0:
                 return Bisecting("", "", ("not bisected, as asked",))
             where = (str(followed.folder), good, bad)
-            return _bisect(host, one, where, Flakiness(runs), bisect_minutes, evidence)
+            return _bisect(host, one, where, Flakiness(runs), bisect_minutes, evidence, time)
 
         made = Nightly(
             folder,
@@ -148,7 +160,7 @@ def nightly(
             bisect,
             progress,
         )
-        result = made.run(Asked(branch, matrix, fresh))
+        result = made.run(Asked(branch, matrix, fresh, total_minutes))
         text = _write_reports(made.folder(result.night), result, history.results(result.night))
         made.finish(result.night, keep)
     click.echo(text, nl=False)
@@ -197,6 +209,7 @@ def _bisect(
     flakiness: Flakiness,
     minutes: int,
     evidence: Path,
+    time: BisectingTime,
 ) -> Bisecting:
     """Look for the first bad commit of a combination, in a tree between two commits."""
     from harness.deadline import Deadline
@@ -222,8 +235,12 @@ def _bisect(
     key = opened.key([case], one.policy, flakiness, host.qemu.identity)
     record = open_record(host.store, key, f"{one.name}: {good} {bad}", host.progress)
     judging = Judging(one.policy, evidence, KnownIssues(issues=()), one.timeout)
+    left = time.left()
+    option = "--bisect-minutes" if 60 * minutes <= left else "--bisect-total-minutes"
     deadline = Deadline(
-        60 * minutes, "the bisection", hint="start harness bisect by hand, or take --bisect-minutes"
+        min(60 * minutes, round(left)),
+        "the bisection",
+        hint=f"start harness bisect by hand, or take a larger {option}",
     )
 
     class Steps(TerminalProgress):
@@ -231,6 +248,7 @@ def _bisect(
             self.note(f"{count} commits from {ends.old.short} to {ends.new.short}")
 
         def step(self, step: Any, again: bool) -> None:
+            time.keep()
             self.note(f"  {step_lines(step, again)[0]}")
 
     jobs = default_jobs()

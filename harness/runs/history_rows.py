@@ -18,6 +18,7 @@ _VERDICTS = (SKIPPED, *(one.name for one in Verdict))
 _NIGHTS = list[tuple[_Number, str, str, str, str, str, str, _Time, _Time | None, Literal[0, 1]]]
 _RESULTS = list[tuple[_Number, str, str, str, str, str, str]]
 _BISECTIONS = list[tuple[_Number, str, str, str, str]]
+_TIMES = list[tuple[_Number, _Time]]
 _TEXTS = tuple[str, ...]
 
 
@@ -62,6 +63,18 @@ def check_rows(connection: sqlite3.Connection) -> None:
         ):
             read_record(msgspec.json.decode(text))
     except ValueError as error:  # those of msgspec, and of what is no result, are among them
+        raise sqlite3.DatabaseError(f"a row makes no sense: {error}") from error
+
+
+def check_times(connection: sqlite3.Connection) -> None:
+    """Read how long nights have looked for commits.
+
+    Raises:
+        sqlite3.DatabaseError: a row is not what was written.
+    """
+    try:
+        _rows(connection, "select night, seconds from bisecting_times", _TIMES)
+    except ValueError as error:
         raise sqlite3.DatabaseError(f"a row makes no sense: {error}") from error
 
 

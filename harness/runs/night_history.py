@@ -16,7 +16,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.model.night import Bisecting, Earlier, Line, Seen
 from harness.model.verdict import Verdict
-from harness.runs.history_rows import check_rows
+from harness.runs.history_rows import check_rows, check_times
 
 FILE = "history.sqlite"
 _APPLICATION = 0x43584C4F
@@ -41,6 +41,11 @@ create table bisections(
     night integer not null references nights(id), line text not null, commit_name text not null,
     subject text not null, said text not null, primary key(night, line));
 create index lines on results(line, night);
+"""
+# Without a new form: a harness that does not know it does without it.
+_LATER = """
+create table if not exists bisecting_times(
+    night integer primary key references nights(id), seconds real not null);
 """
 
 
@@ -217,6 +222,20 @@ class NightHistory:
             for text, commit, subject, said in rows
         }
 
+    def add_bisecting_seconds(self, night: Night, seconds: float) -> None:
+        """Keep that looking for commits has taken a night so much longer."""
+        with self._writing() as connection:
+            connection.execute(
+                "insert into bisecting_times values (?, ?)"
+                " on conflict(night) do update set seconds = seconds + excluded.seconds",
+                (night.number, seconds),
+            )
+
+    def bisecting_seconds(self, night: Night) -> float:
+        """How long a night has looked for commits so far, in all its starts."""
+        rows = self._rows("select seconds from bisecting_times where night = ?", night.number)
+        return float(rows[0][0]) if rows else 0.0
+
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock, self._explained():
             return self._connection.execute(query, values).fetchall()
@@ -292,7 +311,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if not tables:
         with connection:
             connection.executescript(
-                f"begin; {_TABLES} pragma application_id = {_APPLICATION};"
+                f"begin; {_TABLES} {_LATER} pragma application_id = {_APPLICATION};"
                 f" pragma user_version = {_VERSION}; commit;"
             )
         return
@@ -310,6 +329,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if said != "ok":
         raise sqlite3.DatabaseError(said)
     check_rows(connection)
+    with connection:
+        connection.execute(_LATER)
+    check_times(connection)
 
 
 def _put_aside(path: Path) -> Path:

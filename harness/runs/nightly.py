@@ -30,6 +30,7 @@ from harness.model.verdict import RunResult, Verdict
 from harness.runs.catalogue import load_case
 from harness.runs.combination import Message
 from harness.runs.matrix import load_matrix
+from harness.runs.night_bisecting import Bisect, NightBisecting
 from harness.runs.night_history import Night, NightHistory
 from harness.runs.night_tree import NightTree, rebased
 from harness.runs.prepare import request_for
@@ -38,16 +39,12 @@ from harness.runs.worker_messages import NO_HOST
 
 NIGHTS = "nights"
 LATEST = "latest"
-_MOST_TRIED = 2
 
 Build = Callable[[KernelRequest], object]
 """Gets a kernel into the store."""
 
 RunJob = Callable[[Sequence[Combination], Path, Ended], None]
 """Runs combinations, in a folder; a combination that was cut short is not heard of."""
-
-Bisect = Callable[[Combination, str, str, Path], Bisecting]
-"""Looks for the first bad commit of a combination between a good and a bad one; in a folder."""
 
 
 class Listener(Protocol):
@@ -65,11 +62,14 @@ class Asked:
         branch: which branch.
         matrix: the matrix file, which names the kernel `branch`.
         fresh: begin anew, whatever was left unfinished.
+        bisect_minutes: how long all bisections together may take, > 0; a night that is started
+            again has what is left of it.
     """
 
     branch: str
     matrix: Path
     fresh: bool = False
+    bisect_minutes: float = 240
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,12 @@ class Nightly:
         plan = load_matrix(asked.matrix, spec)
         self.folder(night).mkdir(parents=True, exist_ok=True)
         self._run_matrix(night, plan.chosen, spec)
-        self._bisect_regressions(night, plan.chosen, spec)
+        NightBisecting(
+            *(night, self._history, self._tree, self._bisect, self._listener.note),
+            *(self.folder(night) / "bisect", asked.bisect_minutes),
+        ).run(
+            self._rows(night, plan.chosen, spec), {line_of(one, spec): one for one in plan.chosen}
+        )
         return self._result(night, plan, spec)
 
     def finish(self, night: Night, keep: int) -> None:
@@ -271,52 +276,6 @@ class Nightly:
             runnable += combinations
         return runnable
 
-    def _bisect_regressions(self, night: Night, chosen: Sequence[Combination], spec: str) -> None:
-        made = self._history.bisectings(night)
-        by_line = {line_of(one, spec): one for one in chosen}
-        causes: dict[str, list[str]] = {}
-        for row in self._rows(night, chosen, spec):
-            if row.good is None:
-                continue
-            found = causes.setdefault(row.good.commit, [])
-            if row.line in made:
-                _to_front(found, made[row.line].commit)
-                continue
-            one = by_line[row.line]
-            if row.good.commit == night.commit:
-                came = Bisecting(
-                    "", "", ("the same commit passed before: it does not always fail",)
-                )
-            elif one.series is not None:
-                came = Bisecting("", "", ("with a series on top, nothing is bisected",))
-            elif not self._tree.has(row.good.commit):
-                came = Bisecting("", "", (f"{row.good.commit[:12]}, which passed, is gone",))
-            else:
-                self._listener.note(f"looking for the commit that broke {row.line}")
-                try:
-                    came = self._first_bad(night, one, row.good.commit, found)
-                except HarnessError as error:
-                    came = Bisecting("", "", tuple(str(error).splitlines()))
-            _to_front(found, came.commit)
-            self._history.add_bisecting(night, row.line, came)
-
-    def _first_bad(
-        self, night: Night, one: Combination, good: str, found: Sequence[str]
-    ) -> Bisecting:
-        """Look for the commit that broke a line, at those first that broke others since `good`.
-
-        One commit often breaks many lines: its kernels are built, and two steps tell.
-        """
-        folder = self.folder(night) / "bisect"
-        for commit in found[:_MOST_TRIED]:
-            parent = self._tree.parent(commit)
-            if parent is not None:
-                with suppress(HarnessError):  # it is another one
-                    came = self._bisect(one, parent, commit, folder)
-                    if came.commit:
-                        return came
-        return self._bisect(one, good, night.commit, folder)
-
     def _rows(self, night: Night, chosen: Sequence[Combination], spec: str) -> tuple[Row, ...]:
         wanted = {line_of(one, spec) for one in chosen}
         return tuple(
@@ -345,11 +304,6 @@ class Nightly:
             self._tree.count(last.commit, night.commit) if last and known else 0,
             tuple(sorted(gone)),
         )
-
-
-def _to_front(found: list[str], commit: str) -> None:
-    if commit:
-        found[:] = [commit, *(one for one in found if one != commit)]
 
 
 def seen_at_end(result: Mapping[str, Any] | None, message: Message) -> Seen:

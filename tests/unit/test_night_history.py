@@ -81,6 +81,8 @@ def test_a_damaged_byte_anywhere_is_no_defect_of_the_harness(tmp_path: Path) -> 
         "update bisections set said = '7'",
         "update nights set began = 'x'",
         "update nights set ended = 'x' where id = 2",
+        "insert into bisecting_times values (1, 'x')",
+        "insert into bisecting_times values (1, -1)",
         "pragma user_version = -1",
     ],
 )
@@ -94,6 +96,19 @@ def test_rows_that_make_no_sense_are_damage(tmp_path: Path, change: str) -> None
         assert history.last("/linux", "next") is None
     (text,) = said
     assert "is damaged" in text
+
+
+def test_a_file_of_before_the_times_were_kept_is_read_on(tmp_path: Path) -> None:
+    fill(tmp_path / "state")
+    with closing(sqlite3.connect(tmp_path / "state" / FILE)) as connection:
+        connection.execute("drop table bisecting_times")
+    with open_history(tmp_path / "state", pytest.fail) as history:
+        night = history.unfinished("/linux", "next")
+        assert night is not None and len(history.seen(night)) == len(LINES)
+        assert history.bisecting_seconds(night) == 0
+        for _ in range(2):
+            history.add_bisecting_seconds(night, 1.5)
+        assert history.bisecting_seconds(night) == 3
 
 
 def test_a_file_that_may_not_be_opened_is_not_damaged(tmp_path: Path) -> None:

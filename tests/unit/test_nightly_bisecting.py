@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from harness.errors import UsageError
 from harness.model.matrix import Combination
 from harness.model.night import Bisecting
-from harness.progress import SilentProgress
+from harness.runs import night_bisecting
+from harness.runs.night_bisecting import BisectingTime
 from harness.runs.night_history import open_history
 from harness.runs.night_tree import NightTree
 from harness.runs.nightly import Asked, Nightly, NightResult
@@ -48,6 +50,14 @@ class Tree(NightTree):
         return COMMITS[COMMITS.index(commit) - 1]
 
 
+class Saying:
+    def __init__(self, noted: list[str]) -> None:
+        self._noted = noted
+
+    def note(self, text: str) -> None:
+        self._noted.append(text)
+
+
 class Nights:
     """Nights without guests.
 
@@ -55,6 +65,11 @@ class Nights:
         broke: at which commit each scenario breaks.
         asked: the ends of each bisection, by scenario.
         killed: after how many bisections the night is cut short.
+        takes: how many seconds a bisection takes.
+        left: how many seconds each bisection had.
+        minutes: how long all may take.
+        clock: what it says.
+        noted: what a night said.
     """
 
     def __init__(self, folder: Path, broke: dict[str, int]) -> None:
@@ -62,14 +77,23 @@ class Nights:
         self.broke = broke
         self.asked: list[tuple[str, int, int]] = []
         self.killed = 99
+        self.takes = self.clock = 0.0
+        self.left: list[float] = []
+        self.minutes = 240.0
+        self.noted: list[str] = []
         (folder / "m.yaml").write_text(f"kernels: [branch]\nscenarios: [{', '.join(SCENARIOS)}]\n")
 
     def fails(self, scenario: str, commit: str) -> bool:
         return COMMITS.index(commit) >= self.broke.get(scenario, 99)
 
-    def bisect(self, one: Combination, good: str, bad: str, _folder: Path) -> Bisecting:
+    def bisect(
+        self, one: Combination, good: str, bad: str, _folder: Path, time: BisectingTime
+    ) -> Bisecting:
+        self.left.append(time.left())
         if len(self.asked) == self.killed:
+            self.clock += self.takes / 4
             raise KeyboardInterrupt
+        self.clock += self.takes
         ends = COMMITS.index(good), COMMITS.index(bad)
         self.asked.append((one.scenario, *ends))
         if self.fails(one.scenario, good) or not self.fails(one.scenario, bad):
@@ -89,9 +113,10 @@ class Nights:
         with open_history(state, print) as history:
             night = Nightly(
                 *(state, history, Tree(state / "tree", tip), "1", lambda _request: None),
-                *(run_job, self.bisect, SilentProgress()),
+                *(run_job, self.bisect, Saying(self.noted)),
             )
-            result = night.run(Asked("next", self._folder / "m.yaml"))
+            asked = Asked("next", self._folder / "m.yaml", bisect_minutes=self.minutes)
+            result = night.run(asked)
             night.finish(result.night, 30)
         return result
 
@@ -100,8 +125,11 @@ class Nights:
 
 
 @pytest.fixture
-def nights(tmp_path: Path) -> Nights:
-    return Nights(tmp_path, {"exact_cover": 5, "no_region": 5, "partial_region": 3})
+def nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nights:
+    made = Nights(tmp_path, {"exact_cover": 5, "no_region": 5, "partial_region": 3})
+    clock = SimpleNamespace(monotonic=lambda: made.clock)
+    monkeypatch.setattr(night_bisecting, "time", clock)
+    return made
 
 
 # The second has the commit of the first, the third another: it takes the whole way.
@@ -136,3 +164,47 @@ def test_a_line_that_passed_elsewhere_is_looked_at_from_there(nights: Nights) ->
     nights.broke["no_region"] = 6
     assert nights.found(nights.run(8)) == {"no_region": "6", "two_ranges_in_region": "6"}
     assert nights.asked == [("no_region", 4, 8), ("two_ranges_in_region", 5, 6)]
+
+
+def said(result: NightResult, scenario: str) -> str:
+    (came,) = [one for line, one in result.bisectings.items() if line.scenario == scenario]
+    return "\n".join(came.said)
+
+
+USED_UP = "not bisected: the time is used up, 10 minutes a night (--bisect-total-minutes)"
+
+
+def test_all_bisections_of_a_night_share_its_time(nights: Nights) -> None:
+    nights.run(0)
+    nights.minutes, nights.takes = 10, 400
+    result = nights.run(8)
+    assert nights.left == [600, 200]
+    assert nights.found(result) == {**FOUND, "partial_region": ""}
+    assert said(result, "partial_region") == USED_UP
+    # A night of its own has its own time.
+    nights.broke["two_ranges_in_region"] = 0
+    assert said(nights.run(8), "two_ranges_in_region") != USED_UP
+
+
+def test_the_time_that_a_commit_of_another_line_took_counts_too(nights: Nights) -> None:
+    """Its own search is not begun when trying that has used the time up."""
+    nights.broke = {"exact_cover": 5, "partial_region": 3}
+    nights.run(0)
+    nights.minutes, nights.takes = 10, 400
+    result = nights.run(8)
+    assert nights.left == [600, 200]
+    assert said(result, "partial_region") == USED_UP
+
+
+def test_a_night_that_goes_on_has_the_time_that_is_left(nights: Nights) -> None:
+    nights.run(0)
+    nights.minutes, nights.takes, nights.killed = 10, 400, 1
+    with pytest.raises(KeyboardInterrupt):
+        nights.run(8)
+    nights.killed = 99
+    assert not [one for one in nights.noted if "has taken" in one]
+    result = nights.run(8)
+    assert nights.left == [600, 200, 100]
+    assert said(result, "partial_region") == USED_UP
+    (told,) = [one for one in nights.noted if "has taken" in one]
+    assert told == "looking for commits has taken 8.3 minutes of this night before, of 10"

@@ -80,6 +80,37 @@ def test_a_night_that_concerns_no_scenario_names_the_report_that_there_is(room: 
     assert Path(name.removeprefix("report: ")).read_text() in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (240 * 60, "not bisected: the time is used up, 240 minutes a night"),
+        (240 * 60 - 1e-6, "or take a larger --bisect-total-minutes"),
+    ],
+)
+def test_the_time_for_all_bisections_of_a_night(room: Room, seconds: float, words: str) -> None:
+    room.commit("one")
+    assert room.night().returncode == 0
+    room.commit("stranded")
+    with closing(sqlite3.connect(room.state / "history.sqlite")) as connection:
+        connection.execute("insert into bisecting_times values (2, ?)", (seconds,))
+        connection.commit()
+    done = room.night()
+    assert done.returncode == 1, done.stderr
+    assert words in done.stdout
+    assert "looking for commits has taken 240.0 minutes of this night before" in done.stderr
+    assert not [row for row in room.latest()["rows"] if row["first_bad"]["commit"]]
+
+
+def test_the_time_of_bisections_is_kept_step_by_step(room: Room) -> None:
+    room.commit("one")
+    assert room.night().returncode == 0
+    room.commit("two", "stranded", "three")
+    (room.root / "KILL_AT").write_text("4")  # two of the matrix, one of the bisection
+    assert room.night().returncode == -signal.SIGKILL
+    ((seconds,),) = room.rows_of("select seconds from bisecting_times where night = 2")
+    assert seconds > 0
+
+
 def test_what_does_not_build_is_a_regression_and_is_not_run(room: Room) -> None:
     room.commit("one")
     assert room.night().returncode == 0
