@@ -89,7 +89,7 @@ _TIMEOUT = "Test interrupted: Timeout reached"
     default=30,
     show_default=True,
     metavar="NIGHTS",
-    help="How many nights keep their evidence and report; the history keeps all.",
+    help="How many nights keep evidence, report and whole results; verdicts and owners stay.",
 )
 @click.option("--fresh", is_flag=True, help="Give up a night that was not finished.")
 @explains_errors

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the rows of a history of nights are what was written: SQLite keeps no sums of them."""
+"""Whether the rows of a history of nights are what was written: SQLite keeps no sums of them.
+
+And what is kept of results that nobody will read whole any more.
+"""
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -64,6 +69,54 @@ def check_rows(connection: sqlite3.Connection) -> None:
             read_record(msgspec.json.decode(text))
     except ValueError as error:  # those of msgspec, and of what is no result, are among them
         raise sqlite3.DatabaseError(f"a row makes no sense: {error}") from error
+
+
+# What is kept of an old result; the first key tells it from a whole one.
+_KEPT = ("owners", "scenario", "file", "kernel", "policy", "verdict")
+_WHOLE = f"""result is not null and result not like '{{"{_KEPT[0]}":%'"""
+
+
+def shorten_results(connection: sqlite3.Connection, before: int) -> None:
+    """Keep of old results only what they are of, the verdict and the owners.
+
+    Args:
+        connection: to the history.
+        before: of nights with a smaller number, unless they are still to be finished.
+    """
+    nights = connection.execute(
+        f"select distinct night from results where {_WHOLE} and night < ?"
+        " and night in (select id from nights where ended is not null or given_up)",
+        (before,),
+    ).fetchall()
+    for (night,) in nights:
+        # Nobody has looked at them since: a text that is none must do no harm.
+        rows = connection.execute(
+            f"select rowid, cast(result as blob) from results where {_WHOLE} and night = ?",
+            (night,),
+        ).fetchall()
+        # Written anew: a row that becomes shorter where it is keeps its page for itself.
+        connection.executemany(
+            "insert or replace into results select night, line, verdict, known, failures, reason,"
+            " evidence, ? from results where rowid = ?",
+            [(_shortened(content), rowid) for rowid, content in rows],
+        )
+
+
+def give_back_room(connection: sqlite3.Connection) -> None:
+    """Make the file smaller where most of it is empty; not within a transaction."""
+    (free,) = connection.execute("pragma freelist_count").fetchone()
+    (pages,) = connection.execute("pragma page_count").fetchone()
+    if 2 * free > pages:
+        with suppress(sqlite3.OperationalError):  # no room for a copy: it can stay as it is
+            connection.execute("vacuum")
+
+
+def _shortened(content: bytes) -> str | None:
+    with suppress(ValueError):
+        whole = json.loads(content)
+        if isinstance(whole, dict):
+            return json.dumps({_KEPT[0]: [], **{key: whole[key] for key in _KEPT if key in whole}})
+    return None
 
 
 def check_times(connection: sqlite3.Connection) -> None:

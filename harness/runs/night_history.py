@@ -16,7 +16,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.model.night import Bisecting, Earlier, Line, Seen
 from harness.model.verdict import Verdict
-from harness.runs.history_rows import check_rows, check_times
+from harness.runs.history_rows import check_rows, check_times, give_back_room, shorten_results
 
 FILE = "history.sqlite"
 _APPLICATION = 0x43584C4F
@@ -167,6 +167,16 @@ class NightHistory:
             connection.execute(
                 "insert or replace into results values (?, ?, ?, ?, ?, ?, ?, ?)", values
             )
+
+    def shorten(self, before: int) -> None:
+        """Keep of results of nights before a number only what they are of, verdict and owners.
+
+        All that nights are compared by stays; a night that is still to be finished keeps all.
+        """
+        with self._writing() as connection:
+            shorten_results(connection, before)
+        with self._lock, self._explained():
+            give_back_room(self._connection)
 
     def seen(self, night: Night) -> dict[Line, Seen]:
         """What a night has seen so far, in the order of lines."""

@@ -159,7 +159,7 @@ class Nightly:
         return self._result(night, plan, spec)
 
     def finish(self, night: Night, keep: int) -> None:
-        """Remove the folders of old nights, and say that one is complete.
+        """Remove folders and whole results of old nights, and say that one is complete.
 
         Args:
             night: which.
@@ -171,8 +171,10 @@ class Nightly:
         link.symlink_to(str(night.number))
         os.replace(link, root / LATEST)
         # Another branch may have had nights since this one began.
-        for number in set(self._numbers()[:-keep]) - {night.number}:
+        numbers = self._numbers()
+        for number in set(numbers[:-keep]) - {night.number}:
             shutil.rmtree(root / str(number), ignore_errors=True)
+        self._history.shorten(min(numbers[-keep:], default=night.number))
         self._history.end(night)
 
     def _numbers(self) -> list[int]:

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.errors import UsageError
 from harness.model.night import Bisecting, Line, Seen
+from harness.model.run_record import read_record
 from harness.runs.night_history import FILE, NightHistory, open_history
 
 LINES = [Line(f"scenario_{n}", "branch", "base", "", "per_range", "") for n in range(6)]
@@ -109,6 +113,78 @@ def test_a_file_of_before_the_times_were_kept_is_read_on(tmp_path: Path) -> None
         for _ in range(2):
             history.add_bisecting_seconds(night, 1.5)
         assert history.bisecting_seconds(night) == 3
+
+
+OWNERS = [{"name": "sr0", "range": "100-1ff", "observed": [{"range": "100-1ff"}]}]
+
+
+def whole(night: int) -> dict[str, Any]:
+    findings = [{"rule": "1", "text": "t", "dmesg": [f"{night} {n} " * 20 for n in range(200)]}]
+    return {**RESULT, "owners": OWNERS, "findings": findings}
+
+
+def test_old_results_do_not_fill_the_file(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    sizes = []
+    with open_history(tmp_path, pytest.fail) as history:
+        for number in range(1, 41):
+            night = history.begin("/linux", "next", "m", "1", "c" * 40, "s")
+            for line in LINES:
+                history.add(night, line, Seen("FAIL", "", ("rule 1 sr0",)), whole(number))
+            assert history.results(night) == [whole(number)] * len(LINES)
+            history.shorten(number - 2)
+            history.end(night)
+            sizes.append(path.stat().st_size)
+        one_night = len(LINES) * len(json.dumps(whole(1)))
+        assert (sizes[-1] - sizes[4]) / 35 < one_night / 10
+        now = history.begin("/linux", "next", "m", "1", "c" * 40, "s")
+        before = history.earlier(now, LINES[0], judged=True)
+        assert before is not None and before.seen == Seen("FAIL", "", ("rule 1 sr0",))
+        old, new = (replace(now, number=number) for number in (1, 38))
+        assert history.seen(old) == history.seen(new)
+        assert history.results(new) == [whole(38)] * len(LINES)
+        (short, *_) = history.results(old)
+        assert (short["owners"], short["verdict"], len(short)) == (OWNERS, "FAIL", 4)
+        read_record(short)  # still a result
+
+
+def test_a_file_that_has_grown_becomes_smaller(tmp_path: Path) -> None:
+    with open_history(tmp_path, pytest.fail) as history:
+        for number in range(1, 11):
+            night = history.begin("/linux", "next", "m", "1", "c" * 40, "s")
+            history.add(night, LINES[0], Seen("FAIL"), whole(number))
+            history.end(night)
+        large = (tmp_path / FILE).stat().st_size
+        history.shorten(10)
+        assert (tmp_path / FILE).stat().st_size < large / 3
+    with open_history(tmp_path, pytest.fail) as history:
+        assert history.results(night) == [whole(10)]
+
+
+def test_a_night_that_is_still_to_be_finished_keeps_its_results(tmp_path: Path) -> None:
+    with open_history(tmp_path, pytest.fail) as history:
+        given_up, left = (
+            history.begin("/linux", "next", "m", "1", "c" * 40, "s") for _ in range(2)
+        )
+        for night in (given_up, left):
+            history.add(night, LINES[0], Seen("FAIL"), whole(1))
+        history.shorten(99)
+        assert history.results(left) == [whole(1)]
+        assert "findings" not in history.results(given_up)[0]
+
+
+@pytest.mark.parametrize("damaged", ["'{'", "'5'", "cast(x'ff41' as text)", "x'7b'", "7"])
+def test_an_old_result_that_is_damaged_is_dropped(tmp_path: Path, damaged: str) -> None:
+    fill(tmp_path / "state")
+    with closing(sqlite3.connect(tmp_path / "state" / FILE)) as connection:
+        connection.execute(f"update results set result = {damaged} where night = 1")
+        connection.commit()
+    with open_history(tmp_path / "state", pytest.fail) as history:
+        night = history.unfinished("/linux", "next")
+        assert night is not None
+        history.shorten(3)
+        assert history.results(replace(night, number=1)) == []
+        assert len(history.results(replace(night, number=2))) == len(LINES)
 
 
 def test_a_file_that_may_not_be_opened_is_not_damaged(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import sqlite3
@@ -306,3 +307,6 @@ def test_old_evidence_is_removed(room: Room) -> None:
         assert room.night("--keep", "2").returncode == 0
     assert sorted(one.name for one in (room.state / "nights").iterdir()) == ["2", "3", "latest"]
     assert len([row for row in room.rows() if row[1] == "cxl/next"]) == 3
+    results = room.rows_of("select night, result from results order by night")
+    whole = {night: "timings" in json.loads(result) for night, result in results}
+    assert whole == {1: False, 2: True, 3: True}
