@@ -22,6 +22,7 @@ from harness.runs.bisection import Ends, History
 from harness.runs.bisection_record import question_key
 from harness.runs.catalogue import Case
 from harness.runs.commit_judge import Flakiness
+from harness.runs.worker import harness_version
 from harness.store import Store
 
 _DISTRIBUTION = "debian:"
@@ -66,6 +67,8 @@ class Opened:
     def key(self, cases: Sequence[Case], policy: Policy, flakiness: Flakiness, machine: str) -> str:
         """The name of the record: other scenarios, configurations or machines ask otherwise.
 
+        Another harness may judge otherwise: its steps do not count for this one.
+
         Args:
             cases: the scenarios, with their profiles.
             policy: whose rules are judged.
@@ -75,6 +78,7 @@ class Opened:
         return question_key(
             (
                 *self.identity,
+                harness_version(),
                 *(str(one) for one in (self.ends.first_good, flakiness, policy, machine)),
                 *(_text_of(one) for case in cases for one in (case.name, case.scenario)),
                 *(_text_of(case.profile) for case in cases),

@@ -14,6 +14,7 @@ from cli_room import Harness, assert_one_message
 from fake_sources import HMEM, Builder, edit, format_patch, git, git_fake
 
 from harness.model.verdict import Verdict
+from harness.runs import bisection_ends
 
 __all__ = ["builder", "guests", "made_tree", "tree"]
 
@@ -128,6 +129,23 @@ def test_another_question_does_not_go_on(harness: Harness, guests: Guests, tree:
         ended = harness(*words, *more)
         assert ended.code == 0
         assert "from before" not in ended.out
+
+
+def test_another_harness_does_not_go_on(
+    harness: Harness, guests: Guests, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may judge the same guest otherwise."""
+    whole = guests.answer
+    words = (*BISECT, tree, "--good", "v0", "--bad", "main")
+    guests.answer = lambda text, count: KeyboardInterrupt() if count == 2 else whole(text, count)
+    assert harness(*words).code == 130
+    guests.answer = whole
+    with monkeypatch.context() as patch:
+        patch.setattr(bisection_ends, "harness_version", lambda: "1+other")
+        ended = harness(*words)
+        assert ended.code == 0
+        assert "from before" not in ended.out
+    assert "from before" in harness(*words).out, "those of this one are still there"
 
 
 def test_flaky(harness: Harness, guests: Guests, tree: Path) -> None:
