@@ -71,10 +71,11 @@ def report(
             hint="small letters, digits and underscores, as KernelCI has registered it",
         )
     given = _person(tested_by) if tested_by is not None else None
-    targets = [path for path in (output, junit, kcidb) if path is not None]
-    for path in targets:
-        check_writable(path)
-    if len({path.absolute() for path in targets}) < len(targets):
+    asked = {"-o": output, "--junit": junit, "--kcidb": kcidb}
+    targets = {option: path for option, path in asked.items() if path is not None}
+    for option, path in targets.items():
+        check_writable(path, option)
+    if len({path.absolute() for path in targets.values()}) < len(targets):
         raise UsageError("two reports would go to the same file", hint="name one file for each")
     paths = results or (evidence_root(),)
     runs = load_runs(paths)
@@ -90,16 +91,16 @@ def report(
     if output is not None:
         from harness.reports.html_page import html_report
 
-        write_file(output, html_report(runs, title))
+        write_file(output, html_report(runs, title), "-o")
     if junit is not None:
         from harness.reports.junit import junit_report
 
-        write_file(junit, junit_report(runs))
+        write_file(junit, junit_report(runs), "--junit")
     if kcidb is not None:
         from harness.reports.kcidb import ORIGIN, kcidb_report
 
         content = kcidb_report(runs, kcidb_origin or ORIGIN)
-        write_file(kcidb, json.dumps(content, indent=1) + "\n")
+        write_file(kcidb, json.dumps(content, indent=1) + "\n", "--kcidb")
     if mail:
         from harness.reports.mail import mail_reply
         from harness.runs.catalogue import scenario_names
@@ -161,7 +162,7 @@ def bundle(evidence: str, output: Path | None) -> None:
         )
     target = output or Path(f"{folder.resolve().name}.zip")
     if not target.exists():
-        check_writable(target)
+        check_writable(target, "-o")
     packed = pack(folder, target)
     for note in packed.notes:
         click.echo(f"note: {note}", err=True)

@@ -96,8 +96,16 @@ def run(
     sys.exit(_worst(results))
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a file that results cannot go to, without touching it."""
+def check_writable(path: Path, option: str = "--json") -> None:
+    """Refuse a file that results cannot go to, without touching it.
+
+    Args:
+        path: of the file.
+        option: that names another one.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     why = ""
     if path.is_dir():
         why = "it is a folder"
@@ -109,7 +117,7 @@ def check_writable(path: Path) -> None:
         why = "its folder may not be written"
     if why:
         raise UsageError(
-            f"cannot be written: {why}", where=str(path), hint="name another file with --json"
+            f"cannot be written: {why}", where=str(path), hint=f"name another file with {option}"
         )
 
 
@@ -137,8 +145,13 @@ def make_folder(path: Path, option: str) -> None:
         ) from None
 
 
-def write_file(path: Path, text: str) -> None:
+def write_file(path: Path, text: str, option: str = "--json") -> None:
     """Write results to a file that the user has named.
+
+    Args:
+        path: of the file.
+        text: what it is to have.
+        option: that names another one.
 
     Raises:
         UsageError: it cannot be written.
@@ -149,7 +162,7 @@ def write_file(path: Path, text: str) -> None:
         raise UsageError(
             f"the results cannot be written: {error.strerror}",
             where=str(path),
-            hint="free some space, or name another file with --json; the evidence has them too",
+            hint=f"free some space, or name another file with {option}; the evidence has them too",
         ) from None
 
 

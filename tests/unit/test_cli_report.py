@@ -141,6 +141,26 @@ def test_a_replay_of_a_kernel_that_is_elsewhere(harness: Harness, room: Path) ->
     assert "--kernel" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("report", "-o"), "-o"),
+        (("report", "--junit"), "--junit"),
+        (("report", "--kcidb"), "--kcidb"),
+        (("bundle", "RUN", "-o"), "-o"),
+        (("replay", "b.zip", "--json"), "--json"),
+    ],
+)
+def test_a_file_that_cannot_be_written_names_the_option_that_named_it(
+    harness: Harness, room: Path, words: tuple[str, ...], option: str
+) -> None:
+    evidence = make_evidence(room / "evidence", "exact_cover-7.2")
+    asked = [str(evidence) if word == "RUN" else word for word in words]
+    ended = harness(*asked, "nowhere/x")
+    assert_one_message(ended, "nowhere/x: cannot be written: its folder does not exist")
+    assert ended.err.endswith(f"  hint: name another file with {option}\n")
+
+
 def test_bad_bundles_and_runs(harness: Harness, room: Path) -> None:
     Path("text.zip").write_text("text")
     assert_one_message(harness("replay", "text.zip"), "text.zip: not a bundle")
