@@ -103,6 +103,17 @@ class AttemptRecord(_Record, frozen=True, kw_only=True):
     evidence: str = ""
 
 
+class DifferenceRecord(_Record, frozen=True, kw_only=True):
+    """In what one guest differs from others that were asked for the same."""
+
+    guest: int
+    evidence: str = ""
+    part: str = ""
+    others: int = 0
+    only_here: tuple[str, ...] = ()
+    only_there: tuple[str, ...] = ()
+
+
 class KernelRecord(_Record, frozen=True, kw_only=True):
     """The kernel of a run."""
 
@@ -130,6 +141,8 @@ class RunRecord(_Record, frozen=True, kw_only=True):
     timings: dict[str, float] = {}
     evidence: str = ""
     attempts: tuple[AttemptRecord, ...] = ()
+    compared: int = 0
+    differences: tuple[DifferenceRecord, ...] = ()
     reproduce: str | None = ""
     file: str | None = ""
     notes: Any = None

@@ -31,6 +31,7 @@
         ...run.owners.flatMap(([name, range, , pieces]) => [name, range, ...pieces.flatMap((p) => [p[1], p[2]])]),
         ...run.findings.flatMap((f) => [f[0], f[1], f[2], ...f[3], ...f[4]]),
         ...run.steps.map((s) => `${s[0]} ${s[1]}`),
+        ...run.differences.flatMap((d) => [`guest ${d[0]} differs`, d[1], d[2], ...[...d[4], ...d[5]].map((n) => data.strings[n])]),
       ].join("\n").toLowerCase());
       document.documentElement.dataset.open = "yes";
       return data;
@@ -231,6 +232,20 @@
       make("span", { class: "time" }, `[${line.seconds.toFixed(6).padStart(12)}] `), line.text), false);
   }
 
+  function differences(run) {
+    if (!run.differences.length)
+      return [make("p", {}, `${run.compared} guests that were asked for the same left the same evidence, but for times.`)];
+    const lines = (sign, numbers) => numbers.map((n) => `${sign} ${data.strings[n]}`);
+    return [
+      make("p", { class: "faint" }, `${run.compared} guests compared; + only this guest has it, - only the others have it`),
+      ...run.differences.map(([guest, evidence, part, others, here, there]) => make("div", { class: "difference" },
+        make("h3", {}, `guest ${guest} differs in ${part} from ${others} ${others === 1 ? "other" : "others"}`),
+        make("pre", { tabindex: "0" }, [...lines("+", here), ...lines("-", there)].join("\n")),
+        evidence ? make("p", { class: "mono" }, evidence) : null)),
+      run.more_differences ? make("p", {}, `and ${run.more_differences} more differences, see the result file`) : null,
+    ];
+  }
+
   function timeline(run) {
     const phases = run.timings.filter(([name]) => name !== "total");
     const all = run.timings.find(([name]) => name === "total");
@@ -312,6 +327,7 @@
       run.attempts.length ? section("Guests", table(["verdict", "loaded", "start", "seconds", "outcome"],
         run.attempts.map(([verdict, load, start, seconds, outcome]) => ({ bad: verdict !== "PASS",
           cells: [`${verdict === "PASS" ? "✓" : "✗"} ${verdict}`, load, start, seconds.toFixed(1), outcome] })))) : "",
+      run.compared ? section("The same twice", ...differences(run).filter(Boolean)) : "",
       section("/proc/iomem", iomemBox(run)),
       section("dmesg", logBox(run)),
       section("Phases", timeline(run)),

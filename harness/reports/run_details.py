@@ -20,6 +20,8 @@ _MARKS: dict[Mark, int] = {"same": 0, "wrong": 1, "missing": 2}
 _TIME = re.compile(r"^\[ *\d+\.\d+\] ")
 # A log that never ends must not make the page as long; its end says what happened.
 _MOST_RECORDS = 4000
+# Each has few lines already; the result file has all.
+_MOST_DIFFERENCES = 50
 
 
 class Strings:
@@ -65,6 +67,16 @@ def run_details(run: StoredRun, strings: Strings) -> dict[str, Any]:
             [one.verdict, one.load, one.start, one.seconds, one.reason or one.outcome]
             for one in record.attempts
         ],
+        "compared": record.compared,
+        "differences": [
+            [
+                *(one.guest, one.evidence, one.part, one.others),
+                [strings.number(line) for line in one.only_here],
+                [strings.number(line) for line in one.only_there],
+            ]
+            for one in record.differences[:_MOST_DIFFERENCES]
+        ],
+        "more_differences": max(0, len(record.differences) - _MOST_DIFFERENCES),
         "picture": strings.number(address_picture(space)),
         "iomem": _iomem(run, [box.range for box in space.boxes()], strings),
         **_log(run, strings),

@@ -60,6 +60,13 @@ def hostile(result: dict[str, Any]) -> None:
     for one in result["owners"]:
         one["name"] = HOSTILE
         one["observed"][0]["via"] = HOSTILE
+    result.update(compared=3, differences=[difference(HOSTILE)])
+
+
+def difference(text: str) -> dict[str, Any]:
+    """A difference whose every text is one."""
+    apart = {"only_here": [text], "only_there": [f"not {text}"]}
+    return {"guest": 2, "evidence": text, "part": text, "others": 2, **apart}
 
 
 def log_lines(content: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, int]]:
@@ -104,6 +111,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert set(names) - {tag for tag, _ in Page(tame).tags} <= {"details", "summary", "p"}
     content = Page(text).packed()
     assert content["runs"][0]["scenario"] == HOSTILE
+    assert content["runs"][0]["differences"][0][1:3] == [HOSTILE, HOSTILE]
     assert log_lines(content, content["runs"][0]) == [(f"4cxl {HOSTILE}", 1_000_000)]
 
 
@@ -127,6 +135,23 @@ def test_a_run_is_packed_with_all_that_the_page_shows(tmp_path: Path) -> None:
     assert [micros for _, micros in log] == [round(one.time * 1e6) for one in records]
     offending = [log[at][0] for at in packed["offending"]]
     assert len(offending) == 4 and all("kmem" in one or "dax" in one for one in offending)
+
+
+def test_differences_between_guests_are_packed_but_not_without_end(tmp_path: Path) -> None:
+    def more(result: dict[str, Any]) -> None:
+        result.update(compared=3, differences=[difference("a line"), *[difference("b")] * 60])
+
+    (run,) = stored(tmp_path, "exact_cover-7.2", change=more)
+    content = Page(html_report([run], "t", NOW)).packed()
+    (packed,) = content["runs"]
+    here, there = (content["strings"].index(one) for one in ("a line", "not a line"))
+    assert packed["compared"] == 3
+    assert packed["differences"][0] == [2, "a line", "a line", 2, [here], [there]]
+    assert (len(packed["differences"]), packed["more_differences"]) == (50, 11)
+    (plain,) = Page(html_report(stored(tmp_path / "b", "exact_cover-7.2"), "t", NOW)).packed()[
+        "runs"
+    ]
+    assert (plain["compared"], plain["differences"], plain["more_differences"]) == (0, [], 0)
 
 
 def test_the_lines_of_a_trace_are_marked_with_it(tmp_path: Path) -> None:

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from evidence_room import make_evidence, stored, unjudged, write_results
 
 from harness.errors import UsageError
 from harness.model.report_data import KernelColumn, configs_of, job_of, telling_findings
 from harness.model.run_record import NotAResultError, RunRecord, read_record
-from harness.model.verdict import RunResult, Verdict
+from harness.model.verdict import Difference, RunResult, Verdict
 from harness.runs.result_files import load_runs
 
 LEAST = {"scenario": "s", "kernel": {"spec": "debian:7.2"}, "verdict": "PASS"}
@@ -24,10 +26,16 @@ def record(**more: Any) -> RunRecord:
 
 
 def test_a_result_is_read_back_as_it_was_written() -> None:
-    result = RunResult("s", "debian:7.2", "per_range", verdict=Verdict.FAIL, timings={"total": 1.5})
+    apart = Difference(2, "/e", "owners", 3, ("here",), ("there",))
+    result = replace(
+        RunResult("s", "debian:7.2", "per_range", verdict=Verdict.FAIL, timings={"total": 1.5}),
+        compared=4,
+        differences=(apart,),
+    )
     back = read_record(json.loads(json.dumps(result.as_json())))
     assert (back.scenario, back.verdict, back.policy) == ("s", "FAIL", "per_range")
     assert back.seconds == 1.5
+    assert (back.compared, msgspec.structs.asdict(back.differences[0])) == (4, asdict(apart))
 
 
 def test_fields_of_newer_and_older_versions_do_no_harm() -> None:
