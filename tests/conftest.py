@@ -43,7 +43,8 @@ SLOW = {
     *("test_hostile_builds", "test_hostile_observations", "test_hostile_sources"),
     *("test_nightly_programs", "test_nightly_resumed", "test_nobody_listens"),
     *("test_process", "test_pytest_plugin", "test_pytest_progress"),
-    *("test_report_in_chromium", "test_style", "test_watched_pool", "test_worker_pool"),
+    *("test_report_in_chromium", "test_report_runs_in_chromium"),
+    *("test_style", "test_watched_pool", "test_worker_pool"),
 }
 
 

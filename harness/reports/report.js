@@ -251,23 +251,27 @@
     const all = run.timings.find(([name]) => name === "total");
     const during = phases.filter(([name]) => name !== "prepare");
     const length = during.reduce((sum, [, seconds]) => sum + seconds, 0) || 1;
-    const grid = make("div", { class: "timeline", role: "table", "aria-label": "Phases and their seconds" });
+    const row = (name, track, seconds) => make("tr", { class: name === "total" ? "total" : null }, make("th", { scope: "row" }, name), make("td", {}, track),
+      make("td", {}, `${seconds.toFixed(3)} s`));
+    const rows = [];
     let begin = 0;
     for (const [name, seconds] of phases) {
       const bar = make("div", { class: "bar" });
+      let when = "before the guest, not to scale";
       if (name === "prepare") { bar.classList.add("before"); bar.style.left = "0"; bar.style.width = "100%"; }
       else {
         bar.style.left = `${(100 * begin) / length}%`;
         bar.style.width = `${(100 * seconds) / length}%`;
+        when = `from ${begin.toFixed(3)} to ${(begin + seconds).toFixed(3)} s`;
         begin += seconds;
       }
-      grid.append(make("div", { role: "row", style: null }, name),
-        make("div", { class: "track", title: name === "prepare" ? "before the guest, not to scale" : name }, bar),
-        make("div", { class: "seconds" }, `${seconds.toFixed(3)} s`));
+      rows.push(row(name, make("div", { class: "track", role: "img", "aria-label": when, title: when }, bar), seconds));
     }
-    if (all) grid.append(make("div", {}, make("b", {}, "total")), make("div", {}), make("div", { class: "seconds" },
-      make("b", {}, `${all[1].toFixed(3)} s`)));
-    return phases.length ? grid : make("p", {}, "No times were written down.");
+    if (all) rows.push(row("total", "", all[1]));
+    if (!phases.length) return make("p", {}, "No times were written down.");
+    return make("table", { class: "timeline", "aria-label": "Phases and their seconds" },
+      make("thead", {}, make("tr", {}, ...["phase", "when", "length"].map((head) => make("th", { scope: "col" }, head)))),
+      make("tbody", {}, ...rows));
   }
 
   function picture(run) {

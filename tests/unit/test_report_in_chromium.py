@@ -4,24 +4,22 @@
 from __future__ import annotations
 
 import http.server
-import os
-import shutil
 import threading
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evidence_room import stored, unjudged
+from chromium_room import Open, Report, browser, open_report, runs
+from evidence_room import stored
 from test_html_report import HOSTILE, NOW, hostile
 
-from harness.model.verdict import Verdict
-from harness.reports.html_page import html_report, run_names
+from harness.reports.html_page import html_report
 from harness.runs.result_files import StoredRun
 
+__all__ = ["browser", "open_report", "runs"]
+
 pytestmark = pytest.mark.chromium
-SECONDS = 60.0
 # A name that is looked up, a colour as Chromium gives it, and its contrast (WCAG 2.2, 1.4.3).
 _CONTRAST = """
 const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
@@ -47,104 +45,6 @@ for (const element of document.querySelectorAll("body *")) {
 }
 return found;
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium that can look up no name."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        missing = "Chromium is missing; on Debian: apt-get install chromium chromium-driver"
-        if os.environ.get("CI"):
-            pytest.fail(missing, pytrace=False)
-        pytest.skip(missing)
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for word in (
-        *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-        *("--window-size=1400,900", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
-    ):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    browser.set_page_load_timeout(SECONDS)
-    yield browser
-    browser.quit()
-
-
-class Report:
-    """A report that is open in a browser."""
-
-    def __init__(self, browser: Any, runs: tuple[StoredRun, ...], address: str) -> None:
-        self.browser = browser
-        self.names = run_names(runs)
-        self.address = address
-        self.browser.get("about:blank")
-        self.go()
-
-    def go(self, fragment: str = "") -> None:
-        self.browser.get(f"{self.address}{fragment}")
-
-    def js(self, script: str, *arguments: object) -> Any:
-        return self.browser.execute_script(script, *arguments)
-
-    def until(self, script: str) -> Any:
-        """Wait until a script returns something."""
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        return WebDriverWait(self.browser, SECONDS, 0.05).until(lambda _: self.js(script), script)
-
-    def keys(self, *keys: str) -> None:
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(self.browser).send_keys(*keys).perform()
-
-    def chips(self) -> list[str]:
-        """The texts of the chips that can be seen in the grid."""
-        found: list[str] = self.js(
-            "return [...document.querySelectorAll('#grid a.chip')]"
-            ".filter((one) => one.checkVisibility()).map((one) => one.textContent)"
-        )
-        return found
-
-    def open_run(self, number: int = 0) -> str:
-        """Open a run, and return all text of its view."""
-        self.go(f"#run-{self.names[number]}")
-        self.until("return document.querySelector('#run h1')")
-        return str(self.js("return document.querySelector('#run').innerText"))
-
-    def errors(self) -> list[str]:
-        return [one["message"] for one in self.browser.get_log("browser")]
-
-
-Open = Callable[..., Report]
-
-
-@pytest.fixture
-def open_report(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    opened: list[Report] = []
-
-    def open_it(*runs: StoredRun) -> Report:
-        page = tmp_path / "report.html"
-        page.write_text(html_report(runs, "Nightly", NOW))
-        opened.append(Report(browser, runs, page.as_uri()))
-        return opened[-1]
-
-    yield open_it
-    for one in opened:
-        assert one.errors() == [], "what the browser complained about"
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> tuple[StoredRun, ...]:
-    """On 7.2: PASS, FAIL and INCONCLUSIVE; on 6.12: PASS and FAIL."""
-    lost = unjudged(Verdict.INCONCLUSIVE, "the guest was lost")
-    return (
-        *stored(tmp_path / "a", "exact_cover-7.2", "partial_region-7.2"),
-        *stored(tmp_path / "b", "exact_cover-6.12", "partial_region-6.12"),
-        *stored(tmp_path / "c", "sr_outside_window-7.2", change=lost),
-    )
 
 
 def test_a_run_shows_everything_that_explains_it(
