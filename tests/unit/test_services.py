@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import click
@@ -65,3 +68,49 @@ def test_what_a_hosted_night_reports_is_uploaded() -> None:
     upload = step("actions/upload-artifact@v4")["with"]
     hidden = [path for path in upload["path"].split() if re.search(r"(^|/)\.", path)]
     assert not hidden or upload["include-hidden-files"] is True
+
+
+def summed_up(folder: Path) -> tuple[str, str]:
+    """What the step of a hosted night that sums it up says, and the name of the artifact."""
+    files = {name: folder / name for name in ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT")}
+    for file in files.values():
+        file.write_text("")
+    subprocess.run(
+        ["sh", "-e", "-c", step("Summary")["run"]],
+        cwd=folder,
+        env=os.environ | {name: str(file) for name, file in files.items()},
+        check=True,
+        timeout=60,
+    )
+    said, output = (file.read_text() for file in files.values())
+    assert step("actions/upload-artifact@v4")["with"]["name"].startswith(
+        "${{ steps.summary.outputs.artifact "
+    )
+    return said, dict(line.split("=") for line in output.splitlines())["artifact"]
+
+
+def test_the_summary_of_a_hosted_night_says_whose_it_is(tmp_path: Path) -> None:
+    began = tmp_path / ".night" / "began"
+    summary = tmp_path / ".night" / "state" / "nights" / "latest" / "summary.txt"
+    summary.parent.mkdir(parents=True)
+
+    def night(written: int | None) -> tuple[str, str]:
+        """One whose summary was written so many seconds after it began."""
+        began.touch()
+        os.utime(began, (1_000_000, 1_000_000))
+        if written is not None:
+            summary.write_text("night 7 of next\n")
+            os.utime(summary, (1_000_000 + written, 1_000_000 + written))
+        return summed_up(tmp_path)
+
+    said, artifact = night(None)
+    assert "was not completed" in said and "earlier-night" not in said
+    said, artifact = night(60)
+    assert (said, artifact) == ("```\nnight 7 of next\n```\n", "night")
+    said, artifact = night(-60)
+    assert said.startswith("**This night was not completed**")
+    assert said.endswith("`earlier-night`:\n```\nnight 7 of next\n```\n")
+    assert artifact == "earlier-night"
+    # Not even begun: nothing is left of the one before that could be taken for this one's.
+    assert summed_up(tmp_path)[0].startswith("**This night was not completed**")
+    assert "touch .night/began" in step("Night")["run"]
