@@ -112,7 +112,7 @@ def give_back_room(connection: sqlite3.Connection) -> None:
 
 
 def _shortened(content: bytes) -> str | None:
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         whole = json.loads(content)
         if isinstance(whole, dict):
             return json.dumps({_KEPT[0]: [], **{key: whole[key] for key in _KEPT if key in whole}})

@@ -173,7 +173,13 @@ def test_a_night_that_is_still_to_be_finished_keeps_its_results(tmp_path: Path) 
         assert "findings" not in history.results(given_up)[0]
 
 
-@pytest.mark.parametrize("damaged", ["'{'", "'5'", "cast(x'ff41' as text)", "x'7b'", "7"])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *("'{'", "'5'", "cast(x'ff41' as text)", "x'7b'", "7"),
+        pytest.param(f"'{'[' * 99_999}'", id="deep"),
+    ],
+)
 def test_an_old_result_that_is_damaged_is_dropped(tmp_path: Path, damaged: str) -> None:
     fill(tmp_path / "state")
     with closing(sqlite3.connect(tmp_path / "state" / FILE)) as connection:
