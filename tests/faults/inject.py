@@ -32,13 +32,11 @@ PHASES = {
     "judge": "harness.runs.run_guest:judge_guest",
     "report": "harness.reports.terminal:result_lines",
 }
-# So that what waits for a guest that never answers, or says too much, is over soon.
+# So that what waits for a guest that never answers is over soon.
 SHORTER = {
     "harness.guest.steps:_LOAD_SECONDS": 8.0,
     "harness.guest.observe:_SECONDS": 8.0,
     "harness.runs.booted_guest:_LOGIN_SECONDS": 8.0,
-    # More than "console floods" says.
-    "harness.machine.console:MOST_BYTES": 6 << 20,
 }
 _MONTH = 30 * 86400.0
 
@@ -102,7 +100,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "clock back": lambda: _jump(-_MONTH),
     "clock ahead": lambda: _jump(_MONTH),
     "console floods": lambda: _in_guest("(yes | head -c 3000000 >/dev/ttyS0) &"),
-    "console never ends": lambda: _in_guest("yes >/dev/ttyS0"),
+    "console never ends": lambda: _flood_console(),
     "console binary": lambda: _in_guest("(head -c 300000 /dev/urandom >/dev/ttyS0) &"),
     "guest clock jumps": lambda: _in_guest("busybox date -s 2037-01-01"),
     "guest panics": lambda: _in_guest("echo c >/proc/sysrq-trigger"),
@@ -115,6 +113,12 @@ FAULTS: dict[str, Callable[[], object]] = {
         f"i=0; while [ $i -lt 4000 ]; do echo '<7>{'flood' * 150}' >/dev/kmsg; i=$((i + 1)); done"
     ),
 }
+
+
+def _flood_console() -> None:
+    """Let a command in the guest print for ever; the limit comes before its time is up."""
+    importlib.import_module("harness.machine.console").MOST_BYTES = 1 << 17  # type: ignore[attr-defined]
+    _in_guest("yes >/dev/ttyS0")
 
 
 def _wrap(phase: str, fault: str) -> None:
