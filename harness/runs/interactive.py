@@ -121,7 +121,7 @@ def _find(host: Host, name: str, kernel: KernelRequest, profile_first: bool = Fa
     if name in profile_names() and (profile_first or name not in scenario_names()):
         bootable = prepare_kernel(host, kernel)
         return _Machine(load_profile(name), bootable, kernel_command_line(_NO_FIRMWARE), None)
-    if name not in scenario_names() and "/" not in name and not name.endswith(".yaml"):
+    if name not in scenario_names() and "/" not in name and not name.endswith((".yaml", ".yml")):
         known = (*profile_names(), *scenario_names())
         raise UsageError(
             f"no profile or scenario is called {name!r}", hint=suggest(name, known, "names")
