@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line: `harness run`, `boot`, `list` and `doctor`."""
+"""The command line: `harness boot`, `list` and `doctor`, and the commands of the other modules."""
 
 from __future__ import annotations
 

@@ -24,7 +24,6 @@ from harness.progress import TerminalProgress
 
 if TYPE_CHECKING:
     from harness.model.bisection import Bisected, Step
-    from harness.model.kernel_request import KernelRequest
     from harness.runs.bisection import Ends
     from harness.runs.bisection_ends import Opened
     from harness.runs.catalogue import Case
@@ -139,6 +138,7 @@ def bisect_step(
     scenario is not about), 128 wrong input or a broken machine, which ends the bisection.
     """
     from harness.kernels.git import ask
+    from harness.model.kernel_request import request_of_options
     from harness.reports.bisection import judged_lines
     from harness.runs.catalogue import load_cases
     from harness.runs.commit_judge import Flakiness
@@ -148,7 +148,7 @@ def bisect_step(
     host = guests.host()
     top = ask(Path.cwd(), "rev-parse", "--show-toplevel")
     folder = top.stdout.rstrip("\n") if top.status == 0 else str(Path.cwd())
-    request = _request(configs, llvm, None, spec=f"build:{folder}")
+    request = request_of_options(f"build:{folder}", configs, None, llvm=llvm)
     with _session(guests, host) as session:
         judge = _judge(host, session, cases, flakiness, guests)
         judgement = judge.judge(request, [case.name for case in cases])
@@ -213,13 +213,14 @@ def bisect(
     Exit code: 0 found, 2 wrong input or ends that do not differ, 3 nobody can tell (the commits
     that it may be are listed, or an end could not be judged), 4 an end does not build.
     """
+    from harness.model.kernel_request import request_of_options
     from harness.runs.bisection_ends import Asked, open_bisection
     from harness.runs.catalogue import load_cases
     from harness.runs.commit_judge import Flakiness
     from harness.runs.prepare import policy_for
 
     flakiness = Flakiness(*_checked_need(runs, need), same_failure)
-    request = _request(configs, llvm, series)
+    request = request_of_options("build:", configs, series, llvm=llvm)
     guests = replace(guests, policy=policy_for(guests.policy, request))
     cases = load_cases(scenarios)
     if json_file is not None:
@@ -298,13 +299,6 @@ def _checked_need(runs: int, need: int) -> tuple[int, int]:
             hint=f"name at least as many runs: --runs {need} --need {need}",
         )
     return runs, need
-
-
-def _request(configs: str, llvm: bool, series: Path | None, spec: str = "build:") -> KernelRequest:
-    from harness.model.kernel_request import KernelRequest
-
-    names = tuple(name.strip() for name in configs.split(",") if name.strip())
-    return KernelRequest(spec, names, series, None, "clang" if llvm else "gcc")
 
 
 def _session(guests: GuestOptions, host: Host) -> Session:

@@ -90,13 +90,12 @@ def _build(
     Exit code: 0 built, 2 wrong input, 4 it does not build or a patch does not apply.
     """
     from harness.kernels.resolve import resolve_kernel
-    from harness.model.kernel_request import KernelRequest
+    from harness.model.kernel_request import request_of_options
     from harness.paths import store_root
     from harness.progress import TerminalProgress
     from harness.store import Store
 
-    names = tuple(name.strip() for name in configs.split(",") if name.strip())
-    request = KernelRequest(spec, names, series, upto, "clang" if llvm else "gcc")
+    request = request_of_options(spec, configs, series, llvm=llvm, upto=upto)
     kernel = resolve_kernel(request, Store(store_root()), TerminalProgress(), refresh)
     click.echo(f"{kernel.release}  {kernel.image}")
 

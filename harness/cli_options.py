@@ -244,16 +244,10 @@ def kernel_options(command: Command) -> Command:
 
     @wraps(command)
     def packed(*args: Any, **kwargs: Any) -> Any:
-        from harness.model.kernel_request import KernelRequest
+        from harness.model.kernel_request import request_of_options
 
-        names = tuple(name.strip() for name in kwargs.pop("configs").split(",") if name.strip())
-        request = KernelRequest(
-            kwargs.pop("spec"),
-            names,
-            kwargs.pop("series"),
-            None,
-            "clang" if kwargs.pop("llvm") else "gcc",
-        )
+        named = (kwargs.pop("spec"), kwargs.pop("configs"), kwargs.pop("series"))
+        request = request_of_options(*named, llvm=kwargs.pop("llvm"))
         return command(*args, request=request, **kwargs)
 
     options = (

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 @click.option(
     "--load",
     metavar="HOW",
-    help="Load otherwise than the scenario says: all_orders, parallel, modalias, or a list of "
-    "modules with commas between.",
+    help="Load otherwise than the scenario says: all_orders, parallel, modalias, none, or a "
+    "list of modules with commas between.",
 )
 @click.option(
     "--repeat",

@@ -178,15 +178,14 @@ def scenario_result(
 
 def asked_kernel(config: pytest.Config) -> KernelRequest:
     """The kernel that the options ask for."""
-    from harness.model.kernel_request import KernelRequest
+    from harness.model.kernel_request import request_of_options
 
     series = config.getoption("series")
-    return KernelRequest(
+    return request_of_options(
         config.getoption("kernel"),
-        tuple(name for name in config.getoption("config_fragments").split(",") if name),
+        config.getoption("config_fragments"),
         Path(series) if series else None,
-        None,
-        "clang" if config.getoption("llvm") else "gcc",
+        llvm=config.getoption("llvm"),
     )
 
 

@@ -52,6 +52,22 @@ class KernelRequest:
         return " ".join(words)
 
 
+def request_of_options(
+    spec: str, configs: str, series: Path | None, *, llvm: bool, upto: int | None = None
+) -> KernelRequest:
+    """The request that the options of a command make.
+
+    Args:
+        spec: what `--kernel` says.
+        configs: what `--config` says: names with commas between.
+        series: what `--series` says.
+        llvm: whether `--llvm` is there.
+        upto: what `--upto` says.
+    """
+    names = tuple(name.strip() for name in configs.split(",") if name.strip())
+    return KernelRequest(spec, names, series, upto, "clang" if llvm else "gcc")
+
+
 def as_request(asked: str | KernelRequest) -> KernelRequest:
     """The request that a bare SPEC stands for, or the request itself."""
     return KernelRequest(asked) if isinstance(asked, str) else asked

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -386,8 +385,3 @@ def _check_targets(document: Document[Profile], at: str, targets: tuple[str, ...
             "names a host bridge twice",
             hint="for several root ports of one host bridge, name several devices in the decoder",
         )
-
-
-def is_name(text: str) -> bool:
-    """Whether text may name a part of a profile or a range of a scenario."""
-    return re.fullmatch(r"[a-z][a-z0-9_]{0,31}", text) is not None

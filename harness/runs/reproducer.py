@@ -59,7 +59,7 @@ def asked_load(case: Case, text: str) -> Case:
     except msgspec.ValidationError:
         raise UsageError(
             f"--load {text!r} is neither a list of modules nor a way to load them",
-            hint="give all_orders, parallel, modalias, or modules such as dax_hmem,kmem,cxl_acpi",
+            hint="give all_orders, parallel, modalias, none, or modules such as dax_hmem,kmem",
         ) from None
 
 

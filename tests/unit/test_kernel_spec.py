@@ -12,7 +12,7 @@ from harness.errors import UsageError
 from harness.kernels.kernel_spec import KernelSpec, parse_kernel_spec
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.stored import KIND
-from harness.model.kernel_request import KernelRequest, as_request
+from harness.model.kernel_request import KernelRequest, as_request, request_of_options
 from harness.progress import SilentProgress
 from harness.store import Store
 
@@ -118,3 +118,9 @@ def test_a_damaged_entry_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [note.partition(":")[0] for note in said.notes] == [
         f"{KIND}/0123 is damaged in the store"
     ]
+
+
+def test_what_options_ask_for() -> None:
+    asked = request_of_options("build:x", " debug, ,mixed ", Path("s"), llvm=True, upto=2)
+    assert asked == KernelRequest("build:x", ("debug", "mixed"), Path("s"), 2, "clang")
+    assert request_of_options("debian:7.2", "", None, llvm=False) == KernelRequest("debian:7.2")

@@ -84,7 +84,6 @@ def put(path: str, value: Any) -> Callable[[Values], None]:
 
 DELETE = object()
 MEM0 = "host_bridges.0.ports.0.device"
-BIG = {"targets": ["hb0"], "size": "1G"}
 
 
 @pytest.mark.parametrize(
