@@ -7,20 +7,18 @@ import email
 import email.policy
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from harness.errors import UsageError
-from harness.model.scenario import POLICIES, Policy
+from harness.model.document import read_document
+from harness.model.scenario import Policy
+from harness.model.series_description import GUIDE, SeriesDescription
 
 _DESCRIPTION = "series.yaml"
 _QUILT = "series"
-_FIELDS = ("summary", "why", "posted", "base", "policy", "order", "mutant")
 _HINT = (
     "a series is a folder with series.yaml, a quilt series file or numbered .patch files, or an "
     "mbox such as b4 am writes"
@@ -113,9 +111,9 @@ def _read_folder(folder: Path) -> Series:
     described, quilt = folder / _DESCRIPTION, folder / _QUILT
     base = policy = None
     if described.is_file():
-        fields = _read_description(described)
-        base, policy = fields.get("base"), fields.get("policy")
-        names: Sequence[str] = fields["order"]
+        described_as = _read_description(described)
+        base, policy = described_as.base or None, described_as.policy
+        names: Sequence[str] = described_as.order
         listed = str(described)
     elif quilt.is_file():
         names, listed = _read_quilt(quilt), str(quilt)
@@ -160,25 +158,12 @@ def _numbered_files(folder: Path) -> list[str]:
     return [numbered[number][0] for number in sorted(numbered)]
 
 
-def _read_description(path: Path) -> Mapping[str, Any]:
+def _read_description(path: Path) -> SeriesDescription:
     try:
-        fields = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"not YAML: {error}", where=str(path), hint=_HINT) from None
-    if not isinstance(fields, dict):
-        raise UsageError("not a mapping of fields", where=str(path), hint=_HINT)
-    unknown = [str(name) for name in fields if name not in _FIELDS]
-    if unknown:
-        hint = f"the fields are {', '.join(_FIELDS)}"
-        raise UsageError(f"unknown field: {', '.join(unknown)}", where=str(path), hint=hint)
-    names = fields.get("order")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        hint = "list the names of the .patch files, in order"
-        raise UsageError("no list of patches", where=f"{path}: order", hint=hint)
-    if fields.get("policy") not in (None, *POLICIES):
-        hint = f"write one of {', '.join(POLICIES)}"
-        raise UsageError(f"no policy: {fields['policy']}", where=f"{path}: policy", hint=hint)
-    return fields
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not text: {error}", where=str(path), hint=_HINT) from None
+    return read_document(text, str(path), SeriesDescription, GUIDE).value
 
 
 def _read_quilt(path: Path) -> list[str]:

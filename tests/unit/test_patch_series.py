@@ -142,11 +142,15 @@ def test_series_yaml(tree: Path, patches: tuple[bytes, ...], tmp_path: Path, sto
     assert "return 2;" in applied(tree, folder, store)[KMEM]
     for text, words in (
         ("order: [c.patch]", r"there is no patch c\.patch"),
-        ("order: no", "no list of patches"),
-        ("patch: [b.patch]", "unknown field: patch"),
-        ("order: [b.patch]\npolicy: mine", "no policy: mine"),
-        ("a: [", "not YAML"),
+        ("order: no", "order: expected"),
+        ("order: [b.patch]\npatch: [b.patch]", "unknown.*patch"),
+        ("order: [b.patch]\npolicy: mine", "mine"),
+        ("order: [b.patch]\nbase: 7.2", "base: expected"),
+        ("why: not in any order", "order"),
+        ("a: [", "not valid YAML"),
         ("- b.patch", "not a mapping"),
+        ("order: &a [b.patch]\nposted: *a", r"the alias \*a is used"),
+        ("order: " + "[" * 20000, "not valid YAML|nested too deep"),
         ("order: []", "no patch in it"),
     ):
         described.write_text(text)
