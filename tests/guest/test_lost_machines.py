@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -105,12 +106,19 @@ def test_a_harness_that_is_killed_leaves_no_machine(
     assert not (folder / "verdict.json").exists()
 
 
+# What it starts does not get the signal that it gets itself when the harness dies.
+WRAPPER = """\
+#!{python}
+import subprocess, sys
+sys.exit(subprocess.run([{qemu!r}, *sys.argv[1:]], close_fds=False).returncode)
+"""
+
+
 def test_a_machine_that_outlives_its_harness_is_ended_by_the_next(
     bench: Bench, harness_host: Host
 ) -> None:
-    # What it starts does not get the signal that this program gets when the harness dies.
     wrapper = bench.root / "qemu"
-    wrapper.write_text(f'#!/bin/sh\n{shlex.quote(str(harness_host.qemu.path))} "$@" &\nwait\n')
+    wrapper.write_text(WRAPPER.format(python=sys.executable, qemu=str(harness_host.qemu.path)))
     wrapper.chmod(0o755)
     qemu = ("--qemu", str(wrapper))
     with bench.started("run", "exact_cover", *qemu) as child:
