@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from harness.model.matrix import Combination, Plan
     from harness.runs.combination import Message
     from harness.runs.worker_messages import Ticket
-from harness.runs.worker_pool import Pool
+    from harness.runs.worker_pool import Pool
 
 KIND = "ownership"
 _PREFIX = f"{KIND}:"
