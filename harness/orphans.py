@@ -140,8 +140,15 @@ def _identity(proc: Path, pid: str) -> str:
 
 
 def _namespaces(proc: Path, pid: str) -> str:
-    """In which a process number and a start time mean the same."""
-    return " ".join(os.readlink(proc / pid / "ns" / kind) for kind in ("pid", "time"))
+    """Those in which a process number and a start time mean the same."""
+    return " ".join(_namespace(proc / pid / "ns" / kind) for kind in ("pid", "time"))
+
+
+def _namespace(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return "none"  # a kernel before 5.6, or one without them
 
 
 def _words(folder: Path, name: str) -> list[str]:

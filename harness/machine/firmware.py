@@ -21,11 +21,11 @@ from harness.model.decoder_plan import Component, DecoderSetting
 from harness.model.layout import MachineLayout
 from harness.model.placement import PlacedDecoder
 
-# 16 MiB of 32-bit PCI memory that no firmware has given out yet.
 _WHERE_TO_LOOK = (
     "what was written is in firmware.json in the evidence; is this QEMU newer than any the harness "
     "knows? see harness doctor"
 )
+# 16 MiB of 32-bit PCI memory that no firmware has given out yet.
 _MMIO = 0xE000_0000
 _MMIO_LIMIT = 0xE0FF_FFFF
 

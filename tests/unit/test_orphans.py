@@ -191,3 +191,12 @@ def test_a_process_says_once_what_it_killed(
         reap_orphans_once()
     (said,) = caplog.messages
     assert "7" in said and "/evidence/serial.log" in said
+
+
+def test_a_kernel_without_time_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proc = tmp_path / "proc"
+    (proc / "self" / "ns").mkdir(parents=True)
+    (proc / "self" / "ns" / "pid").symlink_to("pid:[7]")
+    (proc / "self" / "stat").write_text(f"7 (python) R {' '.join(map(str, range(4, 53)))}\n")
+    monkeypatch.setattr(orphans, "_PROC", proc)
+    assert list(owner_environment().values()) == [f"pid:[7] none {os.getpid()} 22"]
