@@ -70,11 +70,23 @@ def _about_regions(observation: Observation) -> Iterator[str]:
             continue
         where = "sysfs" if (name, span) in regions else "iomem"
         yield f"only {where} has {name} at {span}"
-    windows = {one.range for one in observation.decoders if one.depth == 0 and one.range}
-    shown_windows = {entry.range for entry in observation.iomem.named(r"CXL Window \d+")}
-    for span in sorted(windows ^ shown_windows):
-        where = "a root decoder" if span in windows else "iomem"
-        yield f"only {where} has a window at {span}"
+    yield from _about_windows(observation)
+
+
+def _about_windows(observation: Observation) -> Iterator[str]:
+    """Windows that only iomem or only sysfs has.
+
+    cxl_acpi enlarges a window's entry in iomem around what lies across its borders
+    (drivers/cxl/acpi.c, insert_resource_expand_to_fit()), and never makes one smaller.
+    """
+    windows = [one.range for one in observation.decoders if one.depth == 0 and one.range]
+    shown = [entry.range for entry in observation.iomem.named(r"CXL Window \d+")]
+    for span in sorted(windows):
+        if not any(entry.contains(span) for entry in shown):
+            yield f"only a root decoder has a window at {span}"
+    for entry in sorted(shown):
+        if not any(entry.contains(span) for span in windows):
+            yield f"only iomem has a window at {entry}"
 
 
 def _left_out_of_iomem(observation: Observation) -> set[str]:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from harness.model.iomem import Iomem
-from harness.model.memory_range import MemoryRange
+from harness.model.memory_range import MemoryRange, format_size
 from harness.model.observation import DaxDevice, Observation
 from harness.model.scenario import OwnerName, Use
 from harness.model.verdict import Finding, Piece
@@ -21,10 +22,12 @@ def pieces_of(span: MemoryRange, observation: Observation) -> tuple[Piece, ...]:
 
     A dax device owns what its mappings cover once a driver holds it, or while no dax driver is
     there that could. A device that the loaded kmem driver failed to take owns nothing: its memory
-    is of no use to anybody.
+    is of no use to anybody. What kmem holds is System RAM only where /proc/iomem has it so.
     """
     pieces: list[Piece] = []
-    for part in _cut(span, [r for device in observation.dax for r in device.ranges]):
+    borders = [r for device in observation.dax for r in device.ranges]
+    ram = [entry.range for entry in observation.iomem.named(r"System RAM.*")]
+    for part in _cut(span, [*borders, *ram, *observation.offline]):
         piece = _piece(part, observation)
         if pieces and _alike(pieces[-1], piece):
             last = pieces.pop()
@@ -78,11 +81,8 @@ def disagreements(observation: Observation) -> tuple[Finding, ...]:
                 if one.minus(e.range for e in entries):
                     what = "iomem has a part of it only"
                     add(f"{device.driver} holds {device.name}, but {what}", one)
-            else:
-                ram = [below.range for e in entries for below in e.walk() if below.name == KMEM]
-                if one.minus(ram):
-                    what = f"not all of it as {KMEM}" if ram else f"no {KMEM} in it"
-                    add(f"kmem holds {device.name}, but iomem has {what}", one)
+            elif not any(below.name == KMEM for e in entries for below in e.walk()):
+                add(f"kmem holds {device.name}, but iomem has no {KMEM} in it", one)
     for entry in observation.iomem.named(r"System RAM \(kmem\)"):
         holders = [d for d in _covering(entry.range, observation.dax) if d.driver == "kmem"]
         if not holders:
@@ -114,7 +114,12 @@ def _piece(part: MemoryRange, observation: Observation) -> Piece:
     for device in covering:
         owner = _owner(device)
         if owner != "nobody" and (device.driver or "kmem" not in observation.dax_drivers):
-            return Piece(part, owner, _use(device, part, observation), _describe(device))
+            use = _use(device, part, observation)
+            lost = device.driver == "kmem" and use == "none"
+            via = _describe(device) + (_not_taken(device, part, observation) if lost else "")
+            return Piece(part, owner, use, via)
+    if any(e.range.contains(part) for e in observation.iomem.named("System RAM")):
+        return Piece(part, "firmware_ram", "none", "iomem: System RAM")
     chain = " > ".join(entry.name for entry in observation.iomem.chain(part.start))
     if covering:
         names = ", ".join(
@@ -131,13 +136,26 @@ def _owner(device: DaxDevice) -> OwnerName:
 
 
 def _use(device: DaxDevice, part: MemoryRange, observation: Observation) -> Use:
-    if device.driver == "kmem" and not part.minus(observation.offline):
-        return "offline"
+    if device.driver == "kmem":
+        if part.minus(entry.range for entry in observation.iomem.named(re.escape(KMEM))):
+            return "none"
+        if not part.minus(observation.offline):
+            return "offline"
     uses: dict[str | None, Literal["system_ram", "devdax"]] = {
         "kmem": "system_ram",
         "device_dax": "devdax",
     }
     return uses.get(device.driver, "none")
+
+
+def _not_taken(device: DaxDevice, part: MemoryRange, observation: Observation) -> str:
+    """Why kmem took no part of its device's memory, as far as its alignment explains it."""
+    block = observation.block_size
+    whole = next(one for one in device.ranges if one.contains(part))
+    first, end = -(-whole.start // block) * block, (whole.end + 1) // block * block
+    if part.end < first or part.start >= end:
+        return f", which takes whole memory blocks of {format_size(block)} only"
+    return f", which did not take it: iomem has no {KMEM} there"
 
 
 def _describe(device: DaxDevice) -> str:

@@ -14,9 +14,14 @@ from collections.abc import Iterable, Sequence
 from harness.model.kernel_modules import module_name
 
 
-def denied_modules(cmdline: Sequence[str]) -> frozenset[str]:
-    """Modules, by the kernel's spelling, that the kernel refuses to load."""
-    return frozenset(module_name(name) for name in _values(cmdline, "module_blacklist"))
+def denied_modules(cmdline: Sequence[str], parameter: str = "module_blacklist") -> frozenset[str]:
+    """Modules, by the kernel's spelling, that a parameter denies.
+
+    Args:
+        cmdline: the kernel's parameters.
+        parameter: `module_blacklist`, or `modprobe.blacklist`.
+    """
+    return frozenset(module_name(name) for name in _values(cmdline, parameter))
 
 
 def denied_initcalls(cmdline: Sequence[str]) -> frozenset[str]:

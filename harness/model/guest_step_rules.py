@@ -24,8 +24,7 @@ def check_steps(document: Document[Scenario], profile: Profile) -> None:
     """
     scenario = document.value
     decoders = [decoder_name(scenario, i) for i in range(len(scenario.firmware.decoders))]
-    # A range is called by the name under which its owner is judged.
-    names = list(scenario.expect.per_range)
+    names = [*scenario.firmware.soft_reserved, *decoders]
     last: dict[str, str] = {}
     for index, step in enumerate(scenario.guest.then):
         at = f"guest.then[{index}]"
@@ -44,7 +43,7 @@ def check_steps(document: Document[Scenario], profile: Profile) -> None:
                 )
             last[name] = step.verb
         for name in step.expect:
-            _check_name(document, f"{at}.expect.{name}", name, names)
+            _check_name(document, f"{at}.expect.{name}", name.partition("[")[0], names)
         if step.while_pending is not None:
             for number, one in enumerate(step.while_pending):
                 _check_verb(document, f"{at}.while_pending[{number}]", one)

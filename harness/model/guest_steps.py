@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from harness.model.owner import Ownership
+from harness.model.owner import Ownership, RangeName
 from harness.model.topology import Name
 
 # A word that stands for itself in sysfs and in the guest's shell.
@@ -71,7 +71,7 @@ class GuestStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         commit: commit them again, and bind the region's driver.
         mode: for `reconfigure`.
         fails: name of the error that the step must end with, such as `EBUSY`.
-        expect: owners after the step, by name, where they are not those of the scenario.
+        expect: owners from this step on, by name, until a later step states others.
     """
 
     load: _Word | None = None
@@ -91,7 +91,7 @@ class GuestStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     commit: Name | None = None
     mode: Mode | None = None
     fails: str | None = None
-    expect: dict[Name, Ownership] = {}
+    expect: dict[RangeName, Ownership] = {}
 
     def verbs(self) -> tuple[str, ...]:
         """The keys that say what is done: one, in a step that is right."""

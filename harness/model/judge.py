@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from harness.model.attribution import disagreements, double_claims, pieces_of
 from harness.model.boot_phases import BEFORE_STEPS
@@ -46,6 +47,7 @@ def judge(
     quirks: Sequence[re.Pattern[str]] = (),
     boot_counts: bool = False,
     no_region: bool = False,
+    stated_at: Mapping[str, str] = MappingProxyType({}),
 ) -> Judgement:
     """Hold an observation against the contract.
 
@@ -57,6 +59,7 @@ def judge(
         quirks: more of them, which are QEMU's doing.
         boot_counts: whether the boot is a step of the scenario: with drivers built in, it is.
         no_region: whether no region may be left, see `leaves_no_region`.
+        stated_at: fields of the scenario whose owners replace the contract's, by name.
     """
     allowed = [*(re.compile(line.pattern) for line in expected_lines), *quirks]
     everything = complaints(observation.dmesg, allowed)
@@ -64,22 +67,26 @@ def judge(
     complained = tuple(one for one in everything if one not in earlier)
     findings: list[Finding] = []
     owners: list[OwnedRange] = []
-    reserved = {one.name for one in state.soft_reserved}
-    for named in state.named_ranges():
+    reserved = {one.name for one in state.kernel_ranges()}
+    for named in state.judged_ranges():
         if named.name not in expected:
             continue
         wanted = expected[named.name]
         pieces = pieces_of(named.range, observation)
         owners.append(OwnedRange(named.name, named.range, wanted, pieces))
-        findings.extend(
-            _misowned(named.name, wanted, pieces, named.name in reserved, observation, complained)
-        )
+        for piece in pieces:
+            if (piece.owner, piece.use) != (wanted.owner, wanted.use):
+                at = stated_at.get(named.name)
+                name = f"{named.name} ({at})" if at else named.name
+                rule = _broken_rule(
+                    wanted, piece, stated=bool(at), region=named.name not in reserved
+                )
+                findings.append(_misowned(name, rule, wanted, piece, observation, complained))
         findings.extend(_claimed_twice(named, observation, complained))
     if no_region:
         findings.extend(_left_regions(observation, complained))
     regions = () if no_region else state.regions()
     findings.extend(_strangers(state, regions, observation, complained))
-    findings.extend(_offline(owners, observation))
     findings.extend(disagreements(observation))
     findings.extend(map(_complained_of, complained))
     verdict = Verdict.FAIL if findings else Verdict.PASS
@@ -97,34 +104,35 @@ def _complained_of(complaint: Complaint) -> Finding:
     )
 
 
+def _broken_rule(wanted: Ownership, piece: Piece, *, stated: bool, region: bool) -> str:
+    if piece.owner == wanted.owner:
+        return "use"
+    if stated:
+        return "expect"
+    if region:
+        return "5"
+    if piece.owner == "nobody":
+        return "1"
+    return "2" if wanted.owner == "dax_cxl" else "3"
+
+
 def _misowned(
     name: str,
+    rule: str,
     wanted: Ownership,
-    pieces: Iterable[Piece],
-    soft_reserved: bool,
+    piece: Piece,
     observation: Observation,
     complained: Sequence[Complaint],
-) -> Iterable[Finding]:
-    for piece in pieces:
-        if piece.owner == wanted.owner and piece.use == wanted.use:
-            continue
-        if not soft_reserved:
-            rule = "5"
-        elif piece.owner == "nobody":
-            rule = "1"
-        elif piece.owner == wanted.owner:
-            rule = "use"
-        else:
-            rule = "2" if wanted.owner == "dax_cxl" else "3"
-        found = Ownership(owner=piece.owner, use=piece.use)
-        stranded = " (stranded)" if piece.owner == "nobody" else ""
-        yield Finding(
-            rule,
-            f"{name}: expected {wanted}, found {found}{stranded}, by {piece.via}",
-            piece.range,
-            observation.iomem.within(piece.range).lines(),
-            _belonging(piece.range, observation, complained),
-        )
+) -> Finding:
+    found = Ownership(owner=piece.owner, use=piece.use)
+    stranded = " (stranded)" if piece.owner == "nobody" else ""
+    return Finding(
+        rule,
+        f"{name}: expected {wanted}, found {found}{stranded}, by {piece.via}",
+        piece.range,
+        observation.iomem.within(piece.range).lines(),
+        _belonging(piece.range, observation, complained),
+    )
 
 
 def _claimed_twice(
@@ -174,19 +182,6 @@ def _strangers(
                     observation.iomem.within(outside).lines(),
                     _belonging(outside, observation, complained),
                 )
-
-
-def _offline(owners: Iterable[OwnedRange], observation: Observation) -> Iterable[Finding]:
-    for owned in owners:
-        if owned.expected.use != "system_ram" or all(
-            piece.use == "offline" for piece in owned.observed
-        ):
-            continue
-        blocks = [block for block in observation.offline if block.overlaps(owned.range)]
-        if blocks:
-            yield Finding(
-                "use", f"{owned.name}: {len(blocks)} memory blocks are not online", blocks[0]
-            )
 
 
 def _belonging(

@@ -7,7 +7,7 @@ before. Source: rule 7 of docs/contract.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -79,6 +79,11 @@ def _with_loaded(scenario: Scenario, modules: tuple[str, ...]) -> Scenario:
     return replace(scenario, guest=replace(scenario.guest, load=modules))
 
 
+def parts_of(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Which of `names` a name means: itself, or the parts into which SRAT entries divide it."""
+    return tuple(one for one in names if one == name or one.startswith(f"{name}["))
+
+
 def _live(life: _Life, step: GuestStep, first: Mapping[str, Ownership]) -> None:
     bindings = step.while_pending or ((step,) if step.bind or step.unbind else ())
     for one in bindings:
@@ -103,12 +108,12 @@ def _live(life: _Life, step: GuestStep, first: Mapping[str, Ownership]) -> None:
     if step.load_unbound == "dax_hmem":
         life.unbound.add("hmem_platform")
     for name in (step.offline, step.online, step.reconfigure):
-        if name is not None:
-            life.uses.pop(name, None)
-    if step.offline is not None:
-        life.uses[step.offline] = "offline"
-    if step.reconfigure is not None and step.mode == "devdax":
-        life.uses[step.reconfigure] = "devdax"
+        for part in parts_of(name, first) if name is not None else ():
+            life.uses.pop(part, None)
+            if step.offline is not None:
+                life.uses[part] = "offline"
+            if step.reconfigure is not None and step.mode == "devdax":
+                life.uses[part] = "devdax"
     for name in (step.destroy_region, step.decommit):
         if name is not None:
             life.gone.add(name)
@@ -128,7 +133,7 @@ def _renew(life: _Life, modules: set[str], first: Mapping[str, Ownership]) -> No
 
 def _now(name: str, first: Ownership, life: _Life, state: FirmwareState) -> Ownership:
     if first.owner == "dax_cxl":
-        spans = {one.name: one.range for one in state.named_ranges()}
+        spans = {one.name: one.range for one in (*state.named_ranges(), *state.judged_ranges())}
         lost = any(spans[one].overlaps(spans[name]) for one in life.gone)
         if lost or life.unloaded.intersection(_CXL):
             return _NOBODY

@@ -91,6 +91,7 @@ class Observation:
         regions: CXL regions.
         decoders: CXL decoders of all ports.
         offline: ranges of memory blocks that exist and are not online.
+        block_size: bytes of a memory block, 1 where the guest has none.
         modules: loaded modules.
         cxl_list: what `cxl list` printed, None when it printed nothing.
         daxctl_list: what `daxctl list` printed, None when it printed nothing.
@@ -104,6 +105,7 @@ class Observation:
     regions: tuple[CxlRegion, ...]
     decoders: tuple[CxlDecoder, ...]
     offline: tuple[MemoryRange, ...]
+    block_size: int
     modules: tuple[str, ...]
     cxl_list: Any
     daxctl_list: Any
@@ -145,7 +147,7 @@ def parse_observation(sections: Mapping[str, str]) -> Observation:
         cxl_links = _links(sections["cxl_links"])
         dax_values = _values(sections["dax_values"], dax_links)
         cxl_values = _values(sections["cxl_values"], cxl_links)
-        blocks = _blocks(sections["memory_blocks"])
+        block_size, blocks = _blocks(sections["memory_blocks"])
         observation = Observation(
             release=sections["release"].strip(),
             iomem=iomem,
@@ -154,6 +156,7 @@ def parse_observation(sections: Mapping[str, str]) -> Observation:
             regions=_regions(cxl_links, cxl_values),
             decoders=_decoders(cxl_links, cxl_values),
             offline=tuple(block for block, state in blocks if state != "online"),
+            block_size=block_size,
             modules=tuple(_modules(sections["modules"])),
             cxl_list=_json(sections["cxl_list"], "cxl list"),
             daxctl_list=_json(sections["daxctl_list"], "daxctl list"),
@@ -323,12 +326,14 @@ def _range(start: str | None, size: str | None) -> MemoryRange | None:
     return MemoryRange.of_size(first, count)
 
 
-def _blocks(text: str) -> list[tuple[MemoryRange, str]]:
-    """Every memory block, and its state."""
+def _blocks(text: str) -> tuple[int, list[tuple[MemoryRange, str]]]:
+    """The size of memory blocks, and every block with its state."""
     lines = _lines(text)
     if not lines:
-        return []
+        return 1, []
     size = _number(lines[0], 16)
+    if not size:
+        raise ObservationError("memory blocks have no size")
     found: dict[MemoryRange, str] = {}
     for line in lines[1:]:
         match = re.fullmatch(r"/sys/devices/system/memory/memory(\d{1,16})/state:(\S+)", line)
@@ -338,7 +343,7 @@ def _blocks(text: str) -> list[tuple[MemoryRange, str]]:
         if block in found:
             raise ObservationError(f"memory block {match[1]} stands twice")
         found[block] = match[2]
-    return list(found.items())
+    return size, list(found.items())
 
 
 def _json(text: str, what: str) -> Any:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-OwnerName = Literal["dax_cxl", "dax_hmem", "nobody"]
+OwnerName = Literal["dax_cxl", "dax_hmem", "firmware_ram", "nobody"]
 Use = Literal["system_ram", "offline", "devdax", "none"]
+
+# SRAT entries divide a range into parts that are numbered: sr0[0], sr0[1].
+RangeName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*(\[\d+\])?\Z", max_length=36)]
 
 
 class Ownership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

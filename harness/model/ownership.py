@@ -6,13 +6,19 @@ Source: the contract in docs/contract.md, which follows the linux-cxl discussion
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+from msgspec.structs import replace
+
 from harness.model.denials import denied_initcalls, denied_modules
 from harness.model.kernel_modules import module_name
+from harness.model.memory_range import MemoryRange
 from harness.model.placement import FirmwareState, NamedRange
 from harness.model.scenario import Ownership, Policy, Scenario, Use
 
 # The option that builds each driver.
-_OPTIONS = {
+DRIVER_OPTIONS = {
     "cxl_acpi": "CXL_ACPI",
     "cxl_pci": "CXL_PCI",
     "cxl_mem": "CXL_MEM",
@@ -34,35 +40,76 @@ _INITCALLS = {
 }
 
 
+def as_run(
+    scenario: Scenario, loaded: Collection[str], config: Mapping[str, Literal["y", "m", "n"]]
+) -> Scenario:
+    """The scenario with what its kernel really has, in place of what the file names.
+
+    Modules bring others along: by dependencies, softdeps, and `request_module()` in
+    `dax_hmem_init()` since Linux 7.1. A module that the scenario keeps out stays out of the
+    expectation whatever the kernel does: to keep it out is what such a scenario is about.
+
+    Args:
+        scenario: as its file states it.
+        loaded: modules that are loaded, by the kernel's spelling.
+        config: what the kernel was built with; empty where that is not known.
+    """
+    kept_out = {module_name(one) for one in scenario.guest.missing}
+    kept_out |= denied_modules(scenario.kernel.cmdline)
+    kept_out |= denied_modules(scenario.kernel.cmdline, "modprobe.blacklist")
+    named = [module_name(one) for one in scenario.guest.modules]
+    also = [one for one in DRIVER_OPTIONS if one in loaded and one not in {*named, *kept_out}]
+    known = {
+        option: config[option]
+        for option in ("CXL_REGION", *DRIVER_OPTIONS.values())
+        if option in config
+    }
+    return replace(
+        scenario,
+        guest=replace(scenario.guest, load=(*named, *also)),
+        kernel=replace(scenario.kernel, config={**scenario.kernel.config, **known}),
+    )
+
+
 def expected_owners(
     scenario: Scenario, state: FirmwareState, policy: Policy
 ) -> dict[str, Ownership]:
     """The owner of every Soft Reserved range, and of every region without one under it.
 
-    Regions appear under their decoder's name. Under `all_or_nothing`, no region is left when one
-    Soft Reserved range in a window is not contained in a region, so none of them appears then.
+    Ranges are those that the kernel makes (`FirmwareState.kernel_ranges`). Regions appear under
+    their decoder's name. Under `all_or_nothing`, no region is left when one Soft Reserved range in
+    a window is not contained in a region, so none of them appears then.
     """
+    reserved = state.kernel_ranges()
     regions = state.regions() if _regions_form(scenario) else ()
     use = _use(scenario)
+    # A region waits for dax_cxl to be loaded, and dax_hmem leaves alone what is in it.
+    by_region = (
+        Ownership(owner="dax_cxl", use=use)
+        if _available(scenario, "dax_cxl")
+        else Ownership(owner="nobody")
+    )
     by_cxl = {
-        reserved.name: _cxl_may_own(scenario) and _contained(reserved, regions)
-        for reserved in state.soft_reserved
+        one.name: _cxl_may_own(scenario) and _claimed(one, regions, reserved) for one in reserved
     }
     given_up = policy == "all_or_nothing" and not all(
-        by_cxl[reserved.name] for reserved in _in_windows(state)
+        by_cxl[one.name] for one in _in_windows(state)
     )
     owners = {}
-    for reserved in state.soft_reserved:
-        if by_cxl[reserved.name] and not given_up:
-            owners[reserved.name] = Ownership(owner="dax_cxl", use=use)
+    for one in reserved:
+        if by_cxl[one.name] and not given_up:
+            owners[one.name] = by_region
         elif _available(scenario, "dax_hmem"):
-            owners[reserved.name] = Ownership(owner="dax_hmem", use=use)
+            owners[one.name] = Ownership(owner="dax_hmem", use=use)
         else:
-            owners[reserved.name] = Ownership(owner="nobody")
-    if not given_up and _cxl_may_own(scenario):
-        for region in regions:
-            if not any(region.range.overlaps(one.range) for one in state.soft_reserved):
-                owners[region.name] = Ownership(owner="dax_cxl", use=use)
+            owners[one.name] = Ownership(owner="nobody")
+    for decoder in state.decoders:
+        if any(decoder.range.overlaps(one.range) for one in reserved):
+            continue
+        if _is_ram(decoder.range, state):
+            owners[decoder.name] = Ownership(owner="firmware_ram")
+        elif not given_up and _cxl_may_own(scenario) and decoder.name in _names(regions):
+            owners[decoder.name] = by_region
     return owners
 
 
@@ -76,20 +123,42 @@ def leaves_no_region(scenario: Scenario, state: FirmwareState, policy: Policy) -
     return (
         policy == "all_or_nothing"
         and _available(scenario, "dax_hmem")
-        and not all(_contained(reserved, regions) for reserved in _in_windows(state))
+        and not all(_claimed(one, regions, state.kernel_ranges()) for one in _in_windows(state))
     )
+
+
+def _names(ranges: Collection[NamedRange]) -> set[str]:
+    return {one.name for one in ranges}
+
+
+def _is_ram(span: MemoryRange, state: FirmwareState) -> bool:
+    return any(span.overlaps(one) for one in state.firmware_ram)
 
 
 def _in_windows(state: FirmwareState) -> tuple[NamedRange, ...]:
     return tuple(
-        reserved
-        for reserved in state.soft_reserved
-        if any(reserved.range.overlaps(window) for window in state.windows)
+        one
+        for one in state.kernel_ranges()
+        if any(one.range.overlaps(window) for window in state.windows)
     )
 
 
-def _contained(reserved: NamedRange, regions: tuple[NamedRange, ...]) -> bool:
-    return any(region.range.contains(reserved.range) for region in regions)
+def _claimed(
+    reserved: NamedRange, regions: Collection[NamedRange], others: Collection[NamedRange]
+) -> bool:
+    """Whether a region contains a range, and overlaps no range that it does not contain.
+
+    dax_cxl takes a region as a whole, so where a part of the region must be dax_hmem's, dax_cxl
+    can have none of it.
+    """
+    return any(
+        region.range.contains(reserved.range)
+        and all(
+            region.range.contains(one.range) or not region.range.overlaps(one.range)
+            for one in others
+        )
+        for region in regions
+    )
 
 
 def _regions_form(scenario: Scenario) -> bool:
@@ -114,7 +183,7 @@ def _use(scenario: Scenario) -> Use:
 
 def _available(scenario: Scenario, driver: str) -> bool:
     """Whether a driver gets to run: built in or loaded by a guest step, and not denied."""
-    built = scenario.kernel.config.get(_OPTIONS[driver])
+    built = scenario.kernel.config.get(DRIVER_OPTIONS[driver])
     if built in ("y", "n"):
         denied = denied_initcalls(scenario.kernel.cmdline)
         return built == "y" and _INITCALLS[driver] not in denied

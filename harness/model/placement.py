@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.model.acpi_tables import MemoryAffinity
 from harness.model.document import Document
 from harness.model.layout import MachineLayout
-from harness.model.memory_range import MemoryRange, format_size
+from harness.model.memory_range import MemoryRange, format_size, parse_size
 from harness.model.scenario import Decoder, Position, Scenario, SratEntry, decoder_name
 from harness.model.topology import Profile
 
 _PAGE = 4096
+_RAM_PARAMETER = re.compile(r"(?P<size>\d+[KMGT])@(?P<start>0x[0-9a-f]{1,16}|\d+[KMGT]?)")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class FirmwareState:
         ram: RAM there at boot.
         hotplug_room: ranges that the SRAT keeps for memory hotplug.
         srat: entries added to the SRAT.
+        dividing: memory entries of the SRAT that divide Soft Reserved ranges: all of them on a
+            machine with a HMAT, none on one without (Linux, drivers/acpi/numa/hmat.c, hmat_init).
+        firmware_ram: ranges outside the machine's RAM that the firmware hands over as ordinary
+            RAM, by `memmap=SIZE@START` in `kernel.cmdline`.
     """
 
     soft_reserved: tuple[NamedRange, ...]
@@ -70,6 +77,29 @@ class FirmwareState:
     ram: tuple[MemoryRange, ...]
     hotplug_room: tuple[MemoryRange, ...]
     srat: tuple[MemoryAffinity, ...]
+    dividing: tuple[MemoryRange, ...] = ()
+    firmware_ram: tuple[MemoryRange, ...] = ()
+
+    def kernel_ranges(self) -> tuple[NamedRange, ...]:
+        """Soft Reserved ranges as the kernel divides them, each to be owned as a whole.
+
+        Where SRAT entries tile a range, each entry is a range of its own, named `sr0[0]`,
+        `sr0[1]` and so on. An entry that reaches out of the range, or a part that no entry
+        describes, leaves it whole.
+        """
+        found = []
+        for one in self.soft_reserved:
+            parts = sorted({e for e in self.dividing if one.range.contains(e)})
+            if len(parts) < 2 or one.range.minus(parts):
+                found.append(one)
+                continue
+            found += [NamedRange(f"{one.name}[{n}]", part) for n, part in enumerate(parts)]
+        return tuple(found)
+
+    def judged_ranges(self) -> tuple[NamedRange, ...]:
+        """`kernel_ranges`, then decoders: everything that can have an expected owner."""
+        decoders = (NamedRange(one.name, one.range) for one in self.decoders)
+        return (*self.kernel_ranges(), *decoders)
 
     def named_ranges(self) -> tuple[NamedRange, ...]:
         """Soft Reserved ranges, then decoders, each by its name in the scenario."""
@@ -121,10 +151,24 @@ def place_firmware(
         ram=layout.ram(),
         hotplug_room=layout.hotplug_room(),
         srat=srat,
+        dividing=tuple(one.range for one in (*layout.memory, *srat)) if profile.hmat else (),
+        firmware_ram=given_as_ram(document.value.kernel.cmdline),
     )
     _check_reserved(document, state, windows)
-    _check_told_apart(document, profile, layout, state)
     return state
+
+
+def given_as_ram(cmdline: Sequence[str]) -> tuple[MemoryRange, ...]:
+    """The ranges of `memmap=SIZE@START` parameters (Linux, arch/x86/kernel/e820.c)."""
+    found = []
+    for argument in cmdline:
+        for word in argument.removeprefix("memmap=").split(","):
+            match = _RAM_PARAMETER.fullmatch(word) if argument.startswith("memmap=") else None
+            if match is not None and (size := parse_size(match["size"])):
+                start = match["start"]
+                at = int(start, 16) if start.startswith("0x") else parse_size(start)
+                found.append(MemoryRange.of_size(at, size))
+    return tuple(found)
 
 
 def _place_decoder(
@@ -179,6 +223,14 @@ def _place(
 def _check_reserved(
     document: Document[Scenario], state: FirmwareState, windows: tuple[MemoryRange, ...]
 ) -> None:
+    backed = [*state.ram, *(d.range for d in state.decoders)]
+    for given in state.firmware_ram:
+        for hole in given.minus(backed):
+            raise document.error(
+                "kernel.cmdline",
+                f"memmap= gives {hole} to the kernel as RAM, and there is no memory behind it",
+                hint="commit a decoder over it (firmware.decoders)",
+            )
     boot_ram = min((one for one in state.ram if one.start > 0xFFFFF), default=None)
     for index, one in enumerate(state.soft_reserved):
         if one.range.start % _PAGE or (one.range.end + 1) % _PAGE:
@@ -201,7 +253,7 @@ def _check_reserved(
                 f"covers the RAM at {boot_ram} that the kernel boots in",
                 hint="use a node above 4 GiB",
             )
-        unbacked = one.range.minus([*state.ram, *(d.range for d in state.decoders)])
+        unbacked = one.range.minus(backed)
         holes = [hole for hole in unbacked if any(hole.overlaps(w) for w in windows)]
         nowhere = [hole for hole in unbacked if hole not in holes]
         if holes:
@@ -218,26 +270,4 @@ def _check_reserved(
                 f"{nowhere[0]} lies outside the RAM and the windows of the profile",
                 hint="harness boot --print shows the machine; windows and RAM are at "
                 + ", ".join(str(r) for r in sorted((*windows, *state.ram))),
-            )
-
-
-def _check_told_apart(
-    document: Document[Scenario], profile: Profile, layout: MachineLayout, state: FirmwareState
-) -> None:
-    """Refuse Soft Reserved ranges that the kernel would take for one.
-
-    The kernel joins what is adjacent in the memory map (arch/x86/kernel/e820.c); entries of the
-    SRAT keep ranges apart, where a HMAT makes the kernel look at them (drivers/acpi/numa/hmat.c).
-    """
-    known = (*layout.memory, *state.srat) if profile.hmat else ()
-    ends = {one.range.end for one in known} | {one.range.start - 1 for one in known}
-    first = {one.range.start: one.name for one in state.soft_reserved}
-    for one in state.soft_reserved:
-        after = first.get(one.range.end + 1)
-        if after is not None and one.range.end not in ends:
-            raise document.error(
-                f"firmware.soft_reserved.{after}",
-                f"follows {one.name} at {one.range} without a gap, so that they are one range",
-                hint="leave a gap, make them one range, or tell them apart by SRAT entries on a "
-                "profile that has a HMAT",
             )

@@ -26,15 +26,17 @@ def early_problems(
 ) -> tuple[str, ...]:
     """What of the firmware state the kernel's early messages do not show as asked for.
 
-    Compares Soft Reserved ranges and the SRAT's memory entries, exactly.
+    Compares Soft Reserved ranges and the SRAT's memory entries, exactly. The kernel does not join
+    adjacent Soft Reserved entries (Linux, arch/x86/kernel/e820.c, e820_type_mergeable()); a range
+    that is partly RAM takes several `memmap=` parameters, and so several entries.
     """
     problems = []
-    asked = merge_adjacent(one.range for one in state.soft_reserved)
-    shown = merge_adjacent(
+    asked = sorted(one.range for one in state.soft_reserved)
+    shown = sorted(
         MemoryRange(int(match["start"], 16), int(match["end"], 16))
         for match in _matches(_SOFT_RESERVED, records)
     )
-    if asked != shown:
+    if asked != _joined_within(asked, shown):
         problems.append(
             f"asked for Soft Reserved {_listed(asked)}, the kernel shows {_listed(shown)}"
         )
@@ -56,10 +58,26 @@ def early_problems(
     return tuple(problems)
 
 
+def _joined_within(ranges: Iterable[MemoryRange], parts: list[MemoryRange]) -> list[MemoryRange]:
+    """`parts`, those joined that lie in one of `ranges`."""
+    found = list(parts)
+    for whole in ranges:
+        inside = [one for one in found if whole.contains(one)]
+        found = [one for one in found if one not in inside]
+        found += merge_adjacent(inside)
+    return sorted(found)
+
+
 def window_problems(observation: Observation, state: FirmwareState) -> tuple[str, ...]:
-    """What of the windows /proc/iomem does not show as asked for; without cxl_acpi, nothing."""
+    """What of the windows /proc/iomem does not show as asked for; without cxl_acpi, nothing.
+
+    An entry may be larger than its window, see `agreement`.
+    """
     windows = [entry.range for entry in observation.iomem.named(r"CXL Window \d+")]
-    if windows and sorted(windows) != sorted(state.windows):
+    if windows and not (
+        all(any(entry.contains(one) for entry in windows) for one in state.windows)
+        and all(any(entry.contains(one) for one in state.windows) for entry in windows)
+    ):
         return (f"asked for windows at {_listed(state.windows)}, iomem shows {_listed(windows)}",)
     return ()
 

@@ -14,6 +14,7 @@ from harness.model.guest_steps import GuestStep
 from harness.model.load import LoadPlan, ModuleName
 from harness.model.owner import OwnerName as OwnerName
 from harness.model.owner import Ownership as Ownership
+from harness.model.owner import RangeName as RangeName
 from harness.model.owner import Use as Use
 from harness.model.topology import Name
 
@@ -142,10 +143,15 @@ class ExpectedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class Expectations(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Expected owners, by name of the Soft Reserved range or decoder, for each policy."""
+    """Expected owners, by name of the Soft Reserved range or decoder, for each policy.
 
-    per_range: dict[Name, Ownership]
-    all_or_nothing: dict[Name, Ownership]
+    What is not stated is as the contract has it. What is stated differently from the contract is
+    an error, unless `why_not_the_contract` gives the reason; then it replaces the contract.
+    """
+
+    per_range: dict[RangeName, Ownership] = {}
+    all_or_nothing: dict[RangeName, Ownership] = {}
+    why_not_the_contract: Annotated[str, msgspec.Meta(min_length=20)] | None = None
     dmesg: tuple[ExpectedLine, ...] = ()
 
     def owners(self, policy: Policy) -> dict[str, Ownership]:
@@ -169,7 +175,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     firmware: Firmware = Firmware()
     kernel: KernelNeeds = KernelNeeds()
     guest: GuestSteps
-    expect: Expectations
+    expect: Expectations = Expectations()
 
 
 def read_scenario(text: str, name: str) -> Document[Scenario]:

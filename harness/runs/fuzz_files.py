@@ -85,8 +85,7 @@ def case_of(
     profile_text = _yaml(layout.profile)
     profile = read_profile(profile_text, f"{name}.profile.yaml").value
     machine = ask_machine(profile)
-    nobody = {name: {"owner": "nobody"} for name in layout.scenario["firmware"]["soft_reserved"]}
-    unjudged = read_scenario(_scenario(layout, name, {one: nobody for one in POLICIES}), name)
+    unjudged = read_scenario(_scenario(layout, name, {}), name)
     check_scenario(unjudged, profile)
     state = place_firmware(unjudged, profile, machine)
     owners = {

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from harness.guest.observe import require_whole_log
 from harness.model.boot_phases import in_phases
 from harness.model.dmesg import is_about_time
+from harness.model.expected import Expected
 from harness.model.judge import Judgement, judge
 from harness.model.observation import Observation
-from harness.model.scenario import Ownership
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.prepare import Prepared
 
@@ -22,6 +21,8 @@ def judging_inputs(guest: BootedGuest, prepared: Prepared) -> dict[str, Any]:
     return {
         "step_marks": guest.shell.marks.token,
         "boot_counts": prepared.boot_counts,
+        "built_in": list(prepared.built_in_drivers()),
+        "driver_options": prepared.bootable.driver_options,
         "expected_messages": [one.pattern for one in prepared.expected_lines()],
     }
 
@@ -30,9 +31,7 @@ def judge_guest(
     guest: BootedGuest,
     prepared: Prepared,
     observation: Observation,
-    expected: Mapping[str, Ownership],
-    *,
-    no_region: bool,
+    expected: Expected,
 ) -> Judgement:
     """Hold what was observed in a guest against the owners that it must have by now.
 
@@ -40,8 +39,7 @@ def judge_guest(
         guest: the guest, which knows how its steps are marked in the kernel's log.
         prepared: its scenario.
         observation: what was observed.
-        expected: owner by name of Soft Reserved range or decoder.
-        no_region: whether no region may be left by now.
+        expected: what must be so by now.
 
     Raises:
         GuestLostError: a line that counts may be missing from the guest's log, or the log says that
@@ -52,10 +50,11 @@ def judge_guest(
     judgement = judge(
         replace(observation, dmesg=in_phases(observation.dmesg, marks)),
         prepared.state,
-        expected,
+        expected.owners,
         quirks=prepared.expected_lines(),
         boot_counts=prepared.boot_counts,
-        no_region=no_region,
+        no_region=expected.no_region,
+        stated_at=expected.stated_at,
     )
     if any(is_about_time(one.text) for one in judgement.findings):
         guest.watch.check_clock()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.guest.life_steps import (
@@ -15,8 +15,8 @@ from harness.guest.life_steps import (
 )
 from harness.guest.observe import observe, read_sections
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks
+from harness.model.expected import Expected
 from harness.model.guest_steps import GuestStep
-from harness.model.life_ownership import no_region_after_steps, owners_after_steps
 from harness.model.life_plan import (
     Command,
     RegionMakeup,
@@ -28,7 +28,6 @@ from harness.model.life_plan import (
 )
 from harness.model.module_holders import HeldError, check_unloadable, workable_orders
 from harness.model.observation import Observation
-from harness.model.owner import Ownership
 from harness.model.verdict import Finding, RunResult, StepOutcome, Verdict
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence
@@ -41,13 +40,27 @@ _OUTCOME = ("1", "2", "3", "5", "use")
 
 
 @dataclass
-class _Life:
+class Life:
+    """A guest whose steps are done one after the other.
+
+    Attributes:
+        guest: the guest.
+        prepared: the scenario.
+        evidence: each step gets a folder in it.
+        settling: how long nothing must change before the guest is judged.
+        observation: what was observed last.
+        is_known: whether known issues explain every finding of a result.
+        reported: what was found before, which is not found again.
+        makeups: of regions that steps have destroyed, by decoder.
+    """
+
     guest: BootedGuest
     prepared: Prepared
     evidence: Evidence
     settling: Settling
     observation: Observation
-    no_region: bool = False
+    is_known: Callable[[RunResult], bool]
+    reported: set[tuple[object, ...]] = field(default_factory=set)
     makeups: dict[str, RegionMakeup] = field(default_factory=dict)
 
 
@@ -61,71 +74,61 @@ class _Act:
 
 
 def live_on(
-    guest: BootedGuest,
-    prepared: Prepared,
-    result: RunResult,
-    observation: Observation,
-    evidence: Evidence,
-    timings: Timings,
-    settling: Settling,
+    life: Life, result: RunResult, expected: Sequence[Expected], timings: Timings
 ) -> RunResult:
     """Do the steps of `guest.then`, judging after each, up to the first after which it is broken.
 
-    Nothing is done to a guest that had broken the contract before.
+    Nothing is done to a guest that had broken the contract before, except by known messages.
 
     Args:
-        guest: a guest whose owners have settled.
-        prepared: the scenario.
+        life: a guest whose owners have settled.
         result: the judgement so far.
-        observation: what it was judged by.
-        evidence: each step gets a folder in it.
+        expected: what must be so after each step.
         timings: gets the phase `steps`.
-        settling: how long nothing must change before the guest is judged.
 
     Raises:
         GuestCrashedError: the guest's kernel broke; it knows in which step.
         GuestLostError: the guest is gone.
         DeadlineExpiredError: a step does not end, or its owners never settle.
     """
-    steps = prepared.case.scenario.guest.then
+    steps = life.prepared.case.scenario.guest.then
     if not steps:
         return result
-    life = _Life(guest, prepared, evidence, settling, observation)
-    scenario, state = prepared.case.scenario, prepared.state
-    owners = _expected(prepared, result)
-    no_region = no_region_after_steps(scenario, state, result.policy)
+    life.reported.update(map(_identity, result.findings))
     done: list[StepOutcome] = []
-    broken = result.verdict is not Verdict.PASS
     with timings.phase("steps"):
-        for step, expected, life.no_region in zip(steps, owners, no_region, strict=True):
-            if broken:
+        for step, after in zip(steps, expected, strict=True):
+            if not _goes_on(result, life.is_known):
                 done.append(StepOutcome(str(step), "not_done"))
                 continue
-            for outcome in _outcomes(life, step, expected, len(done)):
+            for outcome in _outcomes(life, step, after, len(done)):
                 done.append(outcome)
-                broken = outcome.outcome == "broke"
-                if broken:
+                result = replace(result, findings=(*result.findings, *outcome.findings))
+                if not _goes_on(result, life.is_known):
                     break
-    findings = tuple(finding for one in done for finding in one.findings)
-    return replace(
-        result,
-        verdict=Verdict.FAIL if findings else result.verdict,
-        findings=(*result.findings, *findings),
-        steps=tuple(done),
+    verdict = Verdict.FAIL if result.findings else result.verdict
+    return replace(result, verdict=verdict, steps=tuple(done))
+
+
+def _goes_on(result: RunResult, is_known: Callable[[RunResult], bool]) -> bool:
+    """Whether the guest is still what the next step is about.
+
+    It is where nothing is broken but by kernel messages that are known. A range with another owner
+    than expected ends the steps, known or not.
+    """
+    if not result.findings:
+        return result.verdict is Verdict.PASS
+    return all(one.rule == "6" for one in result.findings) and is_known(
+        replace(result, verdict=Verdict.FAIL)
     )
 
 
-def _expected(prepared: Prepared, result: RunResult) -> tuple[dict[str, Ownership], ...]:
-    """The owners after each step: as the scenario states, where that applies."""
-    scenario = prepared.case.scenario
-    if not prepared.case.as_stated:
-        return owners_after_steps(scenario, prepared.state, result.policy)
-    stated = scenario.expect.owners(result.policy)
-    return tuple({**stated, **step.expect} for step in scenario.guest.then)
+def _identity(finding: Finding) -> tuple[object, ...]:
+    return (finding.rule, finding.text, finding.range, finding.dmesg)
 
 
 def _outcomes(
-    life: _Life, step: GuestStep, expected: Mapping[str, Ownership], before: int
+    life: Life, step: GuestStep, expected: Expected, before: int
 ) -> Iterator[StepOutcome]:
     """The outcome of a step; of several, for one that stands for several orders."""
     try:
@@ -139,7 +142,7 @@ def _outcomes(
         yield _outcome(life, act, expected, number, ends=ends)
 
 
-def _acts(life: _Life, step: GuestStep) -> tuple[_Act, ...]:
+def _acts(life: Life, step: GuestStep) -> tuple[_Act, ...]:
     if step.reload_every_order is not None:
         holders = read_module_holders(life.guest.shell)
         orders = workable_orders(step.reload_every_order, holders)
@@ -149,9 +152,7 @@ def _acts(life: _Life, step: GuestStep) -> tuple[_Act, ...]:
     return (_Act(step, str(step), step.reload or ()),)
 
 
-def _outcome(
-    life: _Life, act: _Act, expected: Mapping[str, Ownership], number: int, *, ends: bool
-) -> StepOutcome:
+def _outcome(life: Life, act: _Act, expected: Expected, number: int, *, ends: bool) -> StepOutcome:
     folder = f"step-{number:02d}-{act.step.verb}"
     try:
         done = _do(life, act)
@@ -161,8 +162,8 @@ def _outcome(
     findings = [Finding("step", done.problem)] if done.problem else []
     wanted = tuple(
         one.range
-        for one in life.prepared.state.named_ranges()
-        if one.name in expected and expected[one.name].use == "system_ram"
+        for one in life.prepared.state.judged_ranges()
+        if one.name in expected.owners and expected.owners[one.name].use == "system_ram"
     )
     life.guest.check()
 
@@ -177,16 +178,16 @@ def _outcome(
         sections = settle()
     life.observation = read_sections(sections)
     life.guest.check()
-    judgement = judge_guest(
-        life.guest, life.prepared, life.observation, expected, no_region=life.no_region
-    )
+    judgement = judge_guest(life.guest, life.prepared, life.observation, expected)
+    new = [one for one in judgement.findings if _identity(one) not in life.reported]
+    life.reported.update(map(_identity, new))
     findings += [
         replace(
             one,
             rule="7" if one.rule in _OUTCOME else one.rule,
             text=f"after step {number}, {act.title}: {one.text}",
         )
-        for one in judgement.findings
+        for one in new
     ]
     return StepOutcome(
         act.title,
@@ -197,7 +198,7 @@ def _outcome(
     )
 
 
-def _do(life: _Life, act: _Act) -> StepDone:
+def _do(life: Life, act: _Act) -> StepDone:
     shell, step = life.guest.shell, act.step
     if step.while_pending is not None:
         return run_while_pending(shell, [binding_command(one) for one in step.while_pending])
@@ -207,13 +208,13 @@ def _do(life: _Life, act: _Act) -> StepDone:
     return run_commands(shell, _commands(life, act))
 
 
-def _commands(life: _Life, act: _Act) -> tuple[Command, ...]:
+def _commands(life: Life, act: _Act) -> tuple[Command, ...]:
     if act.order:
         return reload_commands(act.order, life.observation)
     return commands_of(act.step, life.observation, life.prepared.state, life.makeups)
 
 
-def _observe(life: _Life, folder: str) -> dict[str, str]:
+def _observe(life: Life, folder: str) -> dict[str, str]:
     sections = observe(life.guest.shell)
     for name, content in sections.items():
         if name != "end":

@@ -6,12 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from harness.errors import NotConfigurableError, UsageError
 from harness.guest.initramfs import (
@@ -35,14 +35,16 @@ from harness.machine.qemu_command import Accelerator
 from harness.model.acpi_tables import override_srat
 from harness.model.command_line import kernel_command_line
 from harness.model.decoder_plan import DecoderSetting, plan_decoders
+from harness.model.expected import Expected, check_stated, expectations
 from harness.model.expected_messages import expected_messages
 from harness.model.kernel import Kernel
+from harness.model.kernel_config import parse_config
 from harness.model.kernel_modules import ModulePlan, module_name
 from harness.model.kernel_request import KernelRequest, with_configs
 from harness.model.layout import MachineLayout
-from harness.model.ownership import expected_owners
+from harness.model.ownership import DRIVER_OPTIONS, as_run
 from harness.model.placement import FirmwareState, place_firmware
-from harness.model.scenario import POLICIES, Policy
+from harness.model.scenario import POLICIES, Policy, Scenario
 from harness.paths import store_root
 from harness.progress import Progress
 from harness.runs.applicable import check_kernel, not_about
@@ -147,6 +149,18 @@ class Bootable:
     def config_sha256(self) -> str | None:
         """Digest of the kernel's configuration, None where its packager ships none."""
         return None if self._config is None else hashlib.sha256(self._config).hexdigest()
+
+    @cached_property
+    def driver_options(self) -> dict[str, Literal["y", "m", "n"]]:
+        """The options that decide which drivers there are; empty where they are not known."""
+        if self._config is None:
+            return {}
+        config = parse_config(self._config.decode(errors="replace"))
+        found: dict[str, Literal["y", "m", "n"]] = {}
+        for option in ("CXL_REGION", *DRIVER_OPTIONS.values()):
+            value = config.value(option)
+            found[option] = "y" if value == "y" else "m" if value == "m" else "n"
+        return found
 
     @property
     def finds_leaks(self) -> bool:
@@ -282,6 +296,30 @@ class Prepared:
         shared = self.bootable.initramfs
         return any(name not in {*shared.modules, *shared.missing} for name in _FIRST_DRIVERS)
 
+    def as_run(self, modules: Collection[str]) -> Scenario:
+        """The scenario with the drivers and options that a guest really has.
+
+        Args:
+            modules: those in the guest's /proc/modules.
+        """
+        loaded = {*modules, *self.built_in_drivers()}
+        return as_run(self.case.scenario, loaded, self.bootable.driver_options)
+
+    def built_in_drivers(self) -> tuple[str, ...]:
+        """The drivers that the kernel has built in."""
+        shared = self.bootable.initramfs
+        return tuple(one for one in DRIVER_OPTIONS if one not in {*shared.modules, *shared.missing})
+
+    def expectations(self, policy: Policy, modules: Collection[str] = ()) -> tuple[Expected, ...]:
+        """What must be so after the modules are loaded, then after each step.
+
+        Args:
+            policy: whose rules count.
+            modules: as for `as_run`.
+        """
+        scenario = self.as_run(modules)
+        return expectations(scenario, self.state, policy, as_stated=self.case.as_stated)
+
     def expected_lines(self) -> tuple[re.Pattern[str], ...]:
         """The kernel messages that do not count.
 
@@ -306,7 +344,8 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     scenario = case.scenario
     layout = machine_layout(host.qemu, case.profile, host.remember("layouts"))
     state = place_firmware(case.document, case.profile, layout)
-    _check_all_stated(case, state)
+    if case.as_stated:
+        check_stated(case.document, state)
     settings = plan_decoders(case.profile, state)
     later = (name for step in scenario.guest.then for name in step.modules())
     modules = (*scenario.guest.modules, *scenario.guest.missing, *later)
@@ -331,18 +370,3 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
         ),
         acpi_tables=tables,
     )
-
-
-def _check_all_stated(case: Case, state: FirmwareState) -> None:
-    """Refuse a scenario that says nothing about a region that somebody must own."""
-    if not case.as_stated:
-        return
-    for policy in POLICIES:
-        stated = case.scenario.expect.owners(policy)
-        for name in expected_owners(case.scenario, state, policy):
-            if name not in stated:
-                raise case.document.error(
-                    f"expect.{policy}",
-                    f"says nothing about {name}, a region without a Soft Reserved range",
-                    hint="state its owner, by the decoder's name",
-                )

@@ -15,10 +15,11 @@ from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.source_tree import split_ref
 from harness.model.boot_phases import StepMarks, in_phases
 from harness.model.decoder_plan import plan_decoders
+from harness.model.expected import expectations
 from harness.model.judge import Judgement, judge
 from harness.model.kernel_request import KernelRequest
 from harness.model.observation import SECTIONS, ObservationError, parse_observation
-from harness.model.ownership import expected_owners, leaves_no_region
+from harness.model.ownership import as_run
 from harness.model.placement import FirmwareState, place_firmware
 from harness.model.preflight import window_problems
 from harness.model.run_record import RunRecord
@@ -207,10 +208,6 @@ def judge_again(recording: Recording) -> Rejudged:
             where=recording.record.scenario,
             hint="observation and layout are of different machines: the bundle was changed",
         )
-    stated = case.scenario.expect.owners(recording.policy)
-    expected = (
-        dict(stated) if case.as_stated else expected_owners(case.scenario, state, recording.policy)
-    )
     inputs = read_json(recording.folder / JUDGING)
     try:
         marks = StepMarks(str(inputs["step_marks"]))
@@ -232,13 +229,20 @@ def judge_again(recording: Recording) -> Rejudged:
             where=recording.record.scenario,
             hint="leave --judge-only out, and the scenario is run again",
         )
+    scenario = as_run(
+        case.scenario,
+        [*observation.modules, *inputs.get("built_in", ())],
+        inputs.get("driver_options", {}),
+    )
+    expected = expectations(scenario, state, recording.policy, as_stated=case.as_stated)[0]
     judgement = judge(
         replace(observation, dmesg=in_phases(observation.dmesg, marks)),
         state,
-        expected,
+        expected.owners,
         quirks=patterns,
         boot_counts=bool(inputs.get("boot_counts")),
-        no_region=leaves_no_region(case.scenario, state, recording.policy),
+        no_region=expected.no_region,
+        stated_at=expected.stated_at,
     )
     return Rejudged(judgement, state)
 

@@ -25,7 +25,6 @@ from harness.model.kernel_modules import module_name
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
 from harness.model.observation import Observation
-from harness.model.ownership import expected_owners, leaves_no_region
 from harness.model.preflight import absent_windows, window_problems
 from harness.model.scenario import Ownership, Policy
 from harness.model.verdict import Finding, RunResult, Verdict
@@ -34,7 +33,7 @@ from harness.runs.evidence import Evidence, new_evidence
 from harness.runs.evidence_of import JUDGING
 from harness.runs.hang import explain_silence
 from harness.runs.judged import judge_guest, judging_inputs
-from harness.runs.life import live_on
+from harness.runs.life import Life, live_on
 from harness.runs.prepare import Prepared, in_use
 from harness.runs.timings import Timings
 from harness.runs.traces import with_decoded_traces
@@ -144,14 +143,6 @@ def _one_guest(
     return result, missed
 
 
-def expected_of(prepared: Prepared, policy: Policy) -> dict[str, Ownership]:
-    """The owners that a guest must end with: as the scenario states, where that applies."""
-    scenario = prepared.case.scenario
-    if prepared.case.as_stated:
-        return dict(scenario.expect.owners(policy))
-    return expected_owners(scenario, prepared.state, policy)
-
-
 def ended(result: RunResult, verdict: Verdict, error: HarnessError) -> RunResult:
     """The result of a run that an error has ended."""
     where = f"{error.where}: " if error.where else ""
@@ -168,15 +159,15 @@ def _run_steps(
     judging: Judging,
 ) -> RunResult:
     scenario = prepared.case.scenario
-    expected = expected_of(prepared, judging.policy)
+    hoped_for = prepared.expectations(judging.policy)[0].owners
     settling = judging.settling.slower(prepared.bootable.patience)
     with timings.phase("load"):
         take_away_modules(guest.shell, scenario.guest.missing)
         failed_steps = [Finding("step", text) for text in load_modules(guest.shell, load)]
     wanted = tuple(
         one.range
-        for one in prepared.state.named_ranges()
-        if one.name in expected and expected[one.name].use == "system_ram"
+        for one in prepared.state.judged_ranges()
+        if one.name in hoped_for and hoped_for[one.name].use == "system_ram"
     )
     with timings.phase("observe"):
 
@@ -196,8 +187,8 @@ def _run_steps(
         require_loaded(load, prepared.bootable.initramfs.modules, observation)
     _require_none(window_problems(observation, prepared.state))
     evidence.json(JUDGING, judging_inputs(guest, prepared))
-    no_region = leaves_no_region(scenario, prepared.state, judging.policy)
-    judgement = judge_guest(guest, prepared, observation, expected, no_region=no_region)
+    expected = prepared.expectations(judging.policy, observation.modules)
+    judgement = judge_guest(guest, prepared, observation, expected[0])
     findings = (*failed_steps, *judgement.findings)
     if not findings:
         _require_none(absent_windows(observation, prepared.state))
@@ -206,9 +197,36 @@ def _run_steps(
         verdict=Verdict.FAIL if findings else judgement.verdict,
         owners=judgement.owners,
         findings=findings,
-        notes=tuple(f"does not count, before the first step: {one}" for one in judgement.earlier),
+        notes=(
+            *(f"does not count, before the first step: {one}" for one in judgement.earlier),
+            *_brought_along(prepared, observation, expected[0].owners, hoped_for),
+        ),
     )
-    return live_on(guest, prepared, result, observation, evidence, timings, settling)
+    life = Life(
+        guest,
+        prepared,
+        evidence,
+        settling,
+        observation,
+        lambda so_far: _known(judging.known_issues, so_far) is not None,
+    )
+    return live_on(life, result, expected[1:], timings)
+
+
+def _brought_along(
+    prepared: Prepared,
+    observation: Observation,
+    expected: Mapping[str, Ownership],
+    hoped_for: Mapping[str, Ownership],
+) -> tuple[str, ...]:
+    """A note where modules that the scenario does not name decide who must own what."""
+    if expected == hoped_for:
+        return ()
+    named = {module_name(one) for one in prepared.case.scenario.guest.modules}
+    also = [one for one in prepared.as_run(observation.modules).guest.modules if one not in named]
+    what = f"{', '.join(also)} loaded as well" if also else "the kernel's configuration"
+    owners = ", ".join(f"{name} {one}" for name, one in expected.items())
+    return (f"expected owners follow from what the guest has, {what}: {owners}",)
 
 
 def require_loaded(load: Load, files: Collection[str], observation: Observation) -> None:

@@ -157,6 +157,7 @@ def observed(
         regions=tuple(regions),
         decoders=(),
         offline=tuple(map(span, offline)),
+        block_size=128 << 20,
         modules=(),
         cxl_list=None,
         daxctl_list=None,

@@ -86,7 +86,13 @@ def test_neighbours_of_one_device_are_one_piece() -> None:
 def test_neighbours_of_two_devices_are_two_pieces() -> None:
     first = by_hmem("dax2.0", "110000000-14fffffff")
     second = by_hmem("dax3.0", "150000000-18fffffff")
-    assert [one[3] for one in pieces(observed(BARE, first, second))] == [
+    held = """
+        110000000-18fffffff : CXL Window 0
+          110000000-14fffffff : dax2.0
+            110000000-14fffffff : System RAM (kmem)
+          150000000-18fffffff : dax3.0
+            150000000-18fffffff : System RAM (kmem)"""
+    assert [one[3] for one in pieces(observed(held, first, second))] == [
         "hmem.2 > dax2.0 > kmem",
         "hmem.3 > dax3.0 > kmem",
     ]
@@ -200,11 +206,48 @@ def test_iomem_and_sysfs_that_disagree_are_a_finding(
     assert all(one.range is not None for one in found)
 
 
-def test_kmem_that_took_only_a_part_of_a_mapping_is_a_finding() -> None:
-    # kmem trims a range to whole memory blocks: the rest is capacity that nobody can use.
-    short = OWNED.replace("110000000-18fffffff : System RAM", "110000000-187ffffff : System RAM")
-    found = disagreements(observed(short, by_cxl("dax0.0", "110000000-18fffffff")))
-    assert [one.rule for one in found] == ["consistency"]
+@pytest.mark.parametrize(
+    ("device", "ram", "parts"),
+    [
+        # Memory blocks have 128 MiB: kmem trims a device at both ends to whole ones.
+        (
+            "114000000-18fffffff",
+            "118000000-18fffffff",
+            ["114000000-117ffffff none", "118000000-18fffffff system_ram"],
+        ),
+        (
+            "110000000-153ffffff",
+            "110000000-14fffffff",
+            ["110000000-14fffffff system_ram", "150000000-153ffffff none"],
+        ),
+    ],
+)
+def test_what_kmem_trims_to_whole_memory_blocks_is_no_system_ram(
+    device: str, ram: str, parts: list[str]
+) -> None:
+    iomem = f"""
+        110000000-18fffffff : CXL Window 0
+          {ram} : dax2.0
+            {ram} : System RAM (kmem)"""
+    found = pieces_of(span(device), observed(iomem, by_hmem("dax2.0", device)))
+    assert [f"{one.range} {one.use}" for one in found] == parts
+    assert {one.owner for one in found} == {"dax_hmem"}
+    (lost,) = [one.via for one in found if one.use == "none"]
+    assert lost == "hmem.2 > dax2.0 > kmem, which takes whole memory blocks of 128M only"
+    assert disagreements(observed(iomem, by_hmem("dax2.0", device))) == ()
+
+
+def test_whole_blocks_that_kmem_did_not_take_are_not_laid_to_alignment() -> None:
+    short = OWNED.replace("110000000-18fffffff : System RAM", "110000000-17fffffff : System RAM")
+    (_, lost) = pieces_of(SR, observed(short, by_cxl("dax0.0", "110000000-18fffffff")))
+    assert (lost.use, str(lost.range)) == ("none", "180000000-18fffffff")
+    assert lost.via.endswith("which did not take it: iomem has no System RAM (kmem) there")
+
+
+def test_ram_that_the_firmware_gave_is_its_own() -> None:
+    ram = "110000000-18fffffff : CXL Window 0\n  110000000-18fffffff : System RAM"
+    (piece,) = pieces_of(SR, observed(ram))
+    assert (piece.owner, piece.use) == ("firmware_ram", "none")
 
 
 def test_devdax_of_which_iomem_shows_only_a_part_is_a_finding() -> None:
@@ -234,12 +277,12 @@ def test_memory_is_online_once_kmem_holds_all_of_it() -> None:
     assert not online(iomem_of("110000000-1bfffffff : System RAM"), both)
 
 
-def test_memory_of_kmem_is_offline_where_all_its_blocks_are() -> None:
+def test_memory_of_kmem_is_offline_where_its_blocks_are() -> None:
     ours = by_cxl("dax0.0", "110000000-18fffffff")
     whole = observed(OWNED, ours, offline=["100000000-14fffffff", "150000000-18fffffff"])
     assert [one[2] for one in pieces(whole)] == ["offline"]
     half = observed(OWNED, ours, offline=["110000000-14fffffff"])
-    assert [one[2] for one in pieces(half)] == ["system_ram"]
+    assert [one[2] for one in pieces(half)] == ["offline", "system_ram"]
     devdax = by_cxl("dax0.0", "110000000-18fffffff", driver="device_dax")
     away = observed(OWNED, devdax, offline=["110000000-18fffffff"])
     assert [one[2] for one in pieces(away)] == ["devdax"]

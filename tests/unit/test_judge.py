@@ -186,8 +186,8 @@ def test_an_expected_line_breaks_no_rule() -> None:
 def test_memory_blocks_that_are_not_online_are_a_mismatch_of_use() -> None:
     blocks = ("110000000-117ffffff", "118000000-11fffffff", "0-7ffffff")
     finding = only(judged(good(offline=blocks)))
-    assert (finding.rule, finding.range) == ("use", span(blocks[0]))
-    assert finding.text == "sr0: 2 memory blocks are not online"
+    assert (finding.rule, finding.range) == ("use", span("110000000-11fffffff"))
+    assert finding.text.startswith("sr0: expected dax_cxl/system_ram, found dax_cxl/offline")
 
 
 def test_memory_blocks_elsewhere_or_of_a_range_that_is_no_ram_may_be_offline() -> None:
@@ -202,9 +202,10 @@ def test_memory_blocks_elsewhere_or_of_a_range_that_is_no_ram_may_be_offline() -
 
 
 def test_iomem_that_disagrees_with_sysfs_breaks_consistency() -> None:
-    finding = only(judged(observed(BARE, BY_CXL)))
+    use, finding = judged(observed(BARE, BY_CXL)).findings
     assert finding.rule == "consistency"
     assert finding.text == "kmem holds dax0.0, but iomem does not show it"
+    assert use.rule == "use" and "found dax_cxl, by region0 > dax0.0 > kmem" in use.text
 
 
 STRANDED = """

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 
+from harness.model.memory_range import MemoryRange
 from harness.model.ownership import expected_owners
 from harness.model.placement import FirmwareState
 from harness.model.scenario import Ownership, Policy
@@ -151,3 +154,54 @@ def test_the_drivers_that_are_there_say_what_a_range_is_used_for(
 ) -> None:
     (owner,) = owners(state({"a": OUTSIDE}), "per_range", load, config).values()
     assert (owner.owner, owner.use) == ("dax_hmem", use)
+
+
+# Four units of a window, in which ranges and regions begin and end.
+_UNITS = 4
+_UNIT = 0x2000_0000
+
+
+def _spans(most: int, first: int = 0) -> Iterator[tuple[str, ...]]:
+    """Every set of at most so many disjoint spans of whole units, ascending."""
+    yield ()
+    if not most:
+        return
+    for start, end in itertools.combinations(range(first, _UNITS + 1), 2):
+        low = 0x1_1000_0000
+        span = f"{low + start * _UNIT:x}-{low + end * _UNIT - 1:x}"
+        yield from ((span, *rest) for rest in _spans(most - 1, end))
+
+
+@pytest.mark.parametrize("policy", ["per_range", "all_or_nothing"])
+def test_some_kernel_can_do_what_is_expected_of_every_small_layout(policy: Policy) -> None:
+    """The expected owners are dax devices that do not overlap and cover each range exactly once.
+
+    dax_hmem makes a device of a range, dax_cxl one of a region, both as a whole.
+    """
+    layouts = 0
+    for ranges, regions in itertools.product(_spans(3), _spans(3)):
+        where = state({f"s{n}": one for n, one in enumerate(ranges)}, *regions)
+        expected = owners(where, policy)
+        devices = {
+            next(
+                (r.range for r in where.regions() if r.range.contains(one.range)), one.range
+            ) if expected[one.name] == CXL else one.range
+            for one in where.judged_ranges()
+            if one.name in expected
+        }  # fmt: skip
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(devices, 2))
+        for one in where.soft_reserved:
+            assert one.range.minus(devices) == (), (ranges, regions)
+        layouts += 1
+    assert layouts > 500
+
+
+def test_a_region_that_also_cuts_another_range_claims_nothing() -> None:
+    where = state({"a": "110000000-12fffffff", "b": "140000000-18fffffff"}, LOWER)
+    assert both(where) == ({"a": HMEM, "b": HMEM}, {"a": HMEM, "b": HMEM})
+
+
+def test_a_region_over_ram_that_the_firmware_gave_is_not_for_cxl() -> None:
+    where = replace(state({}, WINDOW), firmware_ram=(MemoryRange.parse(WINDOW),))
+    assert owners(where, "per_range") == {"r0": Ownership(owner="firmware_ram")}
+    assert owners(where, "per_range", config={"CXL_REGION": "n"})["r0"].owner == "firmware_ram"

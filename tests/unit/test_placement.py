@@ -11,8 +11,8 @@ from msgspec import structs
 from harness.errors import UsageError
 from harness.model.acpi_tables import MemoryAffinity
 from harness.model.document import Size
-from harness.model.memory_range import GIB
-from harness.model.placement import FirmwareState, NamedRange, place_firmware
+from harness.model.memory_range import GIB, merge_adjacent
+from harness.model.placement import FirmwareState, NamedRange, given_as_ram, place_firmware
 from harness.model.topology import HmatEntry, NumaNode, Profile, Window, WindowPart
 
 Values = dict[str, Any]
@@ -261,30 +261,45 @@ def test_a_soft_reserved_range_is_made_of_pages(start: int, end: int, fine: bool
 
 
 NEIGHBOURS = {"a": {"window": 0}, "b": {"window": 1}}
-APART = {"srat": [{"window": 0, "node": 3}]}
+WHOLE = {"sr0": {"window": 0, "last_window": 1}}
+WINDOWS = [{"window": 0, "node": 3}, {"window": 1, "node": 3}]
 
 
 @pytest.mark.parametrize(
-    ("hmat", "reserved", "acpi", "fine"),
+    ("hmat", "reserved", "srat", "names"),
     [
-        (False, NEIGHBOURS, {}, False),
-        (False, NEIGHBOURS, APART, False),
-        (True, NEIGHBOURS, {}, False),
-        (True, NEIGHBOURS, APART, True),
-        (True, NEIGHBOURS, {"srat": [{"window": 1, "node": 3}]}, True),
-        (True, NEIGHBOURS, {"srat": [{"window": 0, "size": "1G", "node": 3}]}, False),
-        (False, {**NEIGHBOURS, "a": {"window": 0, "size": "1G"}}, {}, True),
+        (True, WHOLE, WINDOWS, ["sr0[0]", "sr0[1]"]),
+        # Without a HMAT Linux does not look at the SRAT; an entry alone, and a rest that no entry
+        # describes, divide nothing.
+        (False, WHOLE, WINDOWS, ["sr0"]),
+        (True, WHOLE, WINDOWS[:1], ["sr0"]),
+        (True, WHOLE, [WINDOWS[0], {**WINDOWS[1], "size": "1G"}], ["sr0"]),
+        (True, NEIGHBOURS, WINDOWS, ["a", "b"]),
+        # The kernel does not join neighbours.
+        (False, NEIGHBOURS, [], ["a", "b"]),
     ],
 )
-def test_ranges_that_the_kernel_would_join_are_refused(
-    hmat: bool, reserved: Values, acpi: Values, fine: bool
+def test_entries_of_the_srat_divide_a_range_where_there_is_a_hmat(
+    hmat: bool, reserved: Values, srat: list[Values], names: list[str]
 ) -> None:
     entries = (HmatEntry(initiator=0, target=0, latency=1, bandwidth=Size(GIB)),) if hmat else ()
     profile = structs.replace(PROFILE, hmat=entries)
-    firmware = {"soft_reserved": reserved, "decoders": [FIRST, SECOND], "acpi": acpi}
-    if fine:
-        place(firmware, profile)
-        return
-    error = refused(firmware, profile)
-    assert "follows a at 1d0000000-24fffffff without a gap" in error.message
-    assert str(error.where).endswith(": firmware.soft_reserved.b")
+    firmware = {"soft_reserved": reserved, "decoders": [FIRST, SECOND], "acpi": {"srat": srat}}
+    state = place(firmware, profile)
+    assert [one.name for one in state.kernel_ranges()] == names
+    whole = merge_adjacent(one.range for one in state.kernel_ranges())
+    assert whole == merge_adjacent(one.range for one in state.soft_reserved)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "ranges"),
+    [
+        ("memmap=2G@0x110000000", ["110000000-18fffffff"]),
+        ("memmap=1G@4G,512M@0x180000000", ["100000000-13fffffff", "180000000-19fffffff"]),
+        ("memmap=2G$0x110000000", []),
+        ("memmap=2G%0x110000000-1+0xefffffff", []),
+        ("mem=2G@0x110000000", []),
+    ],
+)
+def test_ram_that_the_command_line_gives(parameter: str, ranges: list[str]) -> None:
+    assert [str(one) for one in given_as_ram([parameter])] == ranges

@@ -60,10 +60,14 @@ def test_a_kernel_that_aligns_its_columns_is_read_too() -> None:
     assert early_problems(shown, state_with("180000000-1bfffffff"), layout(*RAM)) == ()
 
 
-def test_soft_reserved_ranges_that_touch_may_be_shown_as_one() -> None:
-    shown = log(soft("180000000-1ffffffff"), *SRAT)
-    asked = state_with("1c0000000-1ffffffff", "180000000-1bfffffff")
-    assert early_problems(shown, asked, layout(*RAM)) == ()
+def test_ranges_that_touch_stay_two_and_one_in_two_pieces_is_one() -> None:
+    halves = ("1c0000000-1ffffffff", "180000000-1bfffffff")
+    two, one = log(*map(soft, halves), *SRAT), log(soft("180000000-1ffffffff"), *SRAT)
+    asked_two, asked_one = state_with(*halves), state_with("180000000-1ffffffff")
+    assert early_problems(two, asked_two, layout(*RAM)) == ()
+    assert early_problems(two, asked_one, layout(*RAM)) == ()
+    (problem,) = early_problems(one, asked_two, layout(*RAM))
+    assert problem.endswith("the kernel shows 180000000-1ffffffff")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from machines import observed
 from harness.errors import GuestLostError, HarnessError, MomentMissedError
 from harness.machine.crash_watch import CrashWatch
 from harness.model.boot_phases import StepMarks
+from harness.model.expected import Expected
 from harness.model.judge import Judgement
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
@@ -22,6 +23,7 @@ from harness.runs.prepare import Prepared
 from harness.runs.run_guest import Judging, require_kernel, require_loaded, run_guest
 
 SEEN = replace(observed("100-1ff : System RAM"), modules=("kmem", "dax_hmem"))
+NOTHING = Expected({}, False, {})
 
 
 def test_a_module_that_was_loaded_and_is_not_there_is_noticed() -> None:
@@ -61,21 +63,20 @@ def test_a_machine_that_nothing_was_tested_on_never_passes(
         "in_use": nullcontext,
         "take_away_modules": lambda *_: None,
         "load_modules": lambda *_: (),
-        "expected_of": lambda *_: {},
-        "leaves_no_region": lambda *_: False,
         "observe_settled": lambda *_: {},
         "read_sections": lambda _: replace(SEEN, modules=("cxl_acpi",)),
         "judging_inputs": lambda *_: {},
         "judge_guest": lambda *_words, **_named: Judgement(verdict, (), findings),
-        "live_on": lambda _guest, _prepared, result, *_: result,
+        "live_on": lambda _life, result, *_: result,
         "with_decoded_traces": lambda result, *_: result,
     }.items():
         monkeypatch.setattr(f"harness.runs.run_guest.{name}", value)
     made_up = SimpleNamespace  # enough of each for what is left
-    state = made_up(windows=(SEEN.iomem.roots[0].range,), named_ranges=tuple)
+    state = made_up(windows=(SEEN.iomem.roots[0].range,), judged_ranges=tuple)
     prepared = made_up(
         case=made_up(name="exact_cover", scenario=made_up(guest=made_up(missing=()))),
         state=state,
+        expectations=lambda *_: (NOTHING,),
         bootable=made_up(
             kernel=made_up(release=release, image=tmp_path),
             accel="tcg",
@@ -170,7 +171,7 @@ def test_what_took_too_long_by_a_fast_clock_is_no_finding(
     prepared = SimpleNamespace(boot_counts=False, state=None, expected_lines=lambda: ())
 
     def look() -> Judgement:
-        return judged.judge_guest(cast(Any, guest), cast(Any, prepared), SEEN, {}, no_region=False)
+        return judged.judge_guest(cast(Any, guest), cast(Any, prepared), SEEN, NOTHING)
 
     if refused:
         with pytest.raises(GuestLostError, match=r"16\.0 times as fast"):

@@ -11,6 +11,7 @@ import pytest
 from layouts import state_of
 from machines import observed
 
+from harness.model.expected import Expected, expectations
 from harness.model.judge import Judgement
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
@@ -38,8 +39,8 @@ def test_whether_a_region_may_be_left_is_of_the_scenario_and_the_policy(
 ) -> None:
     told: list[bool] = []
 
-    def judge_guest(*_arguments: object, no_region: bool) -> Judgement:
-        told.append(no_region)
+    def judge_guest(*_arguments: object) -> Judgement:
+        told.append(cast(Expected, _arguments[-1]).no_region)
         return Judgement(Verdict.PASS, (), ())
 
     for name, answer in {
@@ -51,7 +52,7 @@ def test_whether_a_region_may_be_left_is_of_the_scenario_and_the_policy(
         "window_problems": lambda *_: (),
         "judging_inputs": lambda *_: {},
         "judge_guest": judge_guest,
-        "live_on": lambda _guest, _prepared, result, *_: result,
+        "live_on": lambda _life, result, *_: result,
     }.items():
         monkeypatch.setattr(run_guest, name, answer)
     case = load_case(scenario)
@@ -61,7 +62,13 @@ def test_whether_a_region_may_be_left_is_of_the_scenario_and_the_policy(
         initramfs=SimpleNamespace(modules=()),
         kernel=SimpleNamespace(release=SEEN.release),
     )
-    prepared = SimpleNamespace(case=case, state=state_of(case), bootable=bootable)
+    state = state_of(case)
+    prepared = SimpleNamespace(
+        case=case,
+        state=state,
+        bootable=bootable,
+        expectations=lambda policy, *_: expectations(case.scenario, state, policy),
+    )
     guest = SimpleNamespace(shell=None, check=lambda: None)
     result = run_guest._run_steps(
         cast(Any, guest),

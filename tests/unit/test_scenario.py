@@ -134,20 +134,11 @@ def test_an_owner_prints_with_its_use_when_there_is_one(owner: Ownership, text: 
     assert str(owner) == text
 
 
-@pytest.mark.parametrize("key", ["summary", "source", "profile", "guest", "expect"])
+@pytest.mark.parametrize("key", ["summary", "source", "profile", "guest"])
 def test_what_every_scenario_must_say_is_missed(key: str) -> None:
     values = smallest()
     del values[key]
     assert refused(values).message == f"the key {key!r} is missing"
-
-
-@pytest.mark.parametrize("policy", ["per_range", "all_or_nothing"])
-def test_owners_are_stated_for_both_policies(policy: str) -> None:
-    values = smallest()
-    del values["expect"][policy]
-    error = refused(values)
-    assert error.message == f"the key {policy!r} is missing"
-    assert str(error.where).endswith(": expect")
 
 
 @pytest.mark.parametrize(

@@ -218,16 +218,6 @@ def test_an_srat_entry_lies_in_a_window(entry: Values, field: str, message: str)
 OWNER = {"owner": "dax_cxl"}
 
 
-@pytest.mark.parametrize("policy", ["per_range", "all_or_nothing"])
-def test_an_owner_is_stated_for_every_soft_reserved_range_and_policy(policy: str) -> None:
-    reserved = {"sr0": {"window": 0}, "sr1": {"window": 1}}
-    both = {"sr0": OWNER, "sr1": OWNER}
-    expect = {"per_range": both, "all_or_nothing": both, policy: {"sr0": OWNER}}
-    error = refused({"soft_reserved": reserved}, expect=expect)
-    assert error.message == "says nothing about sr1"
-    assert str(error.where).endswith(f": expect.{policy}")
-
-
 def test_an_owner_is_stated_only_for_what_has_that_name() -> None:
     expect = {"per_range": {"sr1": OWNER}, "all_or_nothing": {}}
     error = refused({"decoders": [decoder(0, "mem0", name="first")]}, expect=expect)

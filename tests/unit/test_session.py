@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import pytest
 
 from harness.errors import MachineLostError, UnbuildableError, UsageError
+from harness.model.expected import expectations
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load, LoadPlan
 from harness.model.run_record import read_record
@@ -28,7 +29,7 @@ from harness.runs.catalogue import Case, load_case, load_cases
 from harness.runs.live_machines import LiveMachines, StoppedError
 from harness.runs.prepare import Host
 from harness.runs.reproducer import asked_load, loading
-from harness.runs.run_guest import Judging, expected_of
+from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import Session, Skipped
 
 ALL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
@@ -341,7 +342,9 @@ def test_with_other_modules_the_oracle_says_who_owns_what() -> None:
     assert not fewer.as_stated
     from layouts import state_of
 
-    prepared = cast(Any, SimpleNamespace(case=fewer, state=state_of(fewer)))
-    assert str(expected_of(prepared, "per_range")["sr0"]) == "dax_hmem/system_ram"
-    prepared.case = case
-    assert str(expected_of(prepared, "per_range")["sr0"]) == "dax_cxl/system_ram"
+    def owner(case: Case) -> str:
+        (first,) = expectations(case.scenario, state_of(case), "per_range")
+        return str(first.owners["sr0"])
+
+    assert owner(fewer) == "dax_hmem/system_ram"
+    assert owner(case) == "dax_cxl/system_ram"

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a guest is judged by: the contract's owners, or those that its scenario states instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.errors import UsageError
+from harness.model.document import Document
+from harness.model.life_ownership import no_region_after_steps, owners_after_steps, parts_of
+from harness.model.owner import Ownership
+from harness.model.ownership import as_run, expected_owners, leaves_no_region
+from harness.model.placement import FirmwareState
+from harness.model.scenario import POLICIES, Policy, Scenario
+
+# What dax_hmem_init() asks for since Linux 7.1, with what these need.
+_ASKED_BY_DAX_HMEM = ("cxl_acpi", "cxl_pci", "cxl_mem")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What must be so at one moment of a guest.
+
+    Attributes:
+        owners: by name of a Soft Reserved range, a part of one, or a decoder.
+        no_region: whether no region may be left, see `leaves_no_region`.
+        stated_at: field of the scenario for each owner that replaces the contract's.
+    """
+
+    owners: Mapping[str, Ownership]
+    no_region: bool
+    stated_at: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Stated:
+    owner: Ownership
+    field: str
+
+
+def expectations(
+    scenario: Scenario, state: FirmwareState, policy: Policy, *, as_stated: bool = True
+) -> tuple[Expected, ...]:
+    """What must be so after the modules are loaded, then after each step.
+
+    Args:
+        scenario: with the modules and options that the guest has, see `as_run`.
+        state: where things are.
+        policy: whose rules count.
+        as_stated: whether owners stated against the contract hold: the guest loads what the file
+            names.
+    """
+    contract = _contract(scenario, state, policy)
+    no_region = (
+        leaves_no_region(scenario, state, policy),
+        *no_region_after_steps(scenario, state, policy),
+    )
+    if scenario.expect.why_not_the_contract is None or not as_stated:
+        return tuple(
+            Expected(owners, left, {}) for owners, left in zip(contract, no_region, strict=True)
+        )
+    found = []
+    for owners, left, stated in zip(contract, no_region, _stated(scenario, policy), strict=True):
+        own = {
+            part: one
+            for name, one in stated.items()
+            for part in parts_of(name, owners) or (name,)
+            if owners.get(part) != one.owner
+        }
+        found.append(
+            Expected(
+                {**owners, **{name: one.owner for name, one in own.items()}},
+                left,
+                {name: one.field for name, one in own.items()},
+            )
+        )
+    return tuple(found)
+
+
+def check_stated(document: Document[Scenario], state: FirmwareState) -> None:
+    """Compare the owners that a scenario states with the contract's.
+
+    Which modules a guest has in the end can depend on the kernel: dax_hmem may ask for more than
+    is named. A statement must hold for one of the two.
+
+    Raises:
+        UsageError: they differ, and the scenario gives no reason; names file, line and field.
+    """
+    scenario = document.value
+    if scenario.expect.why_not_the_contract is not None:
+        return
+    more = as_run(scenario, _ASKED_BY_DAX_HMEM, {})
+    variants = [scenario, more] if "dax_hmem" in scenario.guest.modules else [scenario]
+    for policy in POLICIES:
+        contracts = [_contract(one, state, policy) for one in variants]
+        for moment, stated in enumerate(_stated(scenario, policy)):
+            for name, one in stated.items():
+                owners = [
+                    {contract[moment].get(part) for part in parts_of(name, contract[moment])}
+                    for contract in contracts
+                ]
+                if {one.owner} not in owners:
+                    raise _differs(document, name, one, owners[0], moment)
+
+
+def _differs(
+    document: Document[Scenario],
+    name: str,
+    stated: _Stated,
+    owners: set[Ownership | None],
+    moment: int,
+) -> UsageError:
+    by_contract = " and ".join(sorted(f"{one} ({_rule(one)})" for one in owners if one)) or "none"
+    step = f"guest.then[{moment - 1}]"
+    lasting = moment > 0 and not stated.field.startswith(step)
+    return document.error(
+        f"{step}.expect" if lasting else stated.field,
+        f"{name} is stated as {stated.owner}"
+        + (f" by {stated.field}, which lasts until a later step states another" if lasting else "")
+        + f"; the contract's owner is {by_contract}",
+        hint="correct it, leave it out, or say why in expect.why_not_the_contract",
+    )
+
+
+def _rule(owner: Ownership) -> str:
+    if owner.owner == "nobody":
+        return "no driver is there that may own it"
+    return {"dax_cxl": "rule 2 or 5", "dax_hmem": "rule 3", "firmware_ram": "rule 5"}[owner.owner]
+
+
+def _contract(
+    scenario: Scenario, state: FirmwareState, policy: Policy
+) -> tuple[dict[str, Ownership], ...]:
+    return (
+        expected_owners(scenario, state, policy),
+        *owners_after_steps(scenario, state, policy),
+    )
+
+
+def _stated(scenario: Scenario, policy: Policy) -> tuple[dict[str, _Stated], ...]:
+    """What the file states after boot and after each step: a statement lasts until the next."""
+    lasting = {
+        name: _Stated(owner, f"expect.{policy}.{name}")
+        for name, owner in scenario.expect.owners(policy).items()
+    }
+    found = [lasting]
+    for index, step in enumerate(scenario.guest.then):
+        new = {
+            name: _Stated(owner, f"guest.then[{index}].expect.{name}")
+            for name, owner in step.expect.items()
+        }
+        lasting = {**lasting, **new}
+        found.append(lasting)
+    return tuple(found)
