@@ -161,7 +161,9 @@ def _missing(place: _Place, depth: int, observation: Observation) -> Iterable[Ma
     if place.expected.owner == "dax_cxl" and not any(_REGION.fullmatch(one.name) for one in inside):
         wanted.append("regionN")
     # A device of another driver is marked where it stands.
-    if place.expected.owner != "nobody" and not any(_DAX.fullmatch(one.name) for one in inside):
+    if place.expected.owner in ("dax_cxl", "dax_hmem") and not any(
+        _DAX.fullmatch(one.name) for one in inside
+    ):
         wanted.append("daxN.N")
     if place.expected.use == "system_ram" and not any(one.name == KMEM for one in inside):
         wanted.append(KMEM)

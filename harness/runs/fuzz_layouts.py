@@ -37,6 +37,12 @@ _KINDS_UNTOLD = ("decoded", "decoded", "decoded", "hole")
 # What may be gone, with what needs it; mostly nothing.
 _GONE = (*((),) * 8, ("kmem",), ("cxl_acpi",), ("cxl_pci",), ("cxl_mem", "cxl_pci"))
 
+# What the load may leave to others to ask for.
+_NOT_NAMED = (
+    *((),) * 8,
+    *(("cxl_pci", "cxl_mem"), ("cxl_mem",), ("cxl_acpi",), ("dax_cxl",), ("dax_hmem",), ("kmem",)),
+)
+
 _NO_REGION = (
     {
         "pattern": r"cxl_mem mem\d+: failed to find decoder mapping",
@@ -217,7 +223,7 @@ def _spans(draw: Draw, room: _Room, *, apart: bool) -> list[tuple[int, int]]:
     Args:
         draw: draws.
         room: the windows.
-        apart: whether the SRAT tells ranges apart that follow each other without a gap.
+        apart: whether ranges follow each other without a gap, each with an SRAT entry.
     """
     spans: list[tuple[int, int]] = []
     counts = (1, 2, 3, 0) if apart else (1, 1, 2, 2, 0)
@@ -243,10 +249,11 @@ def _spans(draw: Draw, room: _Room, *, apart: bool) -> list[tuple[int, int]]:
 
 
 def _point(draw: Draw, edges: list[int], first: int, last: int) -> int:
-    """An edge of something, or now and then any memory block's."""
+    """An edge of something, now and then any memory block's, seldom one within a block."""
     if edges and draw(st.sampled_from((True, False))):
         return draw(st.sampled_from(edges))
-    return draw(st.sampled_from(range(first, last + 1, _BLOCK)))
+    step = draw(st.sampled_from((*(_BLOCK,) * 7, _BLOCK // 2)))
+    return draw(st.sampled_from(range(first, last + 1, step)))
 
 
 def _ending(room: _Room, start: int, stop: int, end: int) -> int:
@@ -321,7 +328,8 @@ def _srat(
 def _guest(draw: Draw) -> dict[str, Any]:
     gone = draw(st.sampled_from(_GONE))
     order = draw(st.permutations(MODULES))
-    guest: dict[str, Any] = {"load": [name for name in order if name not in gone]}
+    not_named = draw(st.sampled_from(_NOT_NAMED))
+    guest: dict[str, Any] = {"load": [name for name in order if name not in {*gone, *not_named}]}
     if gone:
         guest["missing"] = list(gone)
     return guest
