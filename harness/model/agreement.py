@@ -76,16 +76,16 @@ def _about_regions(observation: Observation) -> Iterator[str]:
 def _about_windows(observation: Observation) -> Iterator[str]:
     """Windows that only iomem or only sysfs has.
 
-    cxl_acpi enlarges a window's entry in iomem around what lies across its borders
-    (drivers/cxl/acpi.c, insert_resource_expand_to_fit()), and never makes one smaller.
+    cxl_acpi enlarges a window's entry in iomem around what lies across its borders, at the cost of
+    the next one (drivers/cxl/acpi.c, add_cxl_resources()); together they cover the windows.
     """
     windows = [one.range for one in observation.decoders if one.depth == 0 and one.range]
     shown = [entry.range for entry in observation.iomem.named(r"CXL Window \d+")]
     for span in sorted(windows):
-        if not any(entry.contains(span) for entry in shown):
+        if span.minus(shown):
             yield f"only a root decoder has a window at {span}"
     for entry in sorted(shown):
-        if not any(entry.contains(span) for span in windows):
+        if not any(entry.overlaps(span) for span in windows):
             yield f"only iomem has a window at {entry}"
 
 

@@ -71,12 +71,12 @@ def _joined_within(ranges: Iterable[MemoryRange], parts: list[MemoryRange]) -> l
 def window_problems(observation: Observation, state: FirmwareState) -> tuple[str, ...]:
     """What of the windows /proc/iomem does not show as asked for; without cxl_acpi, nothing.
 
-    An entry may be larger than its window, see `agreement`.
+    An entry may be larger than its window, and the next one smaller; see `agreement`.
     """
     windows = [entry.range for entry in observation.iomem.named(r"CXL Window \d+")]
-    if windows and not (
-        all(any(entry.contains(one) for entry in windows) for one in state.windows)
-        and all(any(entry.contains(one) for one in state.windows) for entry in windows)
+    if windows and (
+        any(one.minus(windows) for one in state.windows)
+        or not all(any(entry.overlaps(one) for one in state.windows) for entry in windows)
     ):
         return (f"asked for windows at {_listed(state.windows)}, iomem shows {_listed(windows)}",)
     return ()

@@ -75,10 +75,6 @@ def test_a_wrong_expectation_is_caught(case: Case, policy: Policy, tmp_path: Pat
     assert str(caught.value.where).startswith(str(wrong))
 
 
-def test_a_scenario_says_where_it_comes_from_and_what_it_is_about(case: Case) -> None:
-    assert len(case.scenario.summary.splitlines()[0]) > 20
-
-
 def test_a_scenario_does_not_expect_silence_to_be_broken_by_everything(case: Case) -> None:
     # An expected line that fits every complaint would hide them all.
     from machines import record
