@@ -61,7 +61,7 @@ def test_a_wrong_expectation_is_caught(case: Case, policy: Policy, tmp_path: Pat
     at = tail.index(f"{policy}:")
     # The first owner behind the policy's name.
     swapped = re.sub(
-        r"owner: (dax_cxl|dax_hmem|nobody)",
+        r"owner: (dax_cxl|dax_hmem|firmware_ram|nobody)",
         lambda match: "owner: dax_cxl" if match[1] != "dax_cxl" else "owner: dax_hmem",
         tail[at:],
         count=1,

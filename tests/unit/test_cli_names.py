@@ -197,16 +197,18 @@ def test_a_module_that_the_kernel_does_not_have(harness: Harness, room: Path, ke
 
 @pytest.mark.usefixtures("no_guest")
 def test_a_kernel_that_was_built_otherwise(harness: Harness, room: Path, kernel: str) -> None:
-    name = scenario_file("mine.yaml", "guest:\n", "kernel: {config: {CXL_REGION: n}}\nguest:\n")
+    needs = "kernel: {config: {CXL_REGION: n}}\nguest:\n"
+    name = scenario_file("mine.yaml", "guest:\n", needs)
+    Path(name).write_text(Path(name).read_text().replace("owner: dax_cxl", "owner: dax_hmem"))
     ended = harness("run", name, "--kernel", kernel, "--accel", "tcg")
     assert_one_message(ended, "CXL_REGION=n", "CXL_REGION=y")
     assert not (room / "evidence").exists()
 
 
 @pytest.mark.usefixtures("no_guest")
-def test_a_region_that_must_be_owned_cannot_be_left_unsaid(harness: Harness, kernel: str) -> None:
-    text = (SCENARIOS / "no_soft_reserved.yaml").read_text()
-    mine = Path("mine.yaml")
-    mine.write_text(text.replace("{region: {owner: dax_cxl, use: system_ram}}", "{}"))
-    ended = harness("run", "./mine.yaml", "--kernel", kernel)
-    assert_one_message(ended, "expect.per_range: says nothing about region")
+def test_an_owner_against_the_contract_is_refused(harness: Harness, kernel: str) -> None:
+    name = scenario_file("mine.yaml", "owner: dax_cxl", "owner: nobody")
+    ended = harness("run", name, "--kernel", kernel)
+    assert_one_message(
+        ended, "mine.yaml:", "expect.per_range.sr0", "stated as nobody", "dax_cxl/system_ram"
+    )

@@ -164,5 +164,5 @@ def test_every_file_names_its_licence_at_its_top(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in TEXTS if p.suffix == ".py"], ids=name_of)
-def test_a_python_file_is_no_longer_than_400_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+def test_a_python_file_is_no_longer_than_600_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 600

@@ -8,15 +8,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from layouts import layout_of
 from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 
 from harness.model.guest_steps import GuestStep
 from harness.model.life_ownership import owners_after_steps
 from harness.model.owner import Ownership
-from harness.model.placement import FirmwareState, place_firmware
-from harness.model.scenario import POLICIES, Policy
-from harness.runs.catalogue import load_case, scenario_names
+from harness.model.placement import FirmwareState
 
 WINDOW = "110000000-18fffffff"
 OUTSIDE = "1c0000000-1ffffffff"
@@ -26,27 +23,6 @@ BIND = {"bus": "platform", "driver": "hmem_platform", "device": "hmem_platform.0
 OFFLINE = Ownership(owner="dax_cxl", use="offline")
 DEVDAX = Ownership(owner="dax_cxl", use="devdax")
 NO_USE = Ownership(owner="dax_cxl")
-
-WITH_STEPS = [name for name in scenario_names() if load_case(name).scenario.guest.then]
-
-
-def test_there_are_scenarios_with_steps() -> None:
-    assert len(WITH_STEPS) >= 12
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", WITH_STEPS)
-def test_a_scenario_states_what_the_oracle_computes_after_each_step(
-    name: str, policy: Policy
-) -> None:
-    case = load_case(name)
-    layout = layout_of(case.profile)
-    state = place_firmware(case.document, case.profile, layout)
-    stated = case.scenario.expect.owners(policy)
-    computed = owners_after_steps(case.scenario, state, policy)
-    for step, owners in zip(case.scenario.guest.then, computed, strict=True):
-        found = {**stated, **step.expect}
-        assert {one: found[one] for one in owners} == owners, str(step)
 
 
 def after(
