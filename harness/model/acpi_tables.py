@@ -14,6 +14,10 @@ from harness.model.memory_range import MemoryRange
 
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
 _MEMORY_AFFINITY = struct.Struct("<BBIHQQIIQ")
+# The SRAT's entries for a CPU: type, then length and offset of the flags.
+_APIC = 0
+_X2APIC = 2
+_CPU_AFFINITY = {_APIC: (16, 4), _X2APIC: (24, 12)}
 _ENABLED = 1
 _HOT_PLUGGABLE = 2
 # Window restrictions: type 2 and 3, volatile and persistent; what QEMU's own CEDT says.
@@ -156,6 +160,29 @@ def parse_srat(table: bytes) -> tuple[MemoryAffinity, ...]:
             found.append(
                 MemoryAffinity(_range(base, length, "SRAT"), node, bool(flags & _HOT_PLUGGABLE))
             )
+    return tuple(found)
+
+
+def parse_cpu_domains(table: bytes) -> tuple[int, ...]:
+    """The proximity domains of the enabled CPUs, in table order.
+
+    Raises:
+        AcpiTableError: the table is malformed.
+    """
+    found: list[int] = []
+    for kind, body in _structures(table, "SRAT", "<BB", skip=12):
+        if kind not in _CPU_AFFINITY:
+            continue
+        size, flags_at = _CPU_AFFINITY[kind]
+        if len(body) != size:
+            raise AcpiTableError("a CPU's entry of the SRAT has the wrong length")
+        (flags,) = struct.unpack_from("<I", body, flags_at)
+        if flags & _ENABLED:
+            domain = struct.unpack_from("<I", body, 4)[0] if kind == _X2APIC else body[2]
+            # Before revision 2 the upper three bytes are reserved.
+            if kind == _APIC and table[8] >= 2:
+                domain |= int.from_bytes(body[9:12], "little") << 8
+            found.append(domain)
     return tuple(found)
 
 

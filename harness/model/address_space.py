@@ -179,7 +179,7 @@ def _observed(owners: Iterable[OwnedRecord]) -> Iterable[Box]:
             piece.owner,
             _use(piece.ownership),
             piece.owner,
-            piece.ownership != one.expected,
+            one.is_wrong(piece),
         )
         for one in owners
         for piece in one.observed

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from harness.model.iomem import Iomem
@@ -31,9 +32,7 @@ def pieces_of(span: MemoryRange, observation: Observation) -> tuple[Piece, ...]:
         piece = _piece(part, observation)
         if pieces and _alike(pieces[-1], piece):
             last = pieces.pop()
-            piece = Piece(
-                MemoryRange(last.range.start, piece.range.end), piece.owner, piece.use, piece.via
-            )
+            piece = replace(last, range=MemoryRange(last.range.start, piece.range.end))
         pieces.append(piece)
     return tuple(pieces)
 
@@ -117,7 +116,7 @@ def _piece(part: MemoryRange, observation: Observation) -> Piece:
             use = _use(device, part, observation)
             lost = device.driver == "kmem" and use == "none"
             via = _describe(device) + (_not_taken(device, part, observation) if lost else "")
-            return Piece(part, owner, use, via)
+            return Piece(part, owner, use, via, device.target_node)
     if any(e.range.contains(part) for e in observation.iomem.named("System RAM")):
         return Piece(part, "firmware_ram", "none", "iomem: System RAM")
     chain = " > ".join(entry.name for entry in observation.iomem.chain(part.start))

@@ -40,6 +40,7 @@ class DaxDevice:
         driver: `kmem`, `device_dax`, or None when no driver is bound.
         parent: `dax_cxl` or `dax_hmem`, or another parent's device path.
         path: its place in sysfs, such as `…/region0/dax_region0/dax0.0`.
+        target_node: the NUMA node that kmem adds its memory to, None where it has none.
     """
 
     name: str
@@ -48,6 +49,7 @@ class DaxDevice:
     driver: str | None
     parent: str
     path: str
+    target_node: int | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,8 @@ def _dax_devices(links: dict[str, str], values: dict[str, str]) -> tuple[DaxDevi
         if sum(one.size for one in ranges) != size:
             raise ObservationError(f"{match['name']} has size {size}, its mappings differ")
         driver = links.get(f"{link}/driver")
+        # sysfs has no such file where the node is negative (drivers/dax/bus.c, dev_dax_visible).
+        node = values.get(f"{link}/target_node")
         devices.append(
             DaxDevice(
                 name=match["name"],
@@ -266,6 +270,7 @@ def _dax_devices(links: dict[str, str], values: dict[str, str]) -> tuple[DaxDevi
                 driver=driver.rpartition("/")[2] if driver else None,
                 parent=_parent(target),
                 path=target.lstrip("./"),
+                target_node=None if node is None else _number(node, 10),
             )
         )
     return tuple(devices)

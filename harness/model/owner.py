@@ -15,10 +15,17 @@ RangeName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*(\[\d+\])?\Z",
 
 
 class Ownership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Who owns a range, and what it is used for."""
+    """Who owns a range, and what it is used for.
+
+    Attributes:
+        owner: the driver that owns it.
+        use: what for.
+        node: the NUMA node of its memory, as Linux numbers nodes; None where that is not stated.
+    """
 
     owner: OwnerName
     use: Use = "none"
+    node: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
     def __str__(self) -> str:
         return self.owner if self.use == "none" else f"{self.owner}/{self.use}"

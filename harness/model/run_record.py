@@ -31,6 +31,7 @@ class OwnershipRecord(_Record, frozen=True, kw_only=True):
 
     owner: str = "nobody"
     use: str = "none"
+    node: int | None = None
 
     def __str__(self) -> str:
         return self.owner if self.use == "none" else f"{self.owner}/{self.use}"
@@ -43,6 +44,7 @@ class PieceRecord(_Record, frozen=True, kw_only=True):
     owner: str = "nobody"
     use: str = "none"
     via: str = ""
+    node: int | None = None
 
     @property
     def ownership(self) -> OwnershipRecord:
@@ -58,9 +60,16 @@ class OwnedRecord(_Record, frozen=True, kw_only=True):
     expected: OwnershipRecord = OwnershipRecord()
     observed: tuple[PieceRecord, ...] = ()
 
+    def is_wrong(self, piece: PieceRecord) -> bool:
+        """Whether a piece has another owner, use or stated NUMA node than the expected one."""
+        expected = self.expected
+        if (piece.owner, piece.use) != (expected.owner, expected.use):
+            return True
+        return piece.owner != "nobody" and expected.node not in (None, piece.node)
+
     def wrong_pieces(self) -> tuple[PieceRecord, ...]:
-        """The pieces that another owner or use has than the expected one."""
-        return tuple(one for one in self.observed if one.ownership != self.expected)
+        """The pieces that are not as expected."""
+        return tuple(one for one in self.observed if self.is_wrong(one))
 
 
 class FindingRecord(_Record, frozen=True, kw_only=True):

@@ -74,12 +74,15 @@ class Piece:
         owner: who owns it.
         use: what for.
         via: what shows it, such as `region0 > dax0.0 > kmem`.
+        node: the NUMA node of the dax device that covers it; None where nobody owns it, or where
+            the device has none.
     """
 
     range: MemoryRange
     owner: OwnerName
     use: Use
     via: str
+    node: int | None = None
 
 
 @dataclass(frozen=True)
@@ -277,13 +280,18 @@ def _owners_json(owners: Iterable[OwnedRange]) -> list[dict[str, Any]]:
         {
             "name": one.name,
             "range": str(one.range),
-            "expected": {"owner": one.expected.owner, "use": one.expected.use},
+            "expected": {
+                "owner": one.expected.owner,
+                "use": one.expected.use,
+                "node": one.expected.node,
+            },
             "observed": [
                 {
                     "range": str(piece.range),
                     "owner": piece.owner,
                     "use": piece.use,
                     "via": piece.via,
+                    "node": piece.node,
                 }
                 for piece in one.observed
             ],

@@ -96,7 +96,7 @@ def _owners(owners: Iterable[OwnedRecord]) -> list[Any]:
             one.range,
             str(one.expected),
             [
-                [piece.range, str(piece.ownership), piece.via, int(piece.ownership != one.expected)]
+                [piece.range, str(piece.ownership), piece.via, int(one.is_wrong(piece))]
                 for piece in one.observed
             ],
         ]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from harness.errors import printable
 from harness.model.scenario import Ownership
+from harness.model.target_node import wrong_node
 from harness.model.verdict import (
     RULES,
     Attempt,
@@ -75,7 +76,8 @@ def _table(owners: Iterable[OwnedRange]) -> list[str]:
     for one in owners:
         for piece in one.observed:
             found = Ownership(owner=piece.owner, use=piece.use)
-            mark = " " if found == one.expected else "!"
+            fits = (piece.owner, piece.use) == (one.expected.owner, one.expected.use)
+            mark = " " if fits and not wrong_node(one.expected.node, piece) else "!"
             rows.append((mark, one.name, str(piece.range), str(found), piece.via))
     if not rows:
         return []

@@ -20,6 +20,7 @@ from harness.model.acpi_tables import (
     interleave_ways,
     override_srat,
     parse_cedt,
+    parse_cpu_domains,
     parse_srat,
     replace_cedt,
     split_tables,
@@ -148,7 +149,9 @@ def test_a_table_whose_length_does_not_fit_is_refused(length: int) -> None:
         split_tables(CEDT + bytes(broken))
 
 
-@pytest.mark.parametrize(("parse", "good"), [(parse_cedt, CEDT), (parse_srat, SRAT)])
+@pytest.mark.parametrize(
+    ("parse", "good"), [(parse_cedt, CEDT), (parse_srat, SRAT), (parse_cpu_domains, SRAT)]
+)
 def test_another_table_is_refused(parse: Callable[[bytes], object], good: bytes) -> None:
     with pytest.raises(AcpiTableError, match="not a"):
         parse(b"XXXX" + good[4:])
@@ -156,14 +159,18 @@ def test_another_table_is_refused(parse: Callable[[bytes], object], good: bytes)
         parse(good[:20])
 
 
-@pytest.mark.parametrize(("parse", "good"), [(parse_cedt, CEDT), (parse_srat, SRAT)])
+@pytest.mark.parametrize(
+    ("parse", "good"), [(parse_cedt, CEDT), (parse_srat, SRAT), (parse_cpu_domains, SRAT)]
+)
 def test_every_truncated_table_is_refused(parse: Callable[[bytes], object], good: bytes) -> None:
     for length in range(len(good)):
         with pytest.raises(AcpiTableError):
             parse(good[:length])
 
 
-@pytest.mark.parametrize(("parse", "good"), [(parse_cedt, CEDT), (parse_srat, SRAT)])
+@pytest.mark.parametrize(
+    ("parse", "good"), [(parse_cedt, CEDT), (parse_srat, SRAT), (parse_cpu_domains, SRAT)]
+)
 def test_a_table_that_says_it_is_shorter_than_its_header_is_refused(
     parse: Callable[[bytes], object], good: bytes
 ) -> None:
@@ -243,6 +250,8 @@ def test_a_damaged_srat_is_read_or_refused_and_nothing_else(damage: dict[int, in
         blob[at] = value
     with contextlib.suppress(AcpiTableError):
         parse_srat(bytes(blob))
+    with contextlib.suppress(AcpiTableError):
+        parse_cpu_domains(bytes(blob))
 
 
 structures = st.tuples(st.integers(0, 3), st.integers(0, 60), st.binary(max_size=60))
@@ -258,6 +267,8 @@ def test_any_structures_are_read_or_refused_and_nothing_else(
     srat = b"".join(struct.pack("<BB", kind, size) + body for kind, size, body in parts)
     with contextlib.suppress(AcpiTableError):
         parse_srat(table("SRAT", bytes(12) + srat + rest))
+    with contextlib.suppress(AcpiTableError):
+        parse_cpu_domains(table("SRAT", bytes(12) + srat + rest))
 
 
 @given(st.lists(st.tuples(st.integers(0, 99), st.binary(max_size=60)), max_size=4))
@@ -265,6 +276,13 @@ def test_any_tables_are_split_or_refused_and_nothing_else(parts: list[tuple[int,
     blob = b"".join(struct.pack("<4sI", b"ABCD", size) + body for size, body in parts)
     with contextlib.suppress(AcpiTableError):
         assert all(len(one) >= 36 for one in split_tables(blob).values())
+
+
+@pytest.mark.parametrize(("kind", "size"), [(0, 12), (0, 20), (2, 20), (2, 28)])
+def test_a_cpu_entry_of_another_length_is_refused(kind: int, size: int) -> None:
+    entry = bytes([kind, size]).ljust(size, b"\0")
+    with pytest.raises(AcpiTableError, match="has the wrong length"):
+        parse_cpu_domains(table("SRAT", bytes(12) + entry))
 
 
 @pytest.mark.parametrize("size", [32, 44])

@@ -67,6 +67,17 @@ def test_a_range_without_a_dax_device_is_stranded_where_iomem_says() -> None:
     assert pieces(observed("0-fff : Reserved"))[0][3] == "iomem: nothing"
 
 
+def test_a_piece_has_the_node_of_the_device_that_owns_it() -> None:
+    device = replace(by_cxl("dax0.0", "110000000-13fffffff", "140000000-14fffffff"), target_node=2)
+    seen = observed(BARE, device)
+    assert [(str(one.range), one.node) for one in pieces_of(SR, seen)] == [
+        ("110000000-14fffffff", 2),
+        ("150000000-18fffffff", None),
+    ]
+    unheld = replace(by_hmem("dax2.0", "110000000-18fffffff", driver=None), target_node=2)
+    assert [one.node for one in pieces_of(SR, observed(BARE, unheld))] == [None]
+
+
 def test_a_range_in_several_hands_comes_in_pieces_that_cover_it() -> None:
     seen = observed(
         BARE, by_cxl("dax0.0", "110000000-14fffffff"), by_hmem("dax2.0", "170000000-1ffffffff")

@@ -29,6 +29,7 @@ from harness.model.observation import (
 )
 from harness.model.placement import FirmwareState, place_firmware
 from harness.model.preflight import early_problems, window_problems
+from harness.model.target_node import node_ranges, target_node
 from harness.model.verdict import Verdict
 from harness.runs.catalogue import Case, load_case, load_known_issues
 
@@ -237,6 +238,20 @@ def test_devices_regions_and_modules_are_read(capture: Capture) -> None:
     }
     assert {one.name for one in seen.dax} == listed
     assert seen.offline == ()
+
+
+def test_every_dax_device_has_the_computed_numa_node(capture: Capture) -> None:
+    nodes = node_ranges(capture.layout.srat, capture.state.srat, capture.state.windows)
+    assert capture.seen.dax
+    for device in capture.seen.dax:
+        assert device.target_node == target_node(device.ranges[0].start, nodes)
+
+
+def test_owned_memory_has_the_node_of_its_device(capture: Capture) -> None:
+    nodes = {one.target_node for one in capture.seen.dax}
+    for owned in judged(capture).owners:
+        for piece in owned.observed:
+            assert piece.node in ({None} if piece.owner == "nobody" else nodes - {None})
 
 
 def test_a_guest_that_was_read_while_kmem_was_still_at_work_is_refused() -> None:

@@ -216,13 +216,14 @@ def test_steps_that_hold_leave_their_owners_and_evidence(room: Room) -> None:
             {
                 "name": "sr0",
                 "range": WINDOW,
-                "expected": {"owner": "dax_cxl", "use": "system_ram"},
+                "expected": {"owner": "dax_cxl", "use": "system_ram", "node": None},
                 "observed": [
                     {
                         "range": WINDOW,
                         "owner": "dax_cxl",
                         "use": "system_ram",
                         "via": "region0 > dax0.0 > kmem",
+                        "node": None,
                     }
                 ],
             }

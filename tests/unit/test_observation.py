@@ -34,6 +34,7 @@ drwxr-xr-x 2 root root 0 Nov 20 09:43 dax/drivers/kmem
 DAX_VALUES = """\
 dax/devices/dax0.0/size:2147483648
 dax/devices/dax2.0/size:1073741824
+dax/devices/dax0.0/target_node:1
 dax/devices/dax0.0/mapping0/start:0x110000000
 dax/devices/dax2.0/mapping0/start:0x1a0000000
 dax/devices/dax2.0/mapping1/start:0x180000000
@@ -127,6 +128,7 @@ def test_a_dax_device_has_its_mappings_its_driver_and_who_made_it() -> None:
             driver="kmem",
             parent="dax_cxl",
             path=f"{place}ACPI0017:00/root0/decoder0.0/region0/dax_region0/dax0.0",
+            target_node=1,
         ),
         DaxDevice(
             name="dax2.0",
@@ -135,6 +137,7 @@ def test_a_dax_device_has_its_mappings_its_driver_and_who_made_it() -> None:
             driver=None,
             parent="dax_hmem",
             path=f"{place}hmem_platform.0/hmem.2/dax2.0",
+            target_node=None,
         ),
     )
 
@@ -244,6 +247,7 @@ IN_DAX = f"{IOMEM.removesuffix(RAM)}    110000000-18fffffff : dax0.0\n      "
         ({"dax_values": DAX_VALUES + "dax/devices/dax9.0/size:1\n"}, "of a device that is not"),
         ({"dax_values": DAX_VALUES.replace("mapping1/start", "mapping1/begin")}, "sysfs: "),
         ({"dax_values": DAX_VALUES.replace("2147483648", "2_147483648")}, "not a number"),
+        ({"dax_values": DAX_VALUES.replace("target_node:1", "target_node:-1")}, "not a number"),
         ({"memory_blocks": BLOCKS + BLOCKS.splitlines(True)[1]}, "memory block 0 stands twice"),
         ({"modules": "kmem 1 0\nkmem 1 0\n"}, "not a list of modules"),
     ],

@@ -44,6 +44,16 @@ def test_fields_of_newer_and_older_versions_do_no_harm() -> None:
     assert record().policy == "per_range"
 
 
+def test_a_piece_in_another_node_than_the_stated_one_is_wrong() -> None:
+    piece = {"range": "110000000-18fffffff", "owner": "dax_cxl", "use": "system_ram"}
+    owned = {"name": "sr0", "range": "110000000-18fffffff"}
+    for stated, seen, count in ((2, 2, 0), (2, 1, 1), (2, None, 1), (None, 1, 0)):
+        expected = {"owner": "dax_cxl", "use": "system_ram", "node": stated}
+        observed = [piece | {"node": seen}]
+        run = record(owners=[owned | {"expected": expected, "observed": observed}])
+        assert len(run.owners[0].wrong_pieces()) == count
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [

@@ -7,6 +7,7 @@ import pytest
 from machines import CXL, HMEM, by_hmem, committed, firmware_state, observed, record, span
 
 from harness.model.judge import judge
+from harness.model.owner import Ownership
 from harness.model.verdict import (
     Finding,
     OwnedRange,
@@ -107,6 +108,14 @@ def test_every_owner_of_a_range_has_a_line_and_the_wrong_ones_a_mark() -> None:
         "  ! sr0    150000000-18fffffff nobody             by iomem: nothing",
         "  ! longer 00000001-00000002   dax_hmem/devdax    by x",
     )
+
+
+def test_memory_in_another_node_than_the_expected_one_has_a_mark() -> None:
+    piece = Piece(SR, "dax_cxl", "system_ram", "dax0.0 > kmem", 1)
+    for node, mark in ((1, " "), (2, "!"), (None, " ")):
+        expected = Ownership(owner="dax_cxl", use="system_ram", node=node)
+        owned = OwnedRange("sr0", SR, expected, (piece,))
+        assert result_lines(replace(PASSED, owners=(owned,)))[1][2] == mark
 
 
 def test_a_run_without_a_judgement_says_why_and_what_to_do() -> None:

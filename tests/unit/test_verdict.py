@@ -26,7 +26,7 @@ RESULT = RunResult(
             SR,
             CXL,
             (
-                Piece(HALF, "dax_cxl", "system_ram", "region0 > dax0.0 > kmem"),
+                Piece(HALF, "dax_cxl", "system_ram", "region0 > dax0.0 > kmem", 1),
                 Piece(REST, "nobody", "none", "iomem: CXL Window 0"),
             ),
         ),
@@ -61,19 +61,21 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
             {
                 "name": "sr0",
                 "range": "110000000-18fffffff",
-                "expected": {"owner": "dax_cxl", "use": "system_ram"},
+                "expected": {"owner": "dax_cxl", "use": "system_ram", "node": None},
                 "observed": [
                     {
                         "range": "110000000-14fffffff",
                         "owner": "dax_cxl",
                         "use": "system_ram",
                         "via": "region0 > dax0.0 > kmem",
+                        "node": 1,
                     },
                     {
                         "range": "150000000-18fffffff",
                         "owner": "nobody",
                         "use": "none",
                         "via": "iomem: CXL Window 0",
+                        "node": None,
                     },
                 ],
             }
