@@ -68,7 +68,7 @@ def expectations(
             part: one
             for name, one in stated.items()
             for part in parts_of(name, owners) or (name,)
-            if owners.get(part) != one.owner
+            if not _agree(owners.get(part), one.owner)
         }
         found.append(
             Expected(
@@ -106,8 +106,14 @@ def check_stated(document: Document[Scenario], state: FirmwareState) -> None:
                     {contract[moment].get(part) for part in parts_of(name, contract[moment])}
                     for contract in contracts
                 ]
-                if {one.owner} not in owners:
+                if not any(
+                    parts and all(_agree(part, one.owner) for part in parts) for parts in owners
+                ):
                     raise _differs(document, name, one, owners[0], moment)
+
+
+def _agree(computed: Ownership | None, stated: Ownership) -> bool:
+    return computed is not None and computed.agrees_with(stated)
 
 
 def _differs(
@@ -117,16 +123,22 @@ def _differs(
     owners: set[Ownership | None],
     moment: int,
 ) -> UsageError:
-    by_contract = " and ".join(sorted(f"{one} ({_rule(one)})" for one in owners if one)) or "none"
+    by_contract = (
+        " and ".join(sorted(f"{_with_node(one)} ({_rule(one)})" for one in owners if one)) or "none"
+    )
     step = f"guest.then[{moment - 1}]"
     lasting = moment > 0 and not stated.field.startswith(step)
     return document.error(
         f"{step}.expect" if lasting else stated.field,
-        f"{name} is stated as {stated.owner}"
+        f"{name} is stated as {_with_node(stated.owner)}"
         + (f" by {stated.field}, which lasts until a later step states another" if lasting else "")
         + f"; the contract's owner is {by_contract}",
         hint="correct it, leave it out, or say why in expect.why_not_the_contract",
     )
+
+
+def _with_node(owner: Ownership) -> str:
+    return f"{owner}" if owner.node is None else f"{owner} in node {owner.node}"
 
 
 def _rule(owner: Ownership) -> str:

@@ -37,6 +37,20 @@ def test_an_owner_against_the_contract_is_refused_with_both_and_the_rule() -> No
     assert str(caught.value.where).endswith(": expect.per_range.sr0")
 
 
+def test_owners_agree_where_only_one_of_them_states_a_node() -> None:
+    in_node = {node: Ownership(owner="dax_cxl", use="system_ram", node=node) for node in (1, 2)}
+    assert CXL.agrees_with(in_node[1]) and in_node[1].agrees_with(CXL)
+    assert in_node[1].agrees_with(in_node[1])
+    assert not in_node[1].agrees_with(in_node[2])
+    assert not in_node[1].agrees_with(HMEM)
+    check_stated(stated(per_range={"sr0": BY_CXL | {"node": 1}}), STATE)
+
+
+def test_a_node_is_named_where_an_owner_is_refused() -> None:
+    with pytest.raises(UsageError, match="sr0 is stated as dax_hmem/system_ram in node 1; the"):
+        check_stated(stated(per_range={"sr0": BY_HMEM | {"node": 1}}), STATE)
+
+
 def test_a_stranded_range_cannot_be_stated_away() -> None:
     with pytest.raises(UsageError, match="sr0 is stated as nobody"):
         check_stated(stated(all_or_nothing={"sr0": {"owner": "nobody"}}), STATE)
