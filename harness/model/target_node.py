@@ -10,6 +10,9 @@ points. Since 7.1, a kernel without CONFIG_CXL_ACPI makes no nodes for windows (
 parse CFMWS at boot when CXL_ACPI is on"). Since 7.0, and in some stable kernels before it, a window
 between two blocks of RAM of one node keeps its own node ("mm: numa_memblks: Identify the accurate
 NUMA ID of CFMW"). QEMU puts windows above all RAM, so the second point does not matter here.
+
+Not modelled: `numa=off`, and ordinary RAM in a window without any SRAT entry, for which Linux drops
+the SRAT and makes one node of all RAM (memblock_validate_numa_coverage()).
 """
 
 from __future__ import annotations
