@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import UsageError
@@ -14,6 +14,7 @@ from harness.model.owner import Ownership
 from harness.model.ownership import as_run, expected_owners, leaves_no_region
 from harness.model.placement import FirmwareState
 from harness.model.scenario import POLICIES, Policy, Scenario
+from harness.model.target_node import NodeRange, named_node
 
 # What dax_hmem_init() asks for since Linux 7.1, with what these need.
 _ASKED_BY_DAX_HMEM = ("cxl_acpi", "cxl_pci", "cxl_mem")
@@ -109,7 +110,7 @@ def check_stated(document: Document[Scenario], state: FirmwareState) -> None:
                 if not any(
                     parts and all(_agree(part, one.owner) for part in parts) for parts in owners
                 ):
-                    raise _differs(document, name, one, owners[0], moment)
+                    raise _differs(document, (name, one), owners[0], moment, state.nodes)
 
 
 def _agree(computed: Ownership | None, stated: Ownership) -> bool:
@@ -118,27 +119,29 @@ def _agree(computed: Ownership | None, stated: Ownership) -> bool:
 
 def _differs(
     document: Document[Scenario],
-    name: str,
-    stated: _Stated,
+    named: tuple[str, _Stated],
     owners: set[Ownership | None],
     moment: int,
+    nodes: Sequence[NodeRange],
 ) -> UsageError:
+    name, stated = named
     by_contract = (
-        " and ".join(sorted(f"{_with_node(one)} ({_rule(one)})" for one in owners if one)) or "none"
+        " and ".join(sorted(f"{_with_node(one, nodes)} ({_rule(one)})" for one in owners if one))
+        or "none"
     )
     step = f"guest.then[{moment - 1}]"
     lasting = moment > 0 and not stated.field.startswith(step)
     return document.error(
         f"{step}.expect" if lasting else stated.field,
-        f"{name} is stated as {_with_node(stated.owner)}"
+        f"{name} is stated as {_with_node(stated.owner, nodes)}"
         + (f" by {stated.field}, which lasts until a later step states another" if lasting else "")
         + f"; the contract's owner is {by_contract}",
         hint="correct it, leave it out, or say why in expect.why_not_the_contract",
     )
 
 
-def _with_node(owner: Ownership) -> str:
-    return f"{owner}" if owner.node is None else f"{owner} in node {owner.node}"
+def _with_node(owner: Ownership, nodes: Sequence[NodeRange]) -> str:
+    return f"{owner}" if owner.node is None else f"{owner} in {named_node(owner.node, nodes)}"
 
 
 def _rule(owner: Ownership) -> str:

@@ -15,6 +15,7 @@ from harness.model.memory_range import MemoryRange
 from harness.model.observation import Observation
 from harness.model.placement import FirmwareState, NamedRange
 from harness.model.scenario import ExpectedLine, Ownership
+from harness.model.target_node import wrong_node
 from harness.model.verdict import Finding, OwnedRange, Piece, Verdict
 
 _ADDRESSES = re.compile(r"(?:0x)?([0-9a-f]{6,16})-(?:0x)?([0-9a-f]{6,16})")
@@ -75,7 +76,9 @@ def judge(
         pieces = pieces_of(named.range, observation)
         owners.append(OwnedRange(named.name, named.range, wanted, pieces))
         for piece in pieces:
-            if (piece.owner, piece.use) != (wanted.owner, wanted.use):
+            if (piece.owner, piece.use) != (wanted.owner, wanted.use) or wrong_node(
+                wanted.node, piece
+            ):
                 at = stated_at.get(named.name)
                 name = f"{named.name} ({at})" if at else named.name
                 rule = _broken_rule(
@@ -105,6 +108,8 @@ def _complained_of(complaint: Complaint) -> Finding:
 
 
 def _broken_rule(wanted: Ownership, piece: Piece, *, stated: bool, region: bool) -> str:
+    if (piece.owner, piece.use) == (wanted.owner, wanted.use):
+        return "node"
     if piece.owner == wanted.owner:
         return "use"
     if stated:
@@ -124,11 +129,14 @@ def _misowned(
     observation: Observation,
     complained: Sequence[Complaint],
 ) -> Finding:
-    found = Ownership(owner=piece.owner, use=piece.use)
+    expected, found = str(wanted), str(Ownership(owner=piece.owner, use=piece.use))
+    if rule == "node":
+        expected = f"NUMA node {wanted.node}"
+        found = "no NUMA node" if piece.node is None else f"NUMA node {piece.node}"
     stranded = " (stranded)" if piece.owner == "nobody" else ""
     return Finding(
         rule,
-        f"{name}: expected {wanted}, found {found}{stranded}, by {piece.via}",
+        f"{name}: expected {expected}, found {found}{stranded}, by {piece.via}",
         piece.range,
         observation.iomem.within(piece.range).lines(),
         _belonging(piece.range, observation, complained),

@@ -43,7 +43,9 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     until: str = ""
     policies: tuple[Policy, ...] = ()
     rules: Annotated[
-        tuple[Literal["1", "2", "3", "4", "5", "6", "7", "use", "consistency", "step"], ...],
+        tuple[
+            Literal["1", "2", "3", "4", "5", "6", "7", "node", "use", "consistency", "step"], ...
+        ],
         msgspec.Meta(min_length=1),
     ]
     lines: tuple[str, ...] = ()

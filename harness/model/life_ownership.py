@@ -144,5 +144,5 @@ def _now(name: str, first: Ownership, life: _Life, state: FirmwareState) -> Owne
     if first.owner == "nobody" or first.use == "none":
         return first
     if "kmem" in life.unloaded and first.use == "system_ram":
-        return Ownership(owner=first.owner)
-    return Ownership(owner=first.owner, use=life.uses.get(name, first.use))
+        return replace(first, use="none")
+    return replace(first, use=life.uses.get(name, first.use))

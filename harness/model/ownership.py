@@ -16,6 +16,7 @@ from harness.model.kernel_modules import module_name
 from harness.model.memory_range import MemoryRange
 from harness.model.placement import FirmwareState, NamedRange
 from harness.model.scenario import Ownership, Policy, Scenario, Use
+from harness.model.target_node import target_node
 
 # The option that builds each driver.
 DRIVER_OPTIONS = {
@@ -98,9 +99,10 @@ def expected_owners(
     owners = {}
     for one in reserved:
         if by_cxl[one.name] and not given_up:
-            owners[one.name] = by_region
+            owners[one.name] = _in_node(by_region, one.range, scenario, state)
         elif _available(scenario, "dax_hmem"):
-            owners[one.name] = Ownership(owner="dax_hmem", use=use)
+            by_hmem = Ownership(owner="dax_hmem", use=use)
+            owners[one.name] = _in_node(by_hmem, one.range, scenario, state)
         else:
             owners[one.name] = Ownership(owner="nobody")
     for decoder in state.decoders:
@@ -109,7 +111,7 @@ def expected_owners(
         if _is_ram(decoder.range, state):
             owners[decoder.name] = Ownership(owner="firmware_ram")
         elif not given_up and _cxl_may_own(scenario) and decoder.name in _names(regions):
-            owners[decoder.name] = by_region
+            owners[decoder.name] = _in_node(by_region, decoder.range, scenario, state)
     return owners
 
 
@@ -125,6 +127,21 @@ def leaves_no_region(scenario: Scenario, state: FirmwareState, policy: Policy) -
         and _available(scenario, "dax_hmem")
         and not all(_claimed(one, regions, state.kernel_ranges()) for one in _in_windows(state))
     )
+
+
+def _in_node(
+    owner: Ownership, span: MemoryRange, scenario: Scenario, state: FirmwareState
+) -> Ownership:
+    """The owner, with the NUMA node that the memory must come up in.
+
+    That is the node of the first byte of dax_hmem's range or of dax_cxl's region. A kernel without
+    CXL_ACPI makes nodes of windows up to Linux 7.0 and none since 7.1: no node is expected there.
+    """
+    if owner.owner == "nobody" or scenario.kernel.config.get("CXL_ACPI") == "n":
+        return owner
+    regions = state.regions() if owner.owner == "dax_cxl" else ()
+    whole = next((one.range for one in regions if one.range.contains(span)), span)
+    return replace(owner, node=target_node(whole.start, state.nodes))
 
 
 def _names(ranges: Collection[NamedRange]) -> set[str]:

@@ -12,6 +12,7 @@ from harness.model.document import Document
 from harness.model.layout import MachineLayout
 from harness.model.memory_range import MemoryRange, format_size, parse_size
 from harness.model.scenario import Decoder, Position, Scenario, SratEntry, decoder_name
+from harness.model.target_node import NodeRange, node_ranges
 from harness.model.topology import Profile
 
 _PAGE = 4096
@@ -69,6 +70,7 @@ class FirmwareState:
             machine with a HMAT, none on one without (Linux, drivers/acpi/numa/hmat.c, hmat_init).
         firmware_ram: ranges outside the machine's RAM that the firmware hands over as ordinary
             RAM, by `memmap=SIZE@START` in `kernel.cmdline`.
+        nodes: ranges that have a NUMA node, with windows that no entry of the SRAT describes.
     """
 
     soft_reserved: tuple[NamedRange, ...]
@@ -79,6 +81,7 @@ class FirmwareState:
     srat: tuple[MemoryAffinity, ...]
     dividing: tuple[MemoryRange, ...] = ()
     firmware_ram: tuple[MemoryRange, ...] = ()
+    nodes: tuple[NodeRange, ...] = ()
 
     def kernel_ranges(self) -> tuple[NamedRange, ...]:
         """Soft Reserved ranges as the kernel divides them, each to be owned as a whole.
@@ -153,6 +156,7 @@ def place_firmware(
         srat=srat,
         dividing=tuple(one.range for one in (*layout.memory, *srat)) if profile.hmat else (),
         firmware_ram=given_as_ram(document.value.kernel.cmdline),
+        nodes=node_ranges(layout.srat, srat, told),
     )
     _check_reserved(document, state, windows)
     return state

@@ -34,6 +34,7 @@ RULES = {
     "6": "nothing of cxl, dax, hmem or kmem warns or errors",
     "7": "the outcome is the same for every order and after every reload",
     "expect": "a range has the owner that the scenario states in place of the contract's",
+    "node": "memory is in the NUMA node that the firmware describes",
     "use": "a range is used as the loaded drivers can use it",
     "consistency": "/proc/iomem and sysfs say the same",
     "step": "every guest step succeeds",

@@ -235,7 +235,7 @@ def _spans(draw: Draw, room: _Room, *, apart: bool) -> list[tuple[int, int]]:
             | {room.starts[one["window"]] + one["offset"] + one["size"] for one in room.decoders}
         )
         for _ in range(draw(st.sampled_from(counts))):
-            if at >= end:
+            if at > end - _BLOCK:
                 break
             starts = [one for one in edges if at <= one < end]
             if apart and at > begin:

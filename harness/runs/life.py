@@ -36,7 +36,7 @@ from harness.runs.prepare import Prepared
 from harness.runs.timings import Timings
 
 # Rules whose break after a step means that the outcome is no longer the same.
-_OUTCOME = ("1", "2", "3", "5", "use")
+_OUTCOME = ("1", "2", "3", "5", "node", "use")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.source_tree import split_ref
+from harness.model.acpi_tables import AcpiTableError
 from harness.model.boot_phases import StepMarks, in_phases
 from harness.model.decoder_plan import plan_decoders
 from harness.model.expected import expectations
@@ -188,7 +189,14 @@ def judge_again(recording: Recording) -> Rejudged:
     """
     layout = layout_from_json(read_json(recording.folder / LAYOUT), LAYOUT)
     case = recording.case
-    state = place_firmware(case.document, case.profile, layout)
+    try:
+        state = place_firmware(case.document, case.profile, layout)
+    except AcpiTableError as error:
+        raise UsageError(
+            f"the recorded SRAT is malformed: {error}",
+            where=LAYOUT,
+            hint="the file was changed: ask for the bundle again",
+        ) from None
     sections = recording.run.sections
     missing = [name for name in SECTIONS if name not in sections]
     try:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from machines import (
@@ -312,3 +313,13 @@ def test_a_quirk_of_qemu_does_not_count_and_other_lines_do() -> None:
     for text, verdict in (("kmem dax0.0: x", Verdict.PASS), ("kmem dax0.0: y", Verdict.FAIL)):
         seen = in_steps(record(4, text))
         assert judge(seen, STATE, {"sr0": CXL}, quirks=quirk).verdict is verdict
+
+
+@pytest.mark.parametrize(("found", "words"), [(1, "NUMA node 1"), (None, "no NUMA node")])
+def test_memory_in_another_node_than_the_firmware_says(found: int | None, words: str) -> None:
+    device = replace(BY_CXL, target_node=found)
+    wanted = Ownership(owner="dax_cxl", use="system_ram", node=2)
+    finding = only(judged(observed(GOOD, device), wanted))
+    assert finding.rule == "node"
+    assert finding.text.startswith(f"sr0: expected NUMA node 2, found {words}, by region0")
+    assert not judged(observed(GOOD, replace(BY_CXL, target_node=2)), wanted).findings
