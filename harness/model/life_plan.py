@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from harness.model.guest_steps import Binding, BindingStep, GuestStep
 from harness.model.kernel_modules import module_name
 from harness.model.memory_range import MemoryRange
-from harness.model.observation import DaxDevice, Observation
+from harness.model.observation import CxlRegion, DaxDevice, Observation
 from harness.model.placement import FirmwareState
 
 # The bus gives new drivers no device while the command runs.
@@ -88,6 +88,8 @@ def commands_of(
     elif step.verb in ("offline", "online", "reconfigure"):
         line = _memory_line(step, _devices(name, _range(name, state), observation))
     elif step.verb == "create_region":
+        if name not in makeups:
+            raise StepError(f"the region of {name} was not assembled when it was destroyed")
         line = _create_line(makeups[name])
     else:
         line = _region_line(step.verb, region_over(name, state, observation))
@@ -123,8 +125,8 @@ def binding_command(step: BindingStep) -> Command:
     return Command(str(step), _binding_line(verb, getattr(step, verb)), step.fails)
 
 
-def region_over(name: str, state: FirmwareState, observation: Observation) -> str:
-    """The guest's name of the region of a decoder.
+def region_over(name: str, state: FirmwareState, observation: Observation) -> CxlRegion:
+    """The guest's region of a decoder.
 
     Raises:
         StepError: there is none.
@@ -132,7 +134,7 @@ def region_over(name: str, state: FirmwareState, observation: Observation) -> st
     span = _range(name, state)
     for region in observation.regions:
         if region.range == span:
-            return region.name
+            return region
     have = ", ".join(f"{one.name} {one.range}" for one in observation.regions) or "none"
     raise StepError(f"no region is there over {name}, {span}; the guest's regions: {have}")
 
@@ -183,8 +185,12 @@ def _memory_line(step: GuestStep, devices: Sequence[DaxDevice]) -> str:
     return f"daxctl {step.verb}-memory {names}"
 
 
-def _region_line(verb: str, region: str) -> str:
+def _region_line(verb: str, found: CxlRegion) -> str:
+    region = found.name
     if verb == "destroy_region":
+        if found.driver is None:
+            # Not assembled: the cxl program does not list it, and so does not destroy it.
+            return f"echo {region} > /sys/bus/cxl/devices/{region}/../delete_region"
         return f"cxl disable-region {region} && cxl destroy-region {region}"
     commit = f"/sys/bus/cxl/devices/{region}/commit"
     if verb == "decommit":

@@ -204,7 +204,9 @@ def _do(life: Life, act: _Act) -> StepDone:
         return run_while_pending(shell, [binding_command(one) for one in step.while_pending])
     if step.destroy_region is not None:
         region = region_over(step.destroy_region, life.prepared.state, life.observation)
-        life.makeups[step.destroy_region] = read_region_makeup(shell, region)
+        life.makeups.pop(step.destroy_region, None)
+        if region.driver is not None:
+            life.makeups[step.destroy_region] = read_region_makeup(shell, region.name)
     return run_commands(shell, _commands(life, act))
 
 

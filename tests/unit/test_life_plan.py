@@ -40,7 +40,7 @@ def guest(**more: Any) -> Observation:
         CxlRegion("region7", span(OTHER), True, 1, "cxl_region"),
         CxlRegion("region3", span(WINDOW), True, 1, "cxl_region"),
     )
-    return replace(seen, regions=regions, **more)
+    return replace(seen, **{"regions": regions, **more})
 
 
 def lines(
@@ -129,6 +129,15 @@ def test_a_region_that_is_not_there_is_told_with_those_that_are() -> None:
         region_over("decoder0", STATE, seen)
     with pytest.raises(StepError, match="regions: none"):
         lines({"decommit": "decoder0"}, replace(seen, regions=()))
+
+
+def test_a_region_that_is_not_assembled_is_deleted_by_its_root_decoder() -> None:
+    failed = CxlRegion("region3", span(WINDOW), False, 1, None)
+    assert lines({"destroy_region": "decoder0"}, guest(regions=(failed,))) == [
+        "echo region3 > /sys/bus/cxl/devices/region3/../delete_region"
+    ]
+    with pytest.raises(StepError, match="the region of decoder0 was not assembled"):
+        lines({"create_region": "decoder0"})
 
 
 def test_a_dax_device_that_is_not_there_is_told() -> None:
