@@ -70,7 +70,7 @@ def run(
     check: bool = True,
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
-    stdin: str | None = None,
+    stdin: str | bytes | None = None,
     hint: str = "run the command by hand to see more",
 ) -> Completed:
     """Run a program to its end and return what it printed.
@@ -90,9 +90,8 @@ def run(
         stderr=subprocess.PIPE,
     ) as child:
         try:
-            out, err = child.communicate(
-                stdin.encode() if stdin is not None else None, timeout=deadline.check()
-            )
+            given = stdin.encode() if isinstance(stdin, str) else stdin
+            out, err = child.communicate(given, timeout=deadline.check())
         except subprocess.TimeoutExpired:
             raise deadline.error() from None
     done = Completed(

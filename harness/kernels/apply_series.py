@@ -1,19 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Applying a series to the harness's copy of a source, patch by patch, each a commit."""
+"""Apply a series to a source, each patch a commit, without writing any file of the source."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UnbuildableError
-from harness.kernels.patch_series import Patch, Series
+from harness.kernels.damaged_patches import is_stuffed, unstuffed
+from harness.kernels.patch_series import Series
 from harness.kernels.source_tree import SourceState, SourceTree
 from harness.process import Completed
 from harness.progress import Progress
 
 _REF = "refs/heads/series"
+_STUFFED = "a mailer has put a space in front of each context line (format=flowed, RFC 3676)"
+_WHITESPACE = "its context lines differ from the source in white space alone, as a mailer leaves it"
+_REPAIR_HINT = (
+    "take a copy that was sent with git send-email, or have this one repaired: list it in the "
+    "series.yaml of a folder, with repair_whitespace: true"
+)
 
 
 def series_commit(
@@ -21,36 +30,32 @@ def series_commit(
 ) -> str:
     """The commit of a source with a series on it; applied once, then remembered.
 
-    Hold the source's `claimed` around it. What `files` has afterwards is one of the two states.
+    Hold the source's `looked_at` around it. A build from this source may go on meanwhile.
 
     Raises:
-        UnbuildableError: a patch does not apply; the files are as they were without the series.
+        UnbuildableError: a patch does not apply.
     """
-    base = source.base_commit(state)
+    commit = base = source.base_commit(state)
     if series is None or not series.patches:
         return base
     reference = _reference(base, series)
     known = source.repository.line("rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}")
     if known is not None:
         return known
-    source.check_out(base, progress)
     progress.note(f"applying {len(series.patches)} patches of {series.path.name}")
-    _forget_unfinished(source)
-    error = None
-    with source.changing():
+    desk = _Desk(source, source.folder / "applying")
+    shutil.rmtree(desk.folder, ignore_errors=True)
+    (desk.folder / "files").mkdir(parents=True)
+    try:
         for number, patch in enumerate(series.patches, start=1):
-            done = _git(source, "am", "--3way", "--quiet", "--keep-non-patch", patch=patch)
-            if done.status == 0:
-                # From one of its states to another only what differs is written, and compiled.
-                source.repository.git("update-ref", _reference(base, series.upto(number)), "HEAD")
-            else:
-                error = _failure(source, state, series, number, patch, done)
-                _forget_unfinished(source)
-                source.restore(base)
-                break
-    if error is not None:
-        raise error
-    return source.repository.git("rev-parse", "HEAD").stdout.strip()
+            desk.git("read-tree", commit)
+            commit = _apply(desk, state, series, number, commit)
+            source.repository.git("update-ref", _reference(base, series.upto(number)), commit)
+            if desk.repaired:
+                progress.note(f"{patch.name}: {', '.join(desk.repaired)}: repaired")
+    finally:
+        shutil.rmtree(desk.folder, ignore_errors=True)
+    return commit
 
 
 def _reference(base: str, series: Series) -> str:
@@ -58,67 +63,111 @@ def _reference(base: str, series: Series) -> str:
     return f"{_REF}/{key}"
 
 
-def _git(source: SourceTree, *words: str, patch: Patch) -> Completed:
-    mail = source.folder / "applying.patch"
-    mail.write_bytes(patch.data)
-    try:
-        return source.repository.git(
-            *words, str(mail), files=source.files, index=source.index, check=False
+@dataclass
+class _Desk:
+    """Where patches are applied: an index, and an empty folder of files.
+
+    Attributes:
+        source: whose repository it is.
+        folder: what is needed only now.
+        repaired: what was repaired in the last patch.
+    """
+
+    source: SourceTree
+    folder: Path
+    repaired: tuple[str, ...] = ()
+
+    def git(self, *words: str, stdin: bytes | None = None, check: bool = True) -> Completed:
+        return self.source.repository.git(
+            *words,
+            files=self.folder / "files",
+            index=self.folder / "index",
+            stdin=stdin,
+            check=check,
         )
-    finally:
-        mail.unlink()
+
+    def apply(self, diff: bytes, *words: str) -> Completed:
+        file = self.folder / "diff"
+        file.write_bytes(diff)
+        return self.git("apply", "--cached", "--verbose", *words, str(file), check=False)
+
+    def fits(self, diff: bytes, *words: str) -> bool:
+        return self.apply(diff, "--check", *words).status == 0
 
 
-def _forget_unfinished(source: SourceTree) -> None:
-    source.repository.git("am", "--quit", files=source.files, index=source.index, check=False)
+def _apply(desk: _Desk, state: SourceState, series: Series, number: int, parent: str) -> str:
+    """The commit with one more patch; the parent itself where the patch changes nothing."""
+    patch = series.patches[number - 1]
+    message, mailed = desk.folder / "message", desk.folder / "mailed"
+    info = desk.git("mailinfo", "-b", "--encoding=UTF-8", str(message), str(mailed),
+                    stdin=patch.data)  # fmt: skip
+    diff, desk.repaired = mailed.read_bytes(), ()
+    if desk.apply(diff).status != 0 and desk.apply(diff, "--3way").status != 0:
+        desk.git("read-tree", parent)
+        damage = _whitespace_damage(desk, diff)
+        if not (damage and series.repair_whitespace):
+            raise _failure(desk, state, series, number, damage)
+        desk.apply(unstuffed(diff), "--ignore-whitespace")
+        desk.repaired = damage
+    tree = desk.git("write-tree").stdout.strip()
+    if tree == desk.git("rev-parse", f"{parent}^{{tree}}").stdout.strip():
+        return parent
+    subject = re.search(r"^Subject: (.*)$", info.stdout, re.M)
+    text = f"{subject[1] if subject else patch.name}\n\n".encode() + message.read_bytes()
+    message.write_bytes(text)
+    return desk.git("commit-tree", tree, "-p", parent, "-F", str(message)).stdout.strip()
+
+
+def _whitespace_damage(desk: _Desk, diff: bytes) -> tuple[str, ...]:
+    """What a mailer has done to a diff; nothing, where it would not apply without that either."""
+    plain = unstuffed(diff)
+    stuffed = (_STUFFED,) if plain != diff else ()
+    if stuffed and desk.fits(plain):
+        return stuffed
+    return (*stuffed, _WHITESPACE) if desk.fits(plain, "--ignore-whitespace") else ()
 
 
 def _failure(
-    source: SourceTree,
-    state: SourceState,
-    series: Series,
-    number: int,
-    patch: Patch,
-    done: Completed,
+    desk: _Desk, state: SourceState, series: Series, number: int, damage: tuple[str, ...]
 ) -> UnbuildableError:
-    source.repository.git("am", "--quit", files=source.files, index=source.index, check=False)
-    source.repository.git("reset", "--hard", "--quiet", files=source.files, index=source.index)
-    tried = _git(source, "apply", "--check", "--verbose", patch=patch)
-    said = f"{done.stderr}\n{done.stdout}\n{tried.stderr}"
+    patch = series.patches[number - 1]
+    diff = (desk.folder / "mailed").read_bytes()
+    said = desk.apply(diff, "--check").stderr
     lines = [f"patch {number} of {len(series.patches)} does not apply: {patch.name}"]
+    places = dict.fromkeys(re.findall(r"error: patch failed: (\S+?):(\d+)", said))
+    lines += [f"  {file}, {_hunk_of(diff, file, int(line))}" for file, line in places]
+    for words, what in (("No such file or directory", "is not in this source"),
+                        ("does not exist in index", "is not in this source"),
+                        ("already exists in index", "is in this source already")):  # fmt: skip
+        files = dict.fromkeys(re.findall(rf"error: (\S+): {words}", said))
+        lines += [f"  {file} {what}" for file in files]
     corrupt = re.search(r"corrupt patch at (?:\S+:)?line \d+|patch fragment without header", said)
-    places = [*dict.fromkeys(re.findall(r"error: patch failed: (\S+?):(\d+)", tried.stderr))]
-    for file, line in places:
-        lines.append(f"  {file}, {_hunk_of(patch, file, int(line))}")
-    for file in dict.fromkeys(re.findall(r"error: (\S+): No such file or directory", said)):
-        lines.append(f"  {file} is not in this source")
-    for file in dict.fromkeys(re.findall(r"error: (\S+): already exists", said)):
-        lines.append(f"  {file} is in this source already")
     if corrupt:
-        lines.append(f"  {corrupt[0]}: a mailer has wrapped or cut lines")
+        flowed = ", in a mail of format=flowed" * (b"format=flowed" in patch.data)
+        lines.append(f"  {corrupt[0]}: a mailer has wrapped or cut lines{flowed}")
     if len(lines) == 1:
-        words = [line for line in said.splitlines() if line.startswith(("error:", "fatal:"))]
-        lines += [f"  {line}" for line in words[:4]]
+        errors = [line for line in said.splitlines() if line.startswith(("error:", "fatal:"))]
+        lines += [f"  {line}" for line in errors[:4]]
+    if is_stuffed(diff) and _STUFFED not in damage:
+        lines.append(f"  {_STUFFED}, and without it the patch does not apply either")
+    lines += [f"  {one}" for one in damage]
     lines.append(f"  tried on {state.origin}, tree {state.tree[:12]}")
-    if corrupt:
+    hint = "find the base that it is for (b4 am says it), or rebase the series"
+    if damage:
+        hint = _REPAIR_HINT
+    elif corrupt:
         hint = "fetch the series again with b4 am"
+    elif desk.fits(diff, "--reverse"):
+        hint = "this source has the patch already: take an older one, or drop the patch"
     elif series.base:
         hint = f"the series is for {series.base}: take that as the base, or rebase the series"
-    else:
-        hint = "find the base that it is for (b4 am says it), or rebase the series"
-    if not corrupt and _is_applied(source, patch):
-        hint = "this source has the patch already: take an older one, or drop the patch"
     return UnbuildableError("\n".join(lines), where=f"--series {series.path}", hint=hint)
 
 
-def _is_applied(source: SourceTree, patch: Patch) -> bool:
-    return _git(source, "apply", "--check", "--reverse", patch=patch).status == 0
-
-
-def _hunk_of(patch: Patch, file: str, line: int) -> str:
+def _hunk_of(diff: bytes, file: str, line: int) -> str:
     """The header of the hunk that begins at a line of a file."""
     inside = False
-    for row in patch.data.decode(errors="replace").splitlines():
+    for row in diff.decode(errors="replace").splitlines():
         if row.startswith("--- "):
             inside = Path(row[4:].split("\t")[0].strip()).parts[1:] == Path(file).parts
         match = re.match(r"@@ -(\d+)(?:,\d+)? \+\d+(?:,\d+)? @@.*", row)

@@ -147,10 +147,10 @@ def _unpacked(
 ) -> tuple[SourceTree, SourceState]:
     name = f"debian-{package.sha256[:16]}"
     source = SourceTree(store.folder(FOLDER) / name, name)
-    with source.claimed(store, progress):
-        state = _read_state(source.folder)
-        if state is None:
-            state = _import(package, source, store, progress)
+    state = _read_state(source.folder)
+    if state is None:  # else nothing is written, and a build from it may go on
+        with source.claimed(store, progress):
+            state = _read_state(source.folder) or _import(package, source, store, progress)
     store.set_alias(FOLDER, str(spec), name)
     return source, state
 

@@ -55,6 +55,8 @@ def build_from_source(
     """
     plan = plan_config(request.configs)
     series = _series(request)
+    if series is not None and series.left_out:
+        progress.note(f"{series.path.name}: {series.left_out}")
     toolchain = find_toolchain(request.toolchain)
     if spec.source == "build:debian":
         from harness.kernels.debian_source import debian_source
@@ -66,7 +68,12 @@ def build_from_source(
     found = store.find(KIND, key)
     if found is not None:
         return found
-    wanted = _Wanted(request, source, state, series, plan, toolchain)
+    from harness.kernels.apply_series import series_commit
+
+    # Before anything waits for another build: a series that does not apply needs none.
+    with source.looked_at(store, progress):
+        commit = series_commit(source, state, series, progress)
+    wanted = _Wanted(request, source, state, commit, series, plan, toolchain)
     return store.build(
         KIND,
         key,
@@ -83,6 +90,7 @@ class _Wanted:
     request: KernelRequest
     source: SourceTree
     state: SourceState
+    commit: str
     series: Series | None
     plan: ConfigPlan
     toolchain: FoundToolchain
@@ -103,7 +111,6 @@ def _series(request: KernelRequest) -> Series | None:
 def _make(wanted: _Wanted, folder: Path, store: Store, progress: Progress) -> None:
     """Fill a store entry."""
     # Not needed, and not imported, when the store has the kernel.
-    from harness.kernels.apply_series import series_commit
     from harness.kernels.build import BuildJob, build, collect, output_name
     from harness.kernels.sandbox import find_sandbox
 
@@ -121,11 +128,10 @@ def _make(wanted: _Wanted, folder: Path, store: Store, progress: Progress) -> No
                 where=str(wanted.request),
                 hint="start again, and it is read again",
             )
-        commit = series_commit(source, wanted.state, wanted.series, progress)
-        source.check_out(commit, progress)
+        source.check_out(wanted.commit, progress)
         job = BuildJob(
             source=source,
-            commit=commit,
+            commit=wanted.commit,
             plan=plan,
             toolchain=toolchain,
             sandbox=sandbox,

@@ -73,7 +73,7 @@ class Repository:
         files: Path | None = None,
         index: Path | None = None,
         check: bool = True,
-        stdin: str | None = None,
+        stdin: str | bytes | None = None,
         settings: bool = False,
         what: str = "git",
     ) -> Completed:
@@ -84,7 +84,7 @@ class Repository:
             files: the folder of files that it works on.
             index: the index file that it uses.
             check: raise CommandError when it fails.
-            stdin: text for its standard input.
+            stdin: for its standard input.
             settings: let the user's own settings count, for what is ignored.
             what: what is awaited, for the deadline.
         """
