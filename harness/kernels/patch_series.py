@@ -13,6 +13,7 @@ from email.message import EmailMessage
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.kernels.mail_thread import FETCH_HINT, Mail, choose_series, told
 from harness.model.document import read_document
 from harness.model.scenario import Policy
 from harness.model.series_description import GUIDE, SeriesDescription
@@ -23,8 +24,6 @@ _HINT = (
     "a series is a folder with series.yaml, a quilt series file or numbered .patch files, or an "
     "mbox such as b4 am writes"
 )
-_FETCH_HINT = "fetch the series again with b4 am, which takes it from the list's archive"
-_NUMBERED = re.compile(r"\[[^\]]*?(\d+)/(\d+)\s*\]")
 # The version of -v need not be a number alone (git 2.33): v4.1-0002-x.patch, v3rev2-0002-x.patch.
 _FILE = re.compile(r"(?:v(\d[^-]*)-)?(\d+)(.*)\.patch", re.S)
 _DIFF = re.compile(rb"^(diff --git |--- a/|--- /dev/null)", re.M)
@@ -32,7 +31,7 @@ _DIFF = re.compile(rb"^(diff --git |--- a/|--- /dev/null)", re.M)
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch, as it will be given to `git am`.
+    """One patch, as it will be given to `git mailinfo`.
 
     Attributes:
         name: its file, or its subject.
@@ -52,12 +51,16 @@ class Series:
         patches: in order.
         base: what it says that it is for, or None.
         policy: the policy that it implements, or None where it does not say.
+        repair_whitespace: apply patches of which a mailer has changed the context lines.
+        left_out: which patches of an mbox are not in it, for people; empty when all are.
     """
 
     path: Path
     patches: tuple[Patch, ...]
     base: str | None = None
     policy: Policy | None = None
+    repair_whitespace: bool = False
+    left_out: str = ""
 
     def upto(self, count: int | None) -> Series:
         """The first patches of it.
@@ -78,7 +81,7 @@ class Series:
     @property
     def digest(self) -> str:
         """Hash of the patches and their order, hexadecimal."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"repaired" if self.repair_whitespace else b"")
         for patch in self.patches:
             digest.update(hashlib.sha256(patch.data).digest())
         return digest.hexdigest()
@@ -91,15 +94,22 @@ def read_series(path: Path) -> Series:
         UsageError: it is not one, it is empty, or a mailer has mangled it.
     """
     path = path.expanduser().absolute()
+    file, version = _split_version(path)
     if path.is_dir():
         series = _read_folder(path)
-    elif path.is_file():
-        series = Series(path, _read_mbox(path))
+    elif file.is_file():
+        series = replace(_read_mbox(file, version), path=path)
     else:
         raise UsageError("there is no such file or folder", where=str(path), hint=_HINT)
     if not series.patches:
         raise UsageError("there is no patch in it", where=str(path), hint=_HINT)
     return series
+
+
+def _split_version(path: Path) -> tuple[Path, int | None]:
+    """The path of an mbox and the version of `MBOX@vN`."""
+    match = None if path.exists() else re.fullmatch(r"(.+)@v(\d+)", str(path))
+    return (Path(match[1]), int(match[2])) if match else (path, None)
 
 
 def subject_of(patch: Patch) -> str:
@@ -109,11 +119,10 @@ def subject_of(patch: Patch) -> str:
 
 def _read_folder(folder: Path) -> Series:
     described, quilt = folder / _DESCRIPTION, folder / _QUILT
-    base = policy = None
+    about = SeriesDescription(order=())
     if described.is_file():
-        described_as = _read_description(described)
-        base, policy = described_as.base or None, described_as.policy
-        names: Sequence[str] = described_as.order
+        about = _read_description(described)
+        names: Sequence[str] = about.order
         listed = str(described)
     elif quilt.is_file():
         names, listed = _read_quilt(quilt), str(quilt)
@@ -128,7 +137,7 @@ def _read_folder(folder: Path) -> Series:
         if not file.is_file():
             raise UsageError(f"there is no patch {name}", where=listed, hint=_listing(folder))
         patches.append(_checked(name, file.read_bytes(), str(file)))
-    return Series(folder, tuple(patches), base, policy)
+    return Series(folder, tuple(patches), about.base or None, about.policy, about.repair_whitespace)
 
 
 def _numbered_files(folder: Path) -> list[str]:
@@ -180,35 +189,20 @@ def _read_quilt(path: Path) -> list[str]:
     return names
 
 
-def _read_mbox(path: Path) -> tuple[Patch, ...]:
+def _read_mbox(path: Path, version: int | None) -> Series:
     data = path.read_bytes()
     if not data.strip():
-        hint = f"nothing was written to it; {_FETCH_HINT}"
+        hint = f"nothing was written to it; {FETCH_HINT}"
         raise UsageError("the file is empty", where=str(path), hint=hint)
     parts = re.split(rb"^(?=From \S+ .*\d{4}\r?$)", data, flags=re.M)
-    found: list[tuple[tuple[int, int] | None, Patch]] = []
-    for number, part in enumerate((part for part in parts if part.strip()), start=1):
-        subject = _subject(part) or f"message {number}"
-        if b"\0" in part[:400] or _has_diff(part):
-            patch = _checked(subject, part, f"{path}, {subject}")
-            match = _NUMBERED.search(subject)
-            found.append(((int(match[1]), int(match[2])) if match else None, patch))
-    numbers = [number for number, _ in found]
-    if all(number is not None for number in numbers):
-        found.sort(key=lambda one: one[0] or (0, 0))
-        _require_complete([one for one, _ in found if one is not None], path)
-    return tuple(patch for _, patch in found)
-
-
-def _require_complete(numbers: Sequence[tuple[int, int]], path: Path) -> None:
-    totals = {total for _, total in numbers}
-    present = [number for number, _ in numbers]
-    if len(totals) > 1 or len(set(present)) != len(present):
-        raise UsageError("more than one series is in it", where=str(path), hint=_FETCH_HINT)
-    lacking = [str(one) for one in range(1, max(totals, default=0) + 1) if one not in present]
-    if lacking:
-        text = f"patch {', '.join(lacking)} of {max(totals)} is not in it"
-        raise UsageError(text, where=str(path), hint=_FETCH_HINT)
+    mails = [
+        Mail(_subject(part) or f"message {number}", part)
+        for number, part in enumerate((part for part in parts if part.strip()), start=1)
+        if b"\0" in part[:400] or _has_diff(part)
+    ]
+    taken, left = choose_series(mails, version, path)
+    patches = [_checked(one.subject, one.data, f"{path}, {one.subject}") for one in taken]
+    return Series(path, tuple(patches), left_out=told(taken, left))
 
 
 def _subject(message: bytes) -> str | None:
@@ -244,24 +238,24 @@ def _checked(name: str, data: bytes, where: str) -> Patch:
         UsageError: it was mangled, or is no patch.
     """
     if not data.strip():
-        raise UsageError("the patch is empty", where=where, hint=_FETCH_HINT)
+        raise UsageError("the patch is empty", where=where, hint=FETCH_HINT)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
         hint = "it was written as UTF-16, perhaps by a shell's redirection; save it as UTF-8"
         raise UsageError("the patch is not text in UTF-8", where=where, hint=hint)
     content = _content(data)
     diff = _DIFF.search(content)
     if diff is None:
-        raise UsageError("there is no diff in it", where=where, hint=_FETCH_HINT)
+        raise UsageError("there is no diff in it", where=where, hint=FETCH_HINT)
     body = content[diff.start() :]
     if b"\r\n" in body:
         raise UsageError(
             "the patch has CRLF line ends, the kernel's files do not",
             where=where,
-            hint=f"a mailer or an editor added them: dos2unix, or {_FETCH_HINT}",
+            hint=f"a mailer or an editor added them: dos2unix, or {FETCH_HINT}",
         )
     _require_encoding(data, body, where)
     if not re.search(rb"^(From|Subject): ", data, re.M):
-        # git am wants a mail; quilt's patches are none.
+        # git mailinfo wants a mail; quilt's patches are none.
         head = f"From: harness <harness@localhost>\nSubject: [PATCH] {name}\n\n"
         data = head.encode() + data
     return Patch(name, data)
@@ -276,13 +270,13 @@ def _require_encoding(data: bytes, body: bytes, where: str) -> None:
         raise UsageError(
             f"the encoding of the patch is mangled: it is not {charset} ({error})",
             where=where,
-            hint=_FETCH_HINT,
+            hint=FETCH_HINT,
         ) from None
     quoted = re.search(r"^[-+ ].*(=3D|=20$|=09\w)", text, re.M)
     if "�" in text or (quoted and "Content-Transfer-Encoding" not in parsed):
         what = "has replacement characters" if "�" in text else "is quoted-printable, undeclared"
         raise UsageError(
-            f"the encoding of the patch is mangled: it {what}", where=where, hint=_FETCH_HINT
+            f"the encoding of the patch is mangled: it {what}", where=where, hint=FETCH_HINT
         )
 
 

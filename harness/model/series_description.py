@@ -37,6 +37,7 @@ class SeriesDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         why: what it is for.
         posted: where it was posted.
         mutant: for one that brings a bug back.
+        repair_whitespace: apply patches of which a mailer has changed the context lines.
     """
 
     order: tuple[str, ...]
@@ -46,3 +47,4 @@ class SeriesDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     why: str = ""
     posted: str = ""
     mutant: Mutant | None = None
+    repair_whitespace: bool = False

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,8 @@ def test_each_patch_becomes_a_commit_once(
     mbox = tmp_path / "series.mbx"
     mbox.write_bytes(b"".join(patches))
     source, commit = commit_of(tree, mbox, store)
-    log = source.repository.git("log", "--format=%s %an", commit).stdout.splitlines()
-    assert log[:3] == ["hmem: one more A", "kmem: ümläut A", "hmem: one A"]
+    log = source.repository.git("log", "--format=%s", commit).stdout.splitlines()
+    assert log[:3] == ["hmem: one more", "kmem: ümläut", "hmem: one"]
     assert len(log) == 4
     source.check_out(source.base_commit(look(str(tree), store, Listener(), "")[1]), Listener())
     progress = Listener()
@@ -193,9 +194,60 @@ def test_an_mbox_of_b4(
     with pytest.raises(UsageError, match="patch 2 of 3 is not in it") as caught:
         read_series(mbox)
     assert "b4 am" in caught.value.hint
-    mbox.write_bytes(first + second + third + numbered(patches)[0])
+    mbox.write_bytes(first + second + third + first)
+    assert len(read_series(mbox).patches) == 3
+    mbox.write_bytes(first + second + third + first.replace(b"return 11;", b"return 12;"))
     with pytest.raises(UsageError, match="more than one series"):
         read_series(mbox)
+
+
+def mail(subject: str, body: bytes) -> bytes:
+    head = f"From A Mon Sep 17 00:00:00 2001\nFrom: A\nSubject: {subject}\n\n"
+    return head.encode() + body.partition(b"\n\n")[2] + b"\n"
+
+
+def quoted(body: bytes) -> bytes:
+    return b"\n\n> " + body.partition(b"\n\n")[2].replace(b"\n", b"\n> ")
+
+
+def test_a_thread_with_several_series(patches: tuple[bytes, ...], tmp_path: Path) -> None:
+    first, second, third = patches
+    thread = tmp_path / "thread.mbox"
+    thread.write_bytes(
+        mail("[PATCH v10 2/2] b", second) + mail("[PATCH v9 1/1] old", third)
+        + mail("Re: [PATCH v10 2/2] b", quoted(second)) + mail("[RFC PATCH v10 1/2] a", first)
+        + mail("Re: [PATCH v10 1/2] a", third)
+    )  # fmt: skip
+    newest = read_series(thread)
+    assert [one.name for one in newest.patches] == ["[RFC PATCH v10 1/2] a", "[PATCH v10 2/2] b"]
+    assert newest.left_out.splitlines() == [
+        "taken from the mails:", "  [RFC PATCH v10 1/2] a", "  [PATCH v10 2/2] b",
+        "left out:", "  v9: [PATCH v9 1/1] old", "  a reply: Re: [PATCH v10 1/2] a",
+    ]  # fmt: skip
+    older = read_series(tmp_path / "thread.mbox@v9")
+    assert [one.name for one in older.patches] == ["[PATCH v9 1/1] old"]
+    with pytest.raises(UsageError, match="no series of version 8") as caught:
+        read_series(tmp_path / "thread.mbox@v8")
+    assert caught.value.hint == "versions that it has: v9, v10"
+
+
+def test_a_diff_in_a_reply_is_taken_when_there_is_no_other(
+    patches: tuple[bytes, ...], tmp_path: Path
+) -> None:
+    reply = mail("Re: [PATCH v10 1/2] a", patches[0])
+    path = one(tmp_path, mail("Re: [PATCH v10 1/2] a", quoted(patches[1])) + reply)
+    series = read_series(path)
+    assert [patch.name for patch in series.patches] == ["Re: [PATCH v10 1/2] a"]
+    assert b"\n> diff" not in series.patches[0].data
+    assert series.left_out == ""
+
+
+def test_single_patches_of_several_versions(patches: tuple[bytes, ...], tmp_path: Path) -> None:
+    subjects = ("[PATCH] a", "[PATCH v2] a", "[PATCH] b")
+    path = one(tmp_path, b"".join(map(mail, subjects, patches)))
+    series = read_series(path)
+    assert [patch.name for patch in series.patches] == ["[PATCH v2] a", "[PATCH] b"]
+    assert "v1: [PATCH] a" in series.left_out
 
 
 def one(tmp_path: Path, data: bytes) -> Path:
@@ -262,18 +314,12 @@ def test_encodings_that_are_declared(
         assert "return 11;" in applied(tree, path, store)[HMEM]
 
 
-def state_of(source: SourceTree) -> tuple[str, str, bool]:
-    words = ("status", "--porcelain", "--untracked-files=all")
-    status = source.repository.git(*words, files=source.files, index=source.index).stdout
-    tree = source.repository.git("write-tree", index=source.index).stdout.strip()
-    return status, tree, (source.repository.folder / "rebase-apply").exists()
-
-
 def refused(tree: Path, path: Path, store: Store) -> tuple[UnbuildableError, SourceState]:
     source, state = look(str(tree), store, Listener(), "build:x")
     with pytest.raises(UnbuildableError) as caught:
         series_commit(source, state, read_series(path), Listener())
-    assert state_of(source) == ("", state.tree, False)
+    assert not source.files.exists()  # no file is written for a series that does not apply
+    assert not (source.folder / "applying").exists()
     return caught.value, state
 
 
@@ -335,6 +381,84 @@ def test_a_patch_with_lines_cut(
     error, _ = refused(tree, one(tmp_path, patches[0].replace(b"\n int hmem_one", b"")), store)
     assert "a mailer has wrapped or cut lines" in error.message
     assert "b4 am" in error.hint
+
+
+def flowed(patch: bytes) -> bytes:
+    """A patch as a mail program of format=flowed sends it."""
+    head, at, hunks = patch.partition(b"\n@@")
+    return head + at + hunks.replace(b"\n ", b"\n  ")
+
+
+def expanded(patch: bytes) -> bytes:
+    head, at, hunks = patch.partition(b"\n@@")
+    return head + at + hunks.replace(b"\n \t", b"\n         ")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(flowed, "format=flowed, RFC 3676"), (expanded, "in white space alone")],
+)
+def test_white_space_that_a_mailer_changed_is_repaired_on_request_only(
+    damage: Callable[[bytes], bytes], said: str, tree: Path, tmp_path: Path, store: Store
+) -> None:
+    work = git_fake(tmp_path / "work")
+    patch = format_patch(work, {HMEM: ("/* Two. */", "/* 2. */")}, "two")
+    folder = tmp_path / "series"
+    folder.mkdir()
+    (folder / "a.patch").write_bytes(damage(patch))
+    assert damage(patch) != patch
+    described = folder / "series.yaml"
+    described.write_text("base: v1\norder: [a.patch]\n")
+    error, _ = refused(tree, folder, store)
+    assert said in error.message
+    assert "repair_whitespace: true" in error.hint
+    unrepaired = read_series(folder)
+    described.write_text("order: [a.patch]\nrepair_whitespace: true\n")
+    text = (work / HMEM).read_text()
+    assert applied(tree, folder, store)[HMEM] == text
+    # A kernel that was built from the repaired patch is not one of the patch as it is.
+    assert read_series(folder).digest != unrepaired.digest
+    assert refused_message(tree, unrepaired, store) == error.message
+
+
+def refused_message(tree: Path, series: Series, store: Store) -> str:
+    source, state = look(str(tree), store, Listener(), "build:x")
+    with pytest.raises(UnbuildableError) as caught:
+        series_commit(source, state, series, Listener())
+    return caught.value.message
+
+
+def test_a_flowed_patch_for_another_base(
+    tree: Path, patches: tuple[bytes, ...], tmp_path: Path, store: Store
+) -> None:
+    edit(tree, "return 1;", "return 99;")
+    error, _ = refused(tree, one(tmp_path, flowed(patches[0])), store)
+    assert "format=flowed, RFC 3676" in error.message
+    assert "without it the patch does not apply either" in error.message
+    assert "find the base" in error.hint
+    error, _ = refused(tree, one(tmp_path, patches[0]), store)
+    assert "RFC 3676" not in error.message
+
+
+def test_a_series_that_does_not_apply_is_refused_before_a_wait_for_another_build(
+    builder: Builder,
+    tree: Path,
+    patches: tuple[bytes, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    builder(f"build:{tree}")
+    edit(tree, "return 1;", "return 99;")
+    source, _ = look(str(tree), builder.store, Listener(), "build:x")
+    folder = one(tmp_path, patches[0])
+
+    def note(text: str) -> None:
+        assert "waiting for it" not in text
+
+    with source.claimed(builder.store, Listener()):
+        monkeypatch.setattr(builder.progress, "note", note)
+        with pytest.raises(UnbuildableError, match="does not apply"):
+            builder(f"build:{tree}", series=folder)
 
 
 def test_three_ways(tree: Path, tmp_path: Path, store: Store) -> None:
