@@ -27,6 +27,7 @@ from harness.store import Store
 SUITES = ("bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid", "experimental")
 
 _ONLINE_HINT = f"check the network and the proxy settings, or {MIRROR_HINT}"
+_SOURCE_WORDS = ("source", "--download-only", "--only-source")
 _FOLDER, _SOURCE_FOLDER = "apt", "apt-sources"
 # What one update took at most, and what a package takes with all that is unpacked from it.
 _LISTS_SIZE = 300_000_000
@@ -113,9 +114,9 @@ class Apt:
 
     def __init__(self, store: Store, progress: Progress, folder: str = _FOLDER) -> None:
         self._store = store
-        self._root = root = store.folder(folder)
+        self._root = store.folder(folder)
         self._progress = progress
-        self._stamp = root / "updated"
+        self._stamp = self._root / "updated"
 
     def refresh(self, max_age: float) -> bool:
         """Fetch the package lists, unless they are younger than `max_age` seconds.
@@ -160,8 +161,7 @@ class Apt:
         if not names:
             return ()
         rows = parse_madison(self._apt("apt-cache", "madison", *names).stdout)
-        exact = sorted({f"{name}={version}" for name, version, _ in rows})
-        if not exact:
+        if not (exact := sorted({f"{name}={version}" for name, version, _ in rows})):
             return ()
         files = parse_show(self._apt("apt-cache", "show", *exact).stdout)
         return tuple(
@@ -197,8 +197,15 @@ class Apt:
 
     def source_versions(self, name: str) -> tuple[SourcePackage, ...]:
         """Every version of a source package in every suite; needs `open_apt(sources=True)`."""
-        done = self._apt("apt-cache", "showsrc", "--only-source", name, check=False)
-        return parse_showsrc(done.stdout)
+        listed = self._apt("apt-cache", "showsrc", "--only-source", name, check=False)
+        return parse_showsrc(listed.stdout)
+
+    def addresses(self, packages: Sequence[Package | SourcePackage]) -> dict[str, str]:
+        """Where the lists say that the files of packages of one kind are, by their SHA-256."""
+        verb = _SOURCE_WORDS if isinstance(packages[0], SourcePackage) else ("download",)
+        exact = sorted({f"{one.name}={one.version}" for one in packages})
+        done = self._apt("apt-get", *verb, "--print-uris", *exact, check=False)
+        return {sha: uri for uri, sha in re.findall(r"^'(\S+)' .*SHA256:(\w+)", done.stdout, re.M)}
 
     def download(self, packages: Sequence[Package], into: Path, what: str) -> tuple[Path, ...]:
         """Fetch packages into an empty folder of the store; apt verifies their hashes.
@@ -210,8 +217,8 @@ class Apt:
             CommandError: a package cannot be had, for example because the lists are old.
             UsageError: there is no room for the packages and what is unpacked from them.
         """
-        exact = [f"{one.name}={one.version}" for one in packages]
-        self._fetch(("download", *exact), sum(one.size for one in packages), into, what)
+        words = ("download", *(f"{one.name}={one.version}" for one in packages))
+        self._fetch(words, sum(one.size for one in packages), into, what)
         return tuple(_package_file(one, into) for one in packages)
 
     def download_source(self, package: SourcePackage, into: Path, what: str) -> Path:
@@ -223,10 +230,10 @@ class Apt:
             CommandError: it cannot be had, for example because the lists are old.
             UsageError: there is no room for it and what is unpacked from it.
         """
-        words = ("source", "--download-only", "--only-source")
+        words = (*_SOURCE_WORDS, f"{package.name}={package.version}")
         path = into / package.tarball
         try:
-            self._fetch((*words, f"{package.name}={package.version}"), package.size, into, what)
+            self._fetch(words, package.size, into, what)
         except CommandError:
             if not path.is_file():
                 raise
@@ -257,8 +264,8 @@ class Apt:
             output.seek(0)
             said = output.read().decode(errors="replace")
         if child.returncode != 0:
-            errors = [line for line in said.splitlines() if line[:2] == "E:"] or said.splitlines()
-            errors = errors or [f"apt-get {ending(child.returncode)}"]
+            lines = said.splitlines() or [f"apt-get {ending(child.returncode)}"]
+            errors = [line for line in lines if line[:2] == "E:"] or lines
             raise CommandError(
                 f"{what} cannot be fetched:\n" + "\n".join(errors[-4:]),
                 where=shlex.join(argv),
@@ -286,8 +293,7 @@ def open_apt(store: Store, progress: Progress, *, sources: bool = False) -> Iter
         UsageError: this machine has no Debian mirror to offer, or it cannot be reached.
     """
     mirror = find_mirror()
-    folder = _SOURCE_FOLDER if sources else _FOLDER
-    root = store.folder(folder)
+    root = store.folder(folder := _SOURCE_FOLDER if sources else _FOLDER)
     with store.lock(folder, what="using Debian's package lists", progress=progress):
         apt = Apt(store, progress, folder)
         _set_up(root, mirror, sources)
@@ -305,8 +311,8 @@ def _set_up(root: Path, mirror: Mirror, sources: bool) -> None:
     lines = {suite: _source_line(mirror, suite, sources) for suite in SUITES}
     wanted = {f"{suite}.list": line for suite, line in lines.items()}
     wanted |= {"sources.list": "".join(lines.values()), "apt.conf": _CONFIG.format(root=root)}
-    for folder in ("state/lists/partial", "cache/archives/partial"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    for name in ("state/lists/partial", "cache/archives/partial"):
+        (root / name).mkdir(parents=True, exist_ok=True)
     # Written only when it differs: apt rebuilds its cache when any of these is younger than that.
     wanted["state/status"] = ""
     for name, text in wanted.items():
@@ -320,8 +326,7 @@ def _source_line(mirror: Mirror, suite: str, sources: bool) -> str:
     options = "target=Sources" if sources else "arch=amd64 target=Packages"
     if mirror.keyrings:
         options += f" signed-by={','.join(map(str, mirror.keyrings))}"
-    kind = "deb-src" if sources else "deb"
-    return f"{kind} [{options}] {mirror.uri} {suite} main\n"
+    return f"deb{'-src' * sources} [{options}] {mirror.uri} {suite} main\n"
 
 
 def _bytes_in(folder: Path) -> int:

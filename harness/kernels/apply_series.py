@@ -160,7 +160,7 @@ def _failure(
     elif desk.fits(diff, "--reverse"):
         hint = "this source has the patch already: take an older one, or drop the patch"
     elif series.base:
-        hint = f"the series is for {series.base}: take that as the base, or rebase the series"
+        hint = f"the series is for {series.base}: name a tree of that, or rebase the series"
     return UnbuildableError("\n".join(lines), where=f"--series {series.path}", hint=hint)
 
 

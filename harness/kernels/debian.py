@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from harness.apt import Apt, open_apt, unpack
@@ -13,6 +14,7 @@ from harness.errors import UsageError
 from harness.kernels.debian_versions import PACKAGES, DebianKernel, choose_kernel, list_kernels
 from harness.kernels.image import read_release
 from harness.kernels.kernel_spec import KernelSpec
+from harness.kernels.mirror_files import files_on_mirror
 from harness.kernels.stored import KIND, write_manifest
 from harness.process import CommandError
 from harness.progress import Progress
@@ -96,12 +98,13 @@ def _choose(
     with open_apt(store, progress) as apt:
         if max_age is not None:
             apt.refresh(max_age)
-        try:
+        with suppress(UsageError):
             return choose_kernel(_listed(apt), spec.value)
-        except UsageError:
-            if not apt.refresh(_OLD_SECONDS):
-                raise
-        return choose_kernel(_listed(apt), spec.value)
+        apt.refresh(_OLD_SECONDS)
+        kernels = _listed(apt)
+        progress.note("asking the mirror which kernels it has")
+        is_there = files_on_mirror(apt, [one for kernel in kernels for one in kernel.packages])
+        return choose_kernel(kernels, spec.value, lambda one: all(map(is_there, one.packages)))
 
 
 def _listed(apt: Apt) -> tuple[DebianKernel, ...]:

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.apt import Package, SourcePackage, open_apt, unpack
+from harness.apt import Apt, SourcePackage, open_apt, unpack
 from harness.deadline import Deadline
 from harness.errors import UsageError
-from harness.kernels.debian_versions import version_key
+from harness.kernels.debian_versions import newest_of_each, version_key
 from harness.kernels.kernel_spec import KernelSpec
+from harness.kernels.mirror_files import AnyPackage, files_on_mirror
 from harness.kernels.source_tree import FOLDER, SOURCE_BYTES, SourceState, SourceTree
 from harness.process import CommandError, run
 from harness.progress import Progress
@@ -30,8 +31,6 @@ _OLD_SECONDS = 6 * 3600.0
 _NOT_THERE = "404 "
 _MOST_TRIES = 5
 _UNPACK_SECONDS = 1800.0
-
-AnyPackage = Package | SourcePackage
 
 
 def debian_source(
@@ -81,7 +80,7 @@ def debian_source(
     raise UsageError(
         f"the mirror lists sources of Linux {spec.value} and has none that was asked for",
         where=str(spec),
-        hint="take another version, or name a tree with build:PATH",
+        hint=f"{_to_be_had(store, progress)}; or name a tree with build:PATH",
     ) from missing
 
 
@@ -111,28 +110,43 @@ def _choose(
     spec: KernelSpec, store: Store, progress: Progress, max_age: float | None
 ) -> tuple[AnyPackage, ...]:
     """The packages of a version; lists are fetched anew where they are old and have none."""
-    offered: list[AnyPackage] = []
     for sources in (False, True):
         with open_apt(store, progress, sources=sources) as apt:
             if max_age is not None:
                 apt.refresh(max_age)
             for _ in range(2):
-                listed: Sequence[AnyPackage] = (
-                    apt.source_versions(_PACKAGE) if sources else apt.search(_READY_MADE)
-                )
+                listed = _listed(apt, sources)
                 chosen = choose_source(listed, spec.value)
                 if chosen:
                     return chosen
                 if not sources or not apt.refresh(_OLD_SECONDS):
                     break
-            offered += listed
-    ordered = sorted(offered, key=lambda one: version_key(one.version))
-    newest = {".".join(upstream(one).split("-")[0].split(".")[:2]): one for one in ordered}
     raise UsageError(
         f"Debian's archive has no source of Linux {spec.value}",
         where=str(spec),
-        hint=f"the newest of each series are {', '.join(map(upstream, newest.values())) or 'none'}",
+        hint=_to_be_had(store, progress),
     )
+
+
+def _listed(apt: Apt, sources: bool) -> Sequence[AnyPackage]:
+    return apt.source_versions(_PACKAGE) if sources else apt.search(_READY_MADE)
+
+
+def _to_be_had(store: Store, progress: Progress) -> str:
+    """A hint with the newest source of each series that the mirror really has."""
+    progress.note("asking the mirror which sources it has")
+    found: list[AnyPackage] = []
+    for sources in (False, True):
+        with open_apt(store, progress, sources=sources) as apt:
+            listed = sorted(_listed(apt, sources), key=lambda one: version_key(one.version))
+            found += newest_of_each(listed, _series, files_on_mirror(apt, listed))
+    ordered = sorted(found, key=lambda one: version_key(one.version))
+    newest = {_series(one): upstream(one) for one in ordered}
+    return f"the newest of each series are {', '.join(newest.values()) or 'none'}"
+
+
+def _series(package: AnyPackage) -> str:
+    return ".".join(upstream(package).split("-")[0].split(".")[:2])
 
 
 def _read_state(folder: Path) -> SourceState | None:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 from harness.apt import Package
 from harness.errors import UsageError
@@ -15,7 +17,9 @@ PACKAGES = r"linux-(image|binary|binary-unsigned|modules|base)-\d\S*-cloud-amd64
 _PACKAGE = re.compile(r"linux-(image|binary-unsigned|binary|modules|base)-(\d\S*-cloud-amd64)")
 _SPLIT = ("binary", "modules", "base")
 _STUB_SIZE = 1_000_000
+_MOST_TRIES = 5
 _BUILD_HINT = "a kernel built from its source package can be used with image:PATH"
+_Listed = TypeVar("_Listed")
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,34 @@ def list_kernels(packages: Iterable[Package]) -> tuple[DebianKernel, ...]:
     return tuple(sorted(kernels, key=lambda one: (version_key(one.version), one.release)))
 
 
-def choose_kernel(kernels: Sequence[DebianKernel], version: str) -> DebianKernel:
+def newest_of_each(
+    listed: Sequence[_Listed], series: Callable[[_Listed], str], is_there: Callable[[_Listed], bool]
+) -> tuple[_Listed, ...]:
+    """The newest of each series that the mirror really has.
+
+    Args:
+        listed: oldest first.
+        series: the series of one, such as `7.2`.
+        is_there: asks the mirror.
+    """
+    found: list[_Listed] = []
+    for name in dict.fromkeys(map(series, listed)):
+        newest = [one for one in reversed(listed) if series(one) == name][:_MOST_TRIES]
+        found += islice(filter(is_there, newest), 1)
+    return tuple(found)
+
+
+def choose_kernel(
+    kernels: Sequence[DebianKernel],
+    version: str,
+    is_there: Callable[[DebianKernel], bool] = lambda one: True,
+) -> DebianKernel:
     """The newest complete kernel of a version.
 
     Args:
         kernels: oldest first.
         version: such as `7.2`, `7.2.12` or `7.3-rc7`.
+        is_there: asks the mirror whether it has one, for a hint.
 
     Raises:
         UsageError: there is none.
@@ -81,7 +107,8 @@ def choose_kernel(kernels: Sequence[DebianKernel], version: str) -> DebianKernel
     if complete:
         return complete[-1]
     offered = [one for one in kernels if not one.lacks]
-    newest = ", ".join({one.minor: one.upstream for one in offered}.values()) or "none"
+    had = newest_of_each(offered, lambda one: one.minor, is_there)
+    newest = ", ".join(one.upstream for one in had) or "none"
     if matching:
         last = matching[-1]
         raise UsageError(
@@ -89,7 +116,7 @@ def choose_kernel(kernels: Sequence[DebianKernel], version: str) -> DebianKernel
             where=f"debian:{version}",
             hint=f"complete are {newest}; {_BUILD_HINT}",
         )
-    near = _nearby(offered, version)
+    near = _nearby(offered, version, is_there)
     raise UsageError(
         f"Debian's archive has no cloud-amd64 kernel of version {version}",
         where=f"debian:{version}",
@@ -123,10 +150,13 @@ def _kernel(release: str, version: str, parts: dict[str, Package]) -> DebianKern
     return DebianKernel(release, version, () if lacks else complete, lacks)
 
 
-def _nearby(kernels: Sequence[DebianKernel], version: str) -> str:
+def _nearby(
+    kernels: Sequence[DebianKernel], version: str, is_there: Callable[[DebianKernel], bool]
+) -> str:
     """Kernels of the same series as a version that does not exist."""
     series = ".".join(re.split(r"[.~-]", version)[:2])
-    return ", ".join(dict.fromkeys(one.upstream for one in kernels if one.minor == series))
+    found = (one for one in kernels if one.minor == series and is_there(one))
+    return ", ".join(dict.fromkeys(one.upstream for one in found))
 
 
 def _ordering(text: str) -> tuple[tuple[tuple[int, ...], int], ...]:

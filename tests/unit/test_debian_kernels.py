@@ -7,12 +7,16 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from email.message import Message
 from pathlib import Path
+from typing import cast
+from urllib.error import HTTPError, URLError
+from urllib.request import Request
 
 import pytest
 
-from harness.apt import Package
+from harness.apt import Apt, Package, SourcePackage
 from harness.errors import UsageError
 from harness.kernels import debian
 from harness.kernels.debian import arrange, kernel_key
@@ -22,6 +26,7 @@ from harness.kernels.debian_versions import (
     list_kernels,
     version_key,
 )
+from harness.kernels.mirror_files import files_on_mirror
 from harness.kernels.resolve import resolve_kernel
 from harness.process import CommandError
 from harness.progress import Progress, SilentProgress
@@ -97,6 +102,40 @@ def test_a_version_that_does_not_exist(kernels: tuple[DebianKernel, ...]) -> Non
     assert near == "7.2.6, 7.2.9, 7.2.11, 7.2.12, 7.2.13"
     with pytest.raises(UsageError, match=r"no cloud-amd64 kernel of version 8\.0"):
         choose_kernel(kernels, "8.0")
+
+
+def test_a_kernel_that_the_mirror_lost_is_not_offered(kernels: tuple[DebianKernel, ...]) -> None:
+    gone = ("6.17", "7.2.13", "7.2.9")
+    with pytest.raises(UsageError) as caught:
+        choose_kernel(kernels, "7.2.5", lambda one: not one.upstream.startswith(gone))
+    newest, _, near = caught.value.hint.partition("; near it: ")
+    assert newest.endswith("6.16.12, 6.18.15, 7.2.12, 7.3-rc7")
+    assert near == "7.2.6, 7.2.11, 7.2.12"
+
+
+@pytest.mark.parametrize(
+    ("answer", "there"),
+    [(None, True), (404, False), (410, False), (403, True), (FileNotFoundError(), False),
+     (TimeoutError(), True)],
+)  # fmt: skip
+def test_what_a_mirror_answers(
+    answer: int | OSError | None, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def urlopen(request: Request, timeout: float) -> ExitStack:
+        assert (request.method, request.full_url) == ("HEAD", "http://mirror/linux_7.2.orig.tar.xz")
+        if isinstance(answer, OSError):
+            raise URLError(answer)
+        if answer is not None:
+            raise HTTPError(request.full_url, answer, "", Message(), None)
+        return ExitStack()
+
+    class Lists:
+        def addresses(self, packages: Sequence[SourcePackage]) -> dict[str, str]:
+            return {packages[0].sha256: "http://mirror/linux_7.2.orig.tar.xz", "x": "other"}
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    source = SourcePackage("linux", "7.2-1", "linux_7.2.orig.tar.xz", 1, "5")
+    assert files_on_mirror(cast(Apt, Lists()), [source])(source) is there
 
 
 def test_an_unsigned_image_will_do() -> None:
@@ -240,6 +279,7 @@ def rows(version: str) -> list[str]:
 
 def use(apt: FakeApt, monkeypatch: pytest.MonkeyPatch) -> FakeApt:
     monkeypatch.setattr(debian, "open_apt", apt.open)
+    monkeypatch.setattr(debian, "files_on_mirror", lambda _apt, _packages: lambda _one: True)
     monkeypatch.setattr(debian, "unpack", fake_unpack)
     return apt
 

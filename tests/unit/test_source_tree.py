@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from harness.errors import UsageError
 from harness.kernels import debian_source as module
 from harness.kernels.debian_source import choose_source, debian_source
 from harness.kernels.kernel_spec import KernelSpec
+from harness.kernels.mirror_files import AnyPackage
 from harness.kernels.source_tree import SourceState, SourceTree, look, split_ref
 from harness.process import CommandError
 from harness.progress import Progress
@@ -301,7 +302,11 @@ def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def open_apt(store: Store, progress: Progress, *, sources: bool = False) -> Iterator[FakeApt]:
         yield FakeApt(root, sources)
 
+    def files_on_mirror(apt: FakeApt, packages: object) -> Callable[[AnyPackage], bool]:
+        return lambda one: not (root / getattr(one, "tarball", "")).is_file()
+
     monkeypatch.setattr(module, "open_apt", open_apt)
+    monkeypatch.setattr(module, "files_on_mirror", files_on_mirror)
     monkeypatch.setattr(module, "unpack", lambda package, into: None)
     return root
 
@@ -331,6 +336,10 @@ def test_a_version_that_debian_does_not_have(debian: Path, store: Store) -> None
     with pytest.raises(UsageError, match=r"no source of Linux 7\.9") as caught:
         debian_source(KernelSpec("build:debian", "7.9"), store, Listener())
     assert caught.value.hint == "the newest of each series are 7.1.13, 7.2.13"
+    (debian / "linux_7.1.13.orig.tar.xz").touch()  # listed and gone
+    with pytest.raises(UsageError) as caught:
+        debian_source(KernelSpec("build:debian", "7.9"), store, Listener())
+    assert caught.value.hint == "the newest of each series are 7.1.9, 7.2.13"
 
 
 def test_a_broken_import_is_done_again(debian: Path, store: Store) -> None:
@@ -359,7 +368,9 @@ def test_no_source_that_is_listed_is_there(debian: Path, store: Store) -> None:
         (debian / f"linux_{version}.orig.tar.xz").touch()
     with pytest.raises(UsageError, match=r"lists sources of Linux 7\.1 and has none") as caught:
         debian_source(KernelSpec("build:debian", "7.1"), store, Listener())
-    assert "build:PATH" in caught.value.hint
+    assert caught.value.hint == (
+        "the newest of each series are 7.2.13; or name a tree with build:PATH"
+    )
     (debian / "linux_7.1.9.orig.tar.xz").unlink()
     assert debian_source(KernelSpec("build:debian", "7.1"), store, Listener())
 
