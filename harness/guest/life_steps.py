@@ -15,6 +15,7 @@ from harness.errors import GuestLostError, MomentMissedError
 from harness.guest.ssh import GuestCommand, GuestShell
 from harness.model.life_plan import Command, RegionMakeup, makeup_line, read_makeup
 from harness.model.module_holders import parse_holders
+from harness.model.observation import CxlRegion
 
 _STEP_SECONDS = 60.0
 _GARBLED_HINT = "see serial.log in the evidence, and run it again"
@@ -102,14 +103,16 @@ def read_module_holders(shell: GuestShell) -> dict[str, tuple[str, ...]]:
         raise GuestLostError(str(error), hint="see serial.log in the evidence") from None
 
 
-def read_region_makeup(shell: GuestShell, region: str) -> RegionMakeup:
-    """What it takes to create a region again.
+def read_region_makeup(shell: GuestShell, region: CxlRegion) -> RegionMakeup | None:
+    """What it takes to create a region again; None of one that is not assembled.
 
     Raises:
         GuestLostError: the guest is gone, or `cxl` says something else.
         DeadlineExpiredError: it did not come in time.
     """
-    done = _ask(shell, makeup_line(region), f"the make-up of {region}")
+    if region.driver is None:
+        return None  # cxl does not list it
+    done = _ask(shell, makeup_line(region.name), f"the make-up of {region.name}")
     try:
         return read_makeup(done.output)
     except ValueError as error:

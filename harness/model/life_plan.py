@@ -61,7 +61,7 @@ def commands_of(
     step: GuestStep,
     observation: Observation,
     state: FirmwareState,
-    makeups: Mapping[str, RegionMakeup],
+    makeups: Mapping[str, RegionMakeup | None],
 ) -> tuple[Command, ...]:
     """The commands of a step that is not several others.
 
@@ -69,7 +69,8 @@ def commands_of(
         step: any but `reload_every_order` and `while_pending`.
         observation: the guest before the step.
         state: where the scenario's names lie.
-        makeups: of the regions that steps have destroyed, by decoder.
+        makeups: of the regions that steps have destroyed, by decoder; None of one that was not
+            assembled.
 
     Raises:
         StepError: the guest has no such device or region.
@@ -88,9 +89,10 @@ def commands_of(
     elif step.verb in ("offline", "online", "reconfigure"):
         line = _memory_line(step, _devices(name, _range(name, state), observation))
     elif step.verb == "create_region":
-        if name not in makeups:
+        makeup = makeups[name]
+        if makeup is None:
             raise StepError(f"the region of {name} was not assembled when it was destroyed")
-        line = _create_line(makeups[name])
+        line = _create_line(makeup)
     else:
         line = _region_line(step.verb, region_over(name, state, observation))
     return (Command(title, line, step.fails),)

@@ -61,7 +61,7 @@ class Life:
     observation: Observation
     is_known: Callable[[RunResult], bool]
     reported: set[tuple[object, ...]] = field(default_factory=set)
-    makeups: dict[str, RegionMakeup] = field(default_factory=dict)
+    makeups: dict[str, RegionMakeup | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,7 @@ def _do(life: Life, act: _Act) -> StepDone:
         return run_while_pending(shell, [binding_command(one) for one in step.while_pending])
     if step.destroy_region is not None:
         region = region_over(step.destroy_region, life.prepared.state, life.observation)
-        life.makeups.pop(step.destroy_region, None)
-        if region.driver is not None:
-            life.makeups[step.destroy_region] = read_region_makeup(shell, region.name)
+        life.makeups[step.destroy_region] = read_region_makeup(shell, region)
     return run_commands(shell, _commands(life, act))
 
 

@@ -46,7 +46,7 @@ def guest(**more: Any) -> Observation:
 def lines(
     step: dict[str, Any],
     observation: Observation | None = None,
-    makeups: dict[str, RegionMakeup] | None = None,
+    makeups: dict[str, RegionMakeup | None] | None = None,
 ) -> list[str]:
     one = msgspec.convert(step, GuestStep)
     return [c.line for c in commands_of(one, observation or guest(), STATE, makeups or {})]
@@ -137,7 +137,7 @@ def test_a_region_that_is_not_assembled_is_deleted_by_its_root_decoder() -> None
         "echo region3 > /sys/bus/cxl/devices/region3/../delete_region"
     ]
     with pytest.raises(StepError, match="the region of decoder0 was not assembled"):
-        lines({"create_region": "decoder0"})
+        lines({"create_region": "decoder0"}, makeups={"decoder0": None})
 
 
 def test_a_dax_device_that_is_not_there_is_told() -> None:

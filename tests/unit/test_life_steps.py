@@ -22,6 +22,7 @@ from harness.guest.life_steps import (
 from harness.guest.ssh import GuestCommand, GuestShell
 from harness.model.boot_phases import StepMarks
 from harness.model.life_plan import Command
+from harness.model.observation import CxlRegion
 
 BUSY = "sh: write error: Device or resource busy"
 LOAD = Command("load kmem", "modprobe kmem")
@@ -145,7 +146,15 @@ def test_module_holders_and_regions_are_asked_of_the_guest() -> None:
     with pytest.raises(GuestLostError, match="not a line of /proc/modules"):
         read_module_holders(as_shell(shell((1, "cat: no such file"))))
     with pytest.raises(GuestLostError, match="not a listed region"):
-        read_region_makeup(as_shell(shell((1, "cxl: no"))), "region0")
+        read_region_makeup(as_shell(shell((1, "cxl: no"))), region("cxl_region"))
+
+
+def test_the_cxl_program_is_not_asked_for_a_region_that_is_not_assembled() -> None:
+    assert read_region_makeup(as_shell(shell()), region(None)) is None
+
+
+def region(driver: str | None) -> CxlRegion:
+    return CxlRegion("region0", None, False, 1, driver)
 
 
 def test_the_guests_script_says_what_the_harness_looks_for() -> None:
