@@ -161,7 +161,8 @@ class Apt:
         if not names:
             return ()
         rows = parse_madison(self._apt("apt-cache", "madison", *names).stdout)
-        if not (exact := sorted({f"{name}={version}" for name, version, _ in rows})):
+        exact = sorted({f"{name}={version}" for name, version, _ in rows})
+        if not exact:
             return ()
         files = parse_show(self._apt("apt-cache", "show", *exact).stdout)
         return tuple(
@@ -293,7 +294,8 @@ def open_apt(store: Store, progress: Progress, *, sources: bool = False) -> Iter
         UsageError: this machine has no Debian mirror to offer, or it cannot be reached.
     """
     mirror = find_mirror()
-    root = store.folder(folder := _SOURCE_FOLDER if sources else _FOLDER)
+    folder = _SOURCE_FOLDER if sources else _FOLDER
+    root = store.folder(folder)
     with store.lock(folder, what="using Debian's package lists", progress=progress):
         apt = Apt(store, progress, folder)
         _set_up(root, mirror, sources)
@@ -326,7 +328,8 @@ def _source_line(mirror: Mirror, suite: str, sources: bool) -> str:
     options = "target=Sources" if sources else "arch=amd64 target=Packages"
     if mirror.keyrings:
         options += f" signed-by={','.join(map(str, mirror.keyrings))}"
-    return f"deb{'-src' * sources} [{options}] {mirror.uri} {suite} main\n"
+    kind = "deb-src" if sources else "deb"
+    return f"{kind} [{options}] {mirror.uri} {suite} main\n"
 
 
 def _bytes_in(folder: Path) -> int:
