@@ -4,17 +4,6 @@
 # Every process that is started here delays each run by about 20 ms under TCG.
 export PATH=/bin:/sbin:/usr/bin HOME=/root
 mount -a
-# As kmod's modprobe does: this parameter hides a module's aliases, not the module.
-read -r parameters < /proc/cmdline
-for parameter in $parameters; do
-    case $parameter in
-    modprobe.blacklist=*)
-        IFS=,
-        for module in ${parameter#*=}; do echo "blacklist $module"; done
-        unset IFS
-        ;;
-    esac
-done > /etc/modprobe.d/denied.conf
 if [ ! -e /etc/harness ]; then
     # No run: a person at the console.
     setsid sh -c 'exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1'

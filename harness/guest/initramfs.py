@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +31,10 @@ SCENARIO_MODULES = (
     *("dax_hmem", "dax_cxl", "kmem", "device_dax"),
 )
 
-_PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl")
+_PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl", "kmod")
 
 _APPLETS = (
-    *("sh", "mount", "mkdir", "ifconfig", "modprobe", "insmod", "rmmod", "lsmod", "cat", "ls"),
+    *("sh", "mount", "mkdir", "ifconfig", "insmod", "rmmod", "lsmod", "cat", "ls"),
     *("echo", "grep", "dmesg", "uname", "sleep", "usleep", "ln", "rm", "cp", "mv", "find", "ps"),
     *("kill", "poweroff", "reboot", "cksum", "dd", "od", "head", "tail", "sort", "wc", "awk"),
     *("sed", "cut", "tr", "readlink", "basename", "dirname", "true", "false", "test", "env"),
@@ -67,7 +66,7 @@ devtmpfs /dev devtmpfs defaults 0 0
 """
 
 # Part of the key: raise it when the archive changes in a way that its inputs do not show.
-_FORM = 3
+_FORM = 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class SharedInitramfs:
 
     Attributes:
         archive: the cpio archive.
-        depends: the modules in it, in load order, each with those that it needs itself.
+        depends: the modules in it, in load order, each with those that modprobe loads first.
         missing: what was wanted and cannot be had, by name, with the reason.
     """
 
@@ -96,8 +95,7 @@ def shared_initramfs(
     userland: Path,
     store: Store,
     progress: Progress,
-    plan_modules: Callable[[], ModulePlan],
-    read_module: Callable[[Path], bytes],
+    modules_in: Callable[[Path], tuple[ModulePlan, Mapping[str, bytes]]],
 ) -> SharedInitramfs:
     """The part that all runs of a kernel share, from the store, made when it is not there.
 
@@ -107,8 +105,8 @@ def shared_initramfs(
         userland: the unpacked packages of the guest's programs.
         store: where it is kept.
         progress: hears that it is being made.
-        plan_modules: orders the wanted modules; called only when it has to be made.
-        read_module: gives a module's bytes, decompressed.
+        modules_in: finds the wanted modules, with a folder to work in, and returns them and the
+            content of `/lib/modules/RELEASE` by file name; called only when it has to be made.
 
     Raises:
         DamagedEntryError: it, or the guest's programs, are not what was stored.
@@ -122,14 +120,18 @@ def shared_initramfs(
 
     def make(folder: Path) -> None:
         require_whole(userland.parent, (userland.name,))
-        plan = plan_modules()
+        work = folder / "modules"
+        work.mkdir()
+        plan, files = modules_in(work)
+        shutil.rmtree(work)
         with (folder / _ARCHIVE).open("wb") as output:
             archive = CpioWriter(output)
             _add_programs(archive, userland)
-            _add_modules(archive, kernel.release, plan, read_module)
+            for name, content in files.items():
+                archive.add_file(f"lib/modules/{kernel.release}/{name}", content)
             archive.close()
         manifest = {
-            "depends": {module.name: module.depends for module in plan.order},
+            "depends": plan.loaded_before(),
             "missing": {one.name: str(one) for one in plan.missing},
             # So that it goes with its kernel, where that is the store's too.
             "kernel": {
@@ -209,7 +211,8 @@ def _add_programs(archive: CpioWriter, userland: Path) -> None:
         archive.add_file(path.relative_to(userland).as_posix(), path.read_bytes(), 0o755)
     for applet in _APPLETS:
         archive.add_link(f"bin/{applet}", "/bin/busybox")
-    archive.add_link("sbin/modprobe", "/bin/busybox")
+    archive.add_link("bin/modprobe", "/bin/kmod")
+    archive.add_link("sbin/modprobe", "/bin/kmod")  # what the kernel itself calls
     archive.add_file("init", _script("init.sh").encode(), 0o755)
     archive.add_file("bin/observe", _script("observe.sh").encode(), 0o755)
     archive.add_file("bin/while_pending", _script("while_pending.sh").encode(), 0o755)
@@ -217,37 +220,6 @@ def _add_programs(archive: CpioWriter, userland: Path) -> None:
     archive.add_file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     archive.add_file("etc/group", b"root:x:0:\n")
     archive.add_file("etc/shells", b"/bin/sh\n")
-
-
-def _add_modules(
-    archive: CpioWriter, release: str, plan: ModulePlan, read_module: Callable[[Path], bytes]
-) -> None:
-    root = f"lib/modules/{release}"
-    by_name = {module.name: module for module in plan.order}
-    lines = io.StringIO()
-    for module in plan.order:
-        archive.add_file(f"{root}/{module.name}.ko", read_module(module.path))
-        needed = _all_needed(module.name, {name: one.depends for name, one in by_name.items()})
-        lines.write(f"{module.name}.ko:{''.join(f' {name}.ko' for name in needed)}\n")
-    archive.add_file(f"{root}/modules.dep", lines.getvalue().encode())
-    aliases = "".join(
-        f"alias {alias} {module.name}\n" for module in plan.order for alias in module.aliases
-    )
-    archive.add_file(f"{root}/modules.alias", aliases.encode())
-    archive.add_folder("etc/modprobe.d")
-
-
-def _all_needed(name: str, depends: dict[str, tuple[str, ...]]) -> Iterable[str]:
-    """What a module needs, directly or not, the nearest first, as depmod writes it."""
-    found: dict[str, None] = {}
-    queue = list(depends[name])
-    while queue:
-        one = queue.pop(0)
-        if one in depends:
-            found.pop(one, None)
-            found[one] = None
-            queue.extend(depends[one])
-    return found
 
 
 def _script(name: str) -> str:

@@ -14,7 +14,9 @@ section dax_links; ls -ld dax/devices/* dax/devices/*/driver dax/drivers/* 2>/de
 section dax_values
 grep -s . dax/devices/*/size dax/devices/*/resource dax/devices/*/target_node dax/devices/*/align \
     dax/devices/*/mapping*/start dax/devices/*/mapping*/end
-section cxl_links; ls -ld cxl/devices/* cxl/devices/*/driver 2>/dev/null
+section cxl_links
+ls -ld cxl/devices/* cxl/devices/*/driver cxl/drivers/* platform/drivers/cxl_acpi \
+    pci/drivers/cxl_pci 2>/dev/null
 section cxl_values
 grep -s . cxl/devices/region*/resource cxl/devices/region*/size cxl/devices/region*/mode \
     cxl/devices/region*/commit cxl/devices/region*/interleave_ways \

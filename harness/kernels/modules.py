@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness.model.kernel_modules import (
     plan_modules,
 )
 
+_NAME = re.compile(r"[A-Za-z0-9_]+")
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 _HINT = "delete the file or the store entry that it lies in, and fetch or build the kernel again"
 
@@ -77,6 +79,14 @@ def index_modules(folder: Path | None) -> ModuleIndex:
     return ModuleIndex(MappingProxyType(files), built_in)
 
 
+def module_order(folder: Path | None) -> tuple[str, ...]:
+    """Names of a kernel's modules in the order of its Makefiles, empty where that is not known."""
+    if folder is None or not (folder / "modules.order").exists():
+        return ()
+    lines = (folder / "modules.order").read_text().split()
+    return tuple(module_name(Path(line).stem) for line in lines)
+
+
 def find_modules(index: ModuleIndex, wanted: Iterable[str]) -> ModulePlan:
     """The wanted modules with all that they need, in load order.
 
@@ -109,7 +119,10 @@ def read_module(path: Path) -> KernelModule:
             raise _not_a_module(path, str(error)) from error
         if section is None:
             raise _not_a_module(path, "it has no .modinfo section")
-        return parse_modinfo(section.data(), path)
+        module = parse_modinfo(section.data(), path)
+    if _NAME.fullmatch(module.name) is None:  # it becomes a file name
+        raise _not_a_module(path, f"its name is {module.name!r}")
+    return module
 
 
 def read_vermagic(path: Path) -> str:

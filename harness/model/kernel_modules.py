@@ -19,7 +19,6 @@ class KernelModule:
         depends: modules whose symbols it uses.
         pre: modules that should be loaded before it where they exist (softdep).
         post: modules that should be loaded after it where they exist (softdep).
-        aliases: the device patterns that it answers to.
         vermagic: the release and options of the kernel that it was built for.
     """
 
@@ -28,7 +27,6 @@ class KernelModule:
     depends: tuple[str, ...] = ()
     pre: tuple[str, ...] = ()
     post: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
     vermagic: str = ""
 
     @property
@@ -72,6 +70,14 @@ class ModulePlan:
     built_in: tuple[str, ...]
     missing: tuple[MissingModule, ...]
 
+    def loaded_before(self) -> dict[str, tuple[str, ...]]:
+        """For each module those that modprobe loads first: dependencies, and softdeps it has."""
+        found: dict[str, tuple[str, ...]] = {}
+        for module in self.order:
+            soft = (name for name in module.pre if name in found)
+            found[module.name] = tuple(dict.fromkeys((*module.depends, *soft)))
+        return found
+
 
 def module_name(name: str) -> str:
     """The one spelling of a module's name: the kernel takes `-` and `_` for the same."""
@@ -96,7 +102,6 @@ def parse_modinfo(section: bytes, path: Path) -> KernelModule:
         depends=_names(",".join(fields.get("depends", ())).split(",")),
         pre=pre,
         post=post,
-        aliases=tuple(fields.get("alias", ())),
         vermagic=fields.get("vermagic", [""])[0],
     )
 

@@ -92,6 +92,8 @@ class Observation:
         dax_drivers: drivers on the dax bus.
         regions: CXL regions.
         decoders: CXL decoders of all ports.
+        cxl_devices: every device of the cxl bus, with its driver or None.
+        cxl_drivers: drivers on the cxl bus, and cxl_acpi and cxl_pci where they are registered.
         offline: ranges of memory blocks that exist and are not online.
         block_size: bytes of a memory block, 1 where the guest has none.
         modules: loaded modules.
@@ -106,6 +108,8 @@ class Observation:
     dax_drivers: tuple[str, ...]
     regions: tuple[CxlRegion, ...]
     decoders: tuple[CxlDecoder, ...]
+    cxl_devices: Mapping[str, str | None]
+    cxl_drivers: tuple[str, ...]
     offline: tuple[MemoryRange, ...]
     block_size: int
     modules: tuple[str, ...]
@@ -157,6 +161,8 @@ def parse_observation(sections: Mapping[str, str]) -> Observation:
             dax_drivers=tuple(sorted(_folders(sections["dax_links"], "dax/drivers/"))),
             regions=_regions(cxl_links, cxl_values),
             decoders=_decoders(cxl_links, cxl_values),
+            cxl_devices=_cxl_devices(cxl_links),
+            cxl_drivers=tuple(sorted(_last(name) for name in _folders(sections["cxl_links"], ""))),
             offline=tuple(block for block, state in blocks if state != "online"),
             block_size=block_size,
             modules=tuple(_modules(sections["modules"])),
@@ -303,6 +309,12 @@ def _regions(links: dict[str, str], values: dict[str, str]) -> tuple[CxlRegion, 
             )
         )
     return tuple(regions)
+
+
+def _cxl_devices(links: dict[str, str]) -> dict[str, str | None]:
+    names = [path.removeprefix("cxl/devices/") for path in links if path.count("/") == 2]
+    drivers = {name: links.get(f"cxl/devices/{name}/driver") for name in names}
+    return {name: _last(driver) if driver else None for name, driver in drivers.items()}
 
 
 def _decoders(links: dict[str, str], values: dict[str, str]) -> tuple[CxlDecoder, ...]:

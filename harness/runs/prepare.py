@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -244,19 +244,13 @@ def _prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...]
     programs = userland(host.store, host.progress)
     wanted = tuple(dict.fromkeys((*BOOT_MODULES, *SCENARIO_MODULES, *sorted(modules))))
 
-    def plan() -> ModulePlan:
-        from harness.kernels.modules import find_modules, index_modules
+    def modules_in(folder: Path) -> tuple[ModulePlan, Mapping[str, bytes]]:
+        from harness.kernels.depmod import guest_modules
 
         require_whole_modules(kernel, host.store)
-        return find_modules(index_modules(kernel.modules), wanted)
+        return guest_modules(kernel.modules, wanted, programs, folder)
 
-    def read(path: Path) -> bytes:
-        from harness.kernels.modules import open_module
-
-        with open_module(path) as module:
-            return module.read()
-
-    initramfs = shared_initramfs(kernel, wanted, programs, host.store, host.progress, plan, read)
+    initramfs = shared_initramfs(kernel, wanted, programs, host.store, host.progress, modules_in)
     for name in (*BOOT_MODULES, *modules):
         if module_name(name) in initramfs.missing:
             raise MissingModuleError(

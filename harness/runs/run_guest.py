@@ -21,6 +21,7 @@ from harness.guest.loading import load_modules
 from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
+from harness.model.driverless import driverless
 from harness.model.kernel_modules import module_name
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
@@ -200,6 +201,7 @@ def _run_steps(
         notes=(
             *(f"does not count, before the first step: {one}" for one in judgement.earlier),
             *_brought_along(prepared, observation, expected[0].owners, hoped_for),
+            *(driverless(observation, expected[0].owners) if findings else ()),
         ),
     )
     life = Life(

@@ -156,6 +156,8 @@ def observed(
         dax_drivers=tuple(drivers),
         regions=tuple(regions),
         decoders=(),
+        cxl_devices={},
+        cxl_drivers=(),
         offline=tuple(map(span, offline)),
         block_size=128 << 20,
         modules=(),

@@ -141,7 +141,7 @@ def test_a_damaged_initramfs_is_noticed(
     def make() -> Path:
         plan = ModulePlan((), (), ())
         return shared_initramfs(
-            kernel, ("kmem",), programs, store, Listener(), lambda: plan, lambda _path: b""
+            kernel, ("kmem",), programs, store, Listener(), lambda _: (plan, {})
         ).archive
 
     archive = make()

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import io
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from newc import Entry, read_newc
@@ -25,25 +26,25 @@ from harness.progress import SilentProgress
 from harness.store import Store
 
 KERNEL = Kernel("debian:7.2", "7.2.0-test", Path("vmlinuz"), Path("modules"), None, "a1" * 16)
-PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl")
-
-
-def module(name: str, *depends: str, aliases: tuple[str, ...] = ()) -> KernelModule:
-    return KernelModule(name, Path(f"{name}.ko.xz"), depends, aliases=aliases)
+PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl", "kmod")
 
 
 PLAN = ModulePlan(
     order=(
-        module("virtio"),
-        module("virtio_net", "virtio", aliases=("virtio:d00000001v*",)),
-        module("cxl_core"),
-        module("cxl_port", "cxl_core"),
-        module("dax_hmem"),
-        module("dax_cxl", "cxl_port", "dax_hmem", aliases=("cxl:t8*", "cxl:t9*")),
+        KernelModule("virtio", Path("virtio.ko.xz")),
+        KernelModule("virtio_net", Path("virtio_net.ko.xz"), depends=("virtio",)),
+        KernelModule("cxl_port", Path("cxl_port.ko.xz")),
+        KernelModule("cxl_mem", Path("cxl_mem.ko.xz"), pre=("cxl_port", "gone")),
     ),
     built_in=("kmem",),
     missing=(MissingModule("cxl_pmem"),),
 )
+FILES = {"cxl_mem.ko": b"a module", "modules.dep.bin": b"an index"}
+
+
+def modules_in(folder: Path) -> tuple[ModulePlan, dict[str, bytes]]:
+    (folder / "left").write_bytes(b"over")
+    return PLAN, FILES
 
 
 @pytest.fixture
@@ -62,8 +63,8 @@ def make(
 
     def run(
         kernel: Kernel = KERNEL,
-        wanted: tuple[str, ...] = ("virtio_net", "dax_cxl"),
-        plan: Callable[[], ModulePlan] = lambda: PLAN,
+        wanted: tuple[str, ...] = ("virtio_net", "cxl_mem"),
+        modules: Callable[[Path], tuple[ModulePlan, Mapping[str, bytes]]] = modules_in,
     ) -> tuple[SharedInitramfs, list[Entry]]:
         made = shared_initramfs(
             kernel,
@@ -71,8 +72,7 @@ def make(
             root,
             Store(tmp_path / "store"),
             SilentProgress(),
-            plan,
-            lambda path: f"content of {path}".encode(),
+            modules,
         )
         (entries,) = read_newc(made.archive.read_bytes())
         return made, entries
@@ -107,41 +107,37 @@ def test_every_program_that_the_scripts_call_is_there(make: Make) -> None:
     assert "sbin/modprobe" in {one.name for one in entries}  # what the kernel itself calls
 
 
-def test_modules_are_there_with_what_they_need_nearest_first(make: Make) -> None:
+def test_modprobe_is_kmods_for_the_shell_and_for_the_kernel(make: Make) -> None:
     _, entries = make()
-    files = {one.name: one.data.decode() for one in entries}
-    root = "lib/modules/7.2.0-test"
-    assert files[f"{root}/dax_cxl.ko"] == "content of dax_cxl.ko.xz"
-    assert files[f"{root}/modules.dep"].splitlines() == [
-        "virtio.ko:",
-        "virtio_net.ko: virtio.ko",
-        "cxl_core.ko:",
-        "cxl_port.ko: cxl_core.ko",
-        "dax_hmem.ko:",
-        "dax_cxl.ko: cxl_port.ko dax_hmem.ko cxl_core.ko",
-    ]
-    assert files[f"{root}/modules.alias"].splitlines() == [
-        "alias virtio:d00000001v* virtio_net",
-        "alias cxl:t8* dax_cxl",
-        "alias cxl:t9* dax_cxl",
-    ]
+    links = {one.name: one.data for one in entries if stat.S_ISLNK(one.mode)}
+    assert links["bin/modprobe"] == links["sbin/modprobe"] == b"/bin/kmod"
 
 
-def test_a_module_that_two_need_comes_behind_both(make: Make) -> None:
-    diamond = ModulePlan(
-        (module("d"), module("c", "d"), module("b", "c"), module("a", "d", "b")), (), ()
-    )
-    _, entries = make(plan=lambda: diamond)
-    dep = next(one.data for one in entries if one.name.endswith("modules.dep"))
-    assert dep.decode().splitlines()[-1] == "a.ko: b.ko c.ko d.ko"
+def test_modules_and_their_indexes_are_there(make: Make) -> None:
+    made, entries = make()
+    root = "lib/modules/7.2.0-test/"
+    files = {
+        one.name.removeprefix(root): one.data
+        for one in entries
+        if one.name.startswith(root) and stat.S_ISREG(one.mode)
+    }
+    assert files == FILES
+    stored = {path.name for path in made.archive.parent.iterdir()}
+    assert stored >= {"initramfs.cpio", "manifest.json"} and "modules" not in stored
+
+
+def test_what_modprobe_loads_first_is_remembered(make: Make) -> None:
+    made, _ = make()
+    assert made.depends["virtio_net"] == ("virtio",)
+    assert made.depends["cxl_mem"] == ("cxl_port",)  # a softdep, of which the kernel has one
 
 
 def test_what_is_there_and_what_is_missing_is_remembered(make: Make) -> None:
-    def must_not() -> ModulePlan:
+    def must_not(_folder: Path) -> NoReturn:
         raise AssertionError("made again")
 
     first, _ = make()
-    again, _ = make(plan=must_not)
+    again, _ = make(modules=must_not)
     assert first == again
     assert first.modules == tuple(one.name for one in PLAN.order)
     assert set(first.missing) == {"cxl_pmem"}

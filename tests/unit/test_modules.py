@@ -78,7 +78,6 @@ def test_what_a_module_says(tmp_path: Path, suffix: str) -> None:
         depends=("dax_hmem", "cxl_core"),
         pre=("cxl_acpi", "cxl_port"),
         post=("kmem",),
-        aliases=("cxl:t9*",),
         vermagic=VERMAGIC,
     )
     assert read_module(path).release == "7.2.1-x"
@@ -86,8 +85,8 @@ def test_what_a_module_says(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_module_without_a_name_is_named_by_its_file() -> None:
-    module = parse_modinfo(b"depends=\0\0junk\0alias=a\0alias=b\0", Path("a-b.ko.xz"))
-    assert module == KernelModule("a_b", Path("a-b.ko.xz"), aliases=("a", "b"))
+    module = parse_modinfo(b"depends=\0\0junk\0", Path("a-b.ko.xz"))
+    assert module == KernelModule("a_b", Path("a-b.ko.xz"))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +107,25 @@ def test_files_that_are_no_modules(tmp_path: Path, name: str, content: bytes, wh
         read_module(path)
     with pytest.raises(UsageError):
         read_vermagic(path)
+
+
+def test_a_module_whose_name_leads_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"its name is '\.\./a'"):
+        read_module(put(tmp_path / "a.ko", name="../a"))
+
+
+def test_softdeps_are_loaded_before_where_the_kernel_has_them() -> None:
+    found = plan(
+        ["mem"],
+        mem=module("mem", "core", pre=("port", "gone")),
+        port=module("port", "core", pre=("mem",)),
+        core=module("core"),
+    )
+    assert found.loaded_before() == {
+        "core": (),
+        "port": ("core",),
+        "mem": ("core", "port"),
+    }
 
 
 def test_an_installed_folder(tmp_path: Path) -> None:

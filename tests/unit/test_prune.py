@@ -42,7 +42,7 @@ def initramfs_of(kernel: Kernel, store: Store) -> SharedInitramfs:
     programs = store.root.parent / "programs" / "root"
     programs.mkdir(parents=True, exist_ok=True)
     return shared_initramfs(
-        kernel, (), programs, store, Listener(), lambda: ModulePlan((), (), ()), bytes
+        kernel, (), programs, store, Listener(), lambda _: (ModulePlan((), (), ()), {})
     )
 
 
