@@ -17,7 +17,7 @@ from harness.guest.cpio import CpioWriter
 from harness.guest.keys import RunKeys
 from harness.guest.userland import find_program, library_closure
 from harness.model.kernel import Kernel
-from harness.model.kernel_modules import ModulePlan
+from harness.model.kernel_modules import MODPROBE, ModulePlan
 from harness.progress import Progress
 from harness.store import Store
 from harness.sums import require_whole
@@ -211,12 +211,12 @@ def _add_programs(archive: CpioWriter, userland: Path) -> None:
         archive.add_file(path.relative_to(userland).as_posix(), path.read_bytes(), 0o755)
     for applet in _APPLETS:
         archive.add_link(f"bin/{applet}", "/bin/busybox")
-    archive.add_link("bin/modprobe", "/bin/kmod")
-    archive.add_link("sbin/modprobe", "/bin/kmod")  # what the kernel itself calls
+    archive.add_link(MODPROBE[1:], "/bin/kmod")  # the kernel itself calls it, too
     archive.add_file("init", _script("init.sh").encode(), 0o755)
     archive.add_file("bin/observe", _script("observe.sh").encode(), 0o755)
     archive.add_file("bin/while_pending", _script("while_pending.sh").encode(), 0o755)
     archive.add_file("etc/fstab", _FSTAB)
+    archive.add_file("etc/shell", f"alias modprobe={MODPROBE}\n".encode())
     archive.add_file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     archive.add_file("etc/group", b"root:x:0:\n")
     archive.add_file("etc/shells", b"/bin/sh\n")

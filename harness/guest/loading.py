@@ -9,7 +9,7 @@ import shlex
 from harness.deadline import Deadline
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import load_module
-from harness.model.kernel_modules import module_name
+from harness.model.kernel_modules import MODPROBE, module_name
 from harness.model.load import Load
 
 _SECONDS = 60.0
@@ -19,7 +19,7 @@ _STATUS = re.compile(r"^(?P<name>\S+) (?P<status>\d+) ?(?P<said>.*)$", re.MULTIL
 _AT_ONCE = """\
 {mark}
 for name in {names}; do
-    (said=$(modprobe "$name" 2>&1); echo "$name $? $said" > "/tmp/load-$name") &
+    (said=$({modprobe} "$name" 2>&1); echo "$name $? $said" > "/tmp/load-$name") &
 done
 wait
 cd /tmp && cat {files} && rm {files}
@@ -33,7 +33,7 @@ _BY_MODALIAS = """\
 quiet=0; before=; enough=50
 while [ "$quiet" -lt "$enough" ]; do
     find /sys/devices -name uevent -exec grep -hs ^MODALIAS= {{}} + | sort -u > /tmp/aliases
-    while read -r alias; do modprobe -q -b "${{alias#*=}}"; done < /tmp/aliases
+    while read -r alias; do {modprobe} -q -b "${{alias#*=}}"; done < /tmp/aliases
     now="$(cksum < /tmp/aliases) $(cut -d' ' -f1 /proc/modules | cksum)"
     if [ "$now" = "$before" ]; then quiet=$((quiet + 1)); usleep 100000; else quiet=0; fi
     before=$now
@@ -65,6 +65,7 @@ def _load_at_once(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...
         return ()
     script = _AT_ONCE.format(
         mark=shell.begin(f"modprobe {' & '.join(modules)}"),
+        modprobe=MODPROBE,
         names=" ".join(map(shlex.quote, modules)),
         files=" ".join(shlex.quote(f"load-{name}") for name in modules),
     )
@@ -83,6 +84,7 @@ def _load_at_once(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...
 def _load_by_modalias(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...]:
     script = _BY_MODALIAS.format(
         mark=shell.begin("modprobe by modalias"),
+        modprobe=MODPROBE,
         names=" ".join(shlex.quote(module_name(name)) for name in modules),
     )
     done = shell.run(script, Deadline(_SECONDS, "modules to be loaded by modalias in the guest"))

@@ -13,7 +13,7 @@ from harness.errors import GuestLostError
 from harness.guest.ssh import GuestShell
 from harness.model.attribution import online
 from harness.model.iomem import Iomem, IomemError, parse_iomem
-from harness.model.kernel_modules import module_name
+from harness.model.kernel_modules import MODPROBE, module_name
 from harness.model.memory_range import MemoryRange
 
 _LOAD_SECONDS = 60.0
@@ -84,7 +84,7 @@ def load_module(shell: GuestShell, name: str) -> str | None:
     """
     deadline = Deadline(_LOAD_SECONDS, f"modprobe {name} to end in the guest")
     mark = shell.begin(f"modprobe {name}")
-    done = shell.run(f"{mark}; modprobe {shlex.quote(name)}", deadline)
+    done = shell.run(f"{mark}; {MODPROBE} {shlex.quote(name)}", deadline)
     if done.status == 0:
         return None
     return f"modprobe {name} ended with status {done.status}: {done.output.strip()}"

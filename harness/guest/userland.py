@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The programs that run in the guest: busybox, dropbear, cxl and daxctl of one Debian suite."""
+"""The guest's programs, busybox, dropbear, kmod, cxl and daxctl, of one Debian suite."""
 
 from __future__ import annotations
 

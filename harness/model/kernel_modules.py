@@ -8,6 +8,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+# By its path: busybox's shell runs its own modprobe, which has no softdeps, for the bare name.
+MODPROBE = "/sbin/modprobe"
+
 
 @dataclass(frozen=True)
 class KernelModule:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.model.guest_steps import Binding, BindingStep, GuestStep
-from harness.model.kernel_modules import module_name
+from harness.model.kernel_modules import MODPROBE, module_name
 from harness.model.memory_range import MemoryRange
 from harness.model.observation import CxlRegion, DaxDevice, Observation
 from harness.model.placement import FirmwareState
@@ -79,9 +79,9 @@ def commands_of(
         return reload_commands(step.reload, observation)
     title, name = str(step), getattr(step, step.verb)
     if step.load is not None:
-        line = f"modprobe {shlex.quote(name)}"
+        line = f"{MODPROBE} {shlex.quote(name)}"
     elif step.load_unbound is not None:
-        line = _UNBOUND.format(f"modprobe {shlex.quote(name)}")
+        line = _UNBOUND.format(f"{MODPROBE} {shlex.quote(name)}")
     elif step.unload is not None:
         line = f"rmmod {shlex.quote(module_name(name))}"
     elif step.bind is not None or step.unbind is not None:
@@ -117,7 +117,7 @@ def reload_commands(order: Sequence[str], observation: Observation) -> tuple[Com
     return (
         *(Command(f"offline {name}", f"daxctl offline-memory {name}") for name in busy),
         *(Command(f"rmmod {one}", f"rmmod {module_name(one)}") for one in order),
-        *(Command(f"modprobe {one}", f"modprobe {one}") for one in reversed(order)),
+        *(Command(f"modprobe {one}", f"{MODPROBE} {one}") for one in reversed(order)),
     )
 
 

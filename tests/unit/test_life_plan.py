@@ -55,7 +55,7 @@ def lines(
 @pytest.mark.parametrize(
     ("step", "line"),
     [
-        ({"load": "kmem"}, "modprobe kmem"),
+        ({"load": "kmem"}, "/sbin/modprobe kmem"),
         ({"unload": "dax-cxl"}, "rmmod dax_cxl"),
         ({"bind": BIND}, f"echo hmem_platform.0 > {PATH}/bind"),
         ({"unbind": BIND}, f"echo hmem_platform.0 > {PATH}/unbind"),
@@ -82,7 +82,7 @@ def test_a_module_is_loaded_unbound_with_the_bus_switched_off_and_on_again() -> 
         "echo 0 > /sys/bus/platform/drivers_autoprobe",
         "echo 1 > /sys/bus/platform/drivers_autoprobe",
     )
-    assert (load, status, end) == ("modprobe dax_hmem", "status=$?", "(exit $status)")
+    assert (load, status, end) == ("/sbin/modprobe dax_hmem", "status=$?", "(exit $status)")
 
 
 def test_the_command_carries_what_must_fail() -> None:
@@ -112,7 +112,7 @@ def test_memory_that_loses_its_driver_or_device_goes_offline_before_a_reload(
     count = len(offline)
     assert done[:count] == [f"daxctl offline-memory {name}" for name in offline]
     unload = [f"rmmod {name.replace('-', '_')}" for name in order]
-    assert done[count:] == [*unload, *(f"modprobe {name}" for name in reversed(order))]
+    assert done[count:] == [*unload, *(f"/sbin/modprobe {name}" for name in reversed(order))]
 
 
 def test_memory_that_is_offline_or_no_ram_is_left_alone_before_a_reload() -> None:
@@ -120,7 +120,8 @@ def test_memory_that_is_offline_or_no_ram_is_left_alone_before_a_reload() -> Non
         observed(IOMEM, by_cxl("dax0.0", WINDOW), by_hmem("dax1.0", OTHER, driver="device_dax")),
         offline=(span(WINDOW),),
     )
-    assert [one.line for one in reload_commands(("kmem",), seen)] == ["rmmod kmem", "modprobe kmem"]
+    lines = [one.line for one in reload_commands(("kmem",), seen)]
+    assert lines == ["rmmod kmem", "/sbin/modprobe kmem"]
 
 
 def test_a_region_that_is_not_there_is_told_with_those_that_are() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 import pytest
@@ -11,7 +12,7 @@ from harness.deadline import Deadline
 from harness.guest.loading import load_modules
 from harness.guest.ssh import GuestCommand, GuestShell
 from harness.model.boot_phases import StepMarks
-from harness.model.load import Load
+from harness.model.load import How, Load
 
 
 class Guest:
@@ -71,3 +72,14 @@ def test_by_modalias_every_named_module_must_be_there_in_the_end() -> None:
     guest = Guest("virtio_net\ncxl_acpi\ncxl_mem\n")
     (problem,) = guest.load(Load("by_modalias", ("cxl-acpi", "cxl_mem", "kmem")))
     assert "kmem" in problem
+
+
+@pytest.mark.parametrize("how", ["in_order", "at_once", "by_modalias"])
+def test_modprobe_is_called_by_its_path(how: How) -> None:
+    """The bare name is an applet of busybox's shell, which loads no softdeps."""
+    guest = Guest("kmem 0\n")
+    guest.load(Load(how, ("kmem",)))
+    (command,) = guest.commands
+    script = re.sub("echo '<6>harness: .*' > /dev/kmsg", "", command)
+    calls = re.findall(r"[\w/]*modprobe", script)
+    assert calls and set(calls) == {"/sbin/modprobe"}

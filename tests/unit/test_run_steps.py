@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +17,7 @@ from harness.model.judge import Judgement
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
 from harness.model.scenario import Policy
-from harness.model.verdict import RunResult, Verdict
+from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs import run_guest
 from harness.runs.catalogue import load_case
 from harness.runs.evidence import Evidence
@@ -26,23 +27,14 @@ from harness.runs.timings import Timings
 SEEN = observed("100-1ff : System RAM")
 
 
-@pytest.mark.parametrize(
-    ("scenario", "policy", "gone"),
-    [
-        ("partial_region", "all_or_nothing", True),
-        ("partial_region", "per_range", False),
-        ("exact_cover", "all_or_nothing", False),
-    ],
-)
-def test_whether_a_region_may_be_left_is_of_the_scenario_and_the_policy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: str, policy: Policy, gone: bool
-) -> None:
-    told: list[bool] = []
-
-    def judge_guest(*_arguments: object) -> Judgement:
-        told.append(cast(Expected, _arguments[-1]).no_region)
-        return Judgement(Verdict.PASS, (), ())
-
+def first_judgement(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scenario: str,
+    policy: Policy,
+    judge_guest: Callable[..., Judgement],
+) -> RunResult:
+    """The result of a guest that shows SEEN, by this judgement of it."""
     for name, answer in {
         "take_away_modules": lambda *_: None,
         "load_modules": lambda *_: (),
@@ -70,7 +62,7 @@ def test_whether_a_region_may_be_left_is_of_the_scenario_and_the_policy(
         expectations=lambda policy, *_: expectations(case.scenario, state, policy),
     )
     guest = SimpleNamespace(shell=None, check=lambda: None)
-    result = run_guest._run_steps(
+    return run_guest._run_steps(
         cast(Any, guest),
         cast(Any, prepared),
         Load("in_order", ()),
@@ -79,5 +71,36 @@ def test_whether_a_region_may_be_left_is_of_the_scenario_and_the_policy(
         Timings({}),
         Judging(policy, tmp_path, KnownIssues(issues=())),
     )
+
+
+@pytest.mark.parametrize(
+    ("scenario", "policy", "gone"),
+    [
+        ("partial_region", "all_or_nothing", True),
+        ("partial_region", "per_range", False),
+        ("exact_cover", "all_or_nothing", False),
+    ],
+)
+def test_whether_a_region_may_be_left_is_of_the_scenario_and_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: str, policy: Policy, gone: bool
+) -> None:
+    told: list[bool] = []
+
+    def judge_guest(*_arguments: object) -> Judgement:
+        told.append(cast(Expected, _arguments[-1]).no_region)
+        return Judgement(Verdict.PASS, (), ())
+
+    result = first_judgement(tmp_path, monkeypatch, scenario, policy, judge_guest)
     assert result.verdict is Verdict.PASS
+    assert result.notes == ()
     assert told == [gone]
+
+
+def test_a_fail_without_its_region_notes_the_drivers_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge_guest(*_arguments: object) -> Judgement:
+        return Judgement(Verdict.FAIL, (), (Finding("1", "stranded"),))
+
+    result = first_judgement(tmp_path, monkeypatch, "exact_cover", "per_range", judge_guest)
+    assert "there is no CXL root: cxl_acpi is not loaded" in result.notes

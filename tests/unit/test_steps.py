@@ -221,7 +221,7 @@ def test_a_module_is_loaded_with_a_mark_in_the_log() -> None:
     guest = FakeGuest(lambda _: "")
     assert guest.load("dax_hmem") is None
     mark = "echo '<6>harness: modprobe dax_hmem [secret]' > /dev/kmsg"
-    assert guest.commands == [f"{mark}; modprobe dax_hmem"]
+    assert guest.commands == [f"{mark}; /sbin/modprobe dax_hmem"]
     assert guest.step == "modprobe dax_hmem"
 
 
@@ -241,7 +241,7 @@ def test_no_name_of_a_module_reaches_the_shell_as_more_than_a_word(name: str) ->
     one_line = name.replace("\n", " ")  # of two, the second would be no mark
     assert words == [
         *("echo", f"<6>harness: modprobe {one_line} [secret]", ">", "/dev/kmsg"),
-        *(";", "modprobe", name),
+        *(";", "/sbin/modprobe", name),
     ]
 
 
