@@ -106,6 +106,17 @@ def test_a_region_over_the_whole_range_passes(passed: Run) -> None:
     assert list(passed.temporary.iterdir()) == []
 
 
+def test_a_module_brings_its_softdeps_along(
+    command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Before Linux 7.1, dax_hmem names cxl_acpi as a softdep, without which no region comes."""
+    load = ("--load", "cxl_pci,cxl_mem,dax_hmem,kmem,dax_cxl")
+    done = run_scenario(command("run", "exact_cover", "--kernel", "debian:6.12", *load), tmp_path)
+    assert done.code == 0, done.out + done.err
+    assert "cxl_acpi " in (done.folder / "observation" / "modules").read_text()
+    assert "dax_cxl/system_ram" in done.out
+
+
 def test_the_result_file(passed: Run) -> None:
     result = passed.result
     assert set(result) >= RESULT_KEYS
