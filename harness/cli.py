@@ -18,6 +18,7 @@ from harness.cli_options import USAGE, accel_options, explains_errors, kernel_op
 from harness.cli_report import bundle, replay, report
 from harness.cli_run import run
 from harness.model.kernel_request import KernelRequest
+from harness.model.scenario import POLICIES, Policy
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -58,29 +59,51 @@ def boot(name: str, request: KernelRequest, accel: Any, qemu: str | None, only_p
 
 
 @main.command(name="list")
+@click.option("--kernel", "kernel", help="Mark what is known to fail on this kernel or version.")
+@click.option("--policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True)
 @explains_errors
-def list_command() -> None:
+def list_command(kernel: str | None, policy: Policy) -> None:
     """List the scenarios and profiles."""
     from harness.runs.catalogue import (
         load_case,
-        load_known_issues,
         load_profile,
         profile_names,
         scenario_names,
     )
 
-    known = {name for issue in load_known_issues().issues for name in issue.scenarios}
+    marks = _known_failures(kernel, policy) if kernel else {}
     scenarios = scenario_names()
     profiles = profile_names()
     width = max(map(len, (*scenarios, *profiles)))
     click.echo("scenarios:")
     for name in scenarios:
         summary = load_case(name).scenario.summary.split("\n\n")[0]
-        mark = " [known issue]" if name in known else ""
+        mark = f" [{marks[name]}]" if name in marks else ""
         click.echo(f"  {name.ljust(width)}  {' '.join(summary.split())}{mark}")
     click.echo("profiles:")
     for name in profiles:
         click.echo(f"  {name.ljust(width)}  {load_profile(name).summary}")
+
+
+def _known_failures(kernel: str, policy: Policy) -> dict[str, str]:
+    """The scenarios that are known to fail on a kernel, each with the issues that it meets."""
+    from harness.machine.layout_probe import machine_layout
+    from harness.progress import TerminalProgress
+    from harness.runs.catalogue import load_case, scenario_names
+    from harness.runs.known_failures import known_failures, version_of
+    from harness.runs.prepare import this_host
+
+    release = version_of(kernel)
+    host = this_host(TerminalProgress(), "auto")
+    marks = {}
+    for name in scenario_names():
+        case = load_case(name)
+        layout = machine_layout(host.qemu, case.profile, host.remember("layouts"))
+        issues = known_failures(case, layout, release, policy)
+        if issues:
+            sure = "fails" if any(not one.sometimes for one in issues) else "may fail"
+            marks[name] = f"{sure}: {', '.join(one.name for one in issues)}"
+    return marks
 
 
 @main.command()

@@ -61,7 +61,6 @@ def fuzz(
     Exit code: 0 nothing new, 1 a new failure, 2 wrong input, 3 a layout that could not be judged,
     4 the kernel does not build.
     """
-    from harness.runs.catalogue import load_known_issues
     from harness.runs.fuzz import Campaign, ForgetfulHost
     from harness.runs.prepare import policy_for
 
@@ -71,9 +70,7 @@ def fuzz(
     click.echo(f"seed {seed}")
     with guests.session(forgetful, request) as session:
         policy = policy_for(guests.policy, request)
-        campaign = Campaign(
-            session, request, policy, load_known_issues(), folder, seed, shrink_minutes * 60
-        )
+        campaign = Campaign(session, request, policy, folder, seed, shrink_minutes * 60)
         tally = campaign.run(minutes * 60)
     _print_tally(tally)
     if tally.new:

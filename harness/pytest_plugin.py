@@ -215,7 +215,7 @@ def _expect_known_issue(
     request: pytest.FixtureRequest, issues: KnownIssues, result: RunResult
 ) -> None:
     """Make the test a strict xfail when its failure is known on this kernel."""
-    known = issues.about(result.scenario, result.kernel_release or "", result.policy)
+    known = [issue for issue in issues.issues if issue.name in result.issues]
     if known:
         why = "; ".join(" ".join(issue.why.split()) for issue in known)
         strict = not all(issue.sometimes for issue in known)

@@ -57,17 +57,20 @@ def combine(results: Sequence[RunResult], seconds: float) -> RunResult:
     findings = first.findings
     reason = first.reason
     if failed:
-        findings = (*findings, *_different_outcomes(results))
+        known = findings[0].known if findings and all(one.known_issue for one in failed) else None
+        findings = (*findings, *_different_outcomes(results, known))
         reason = f"{len(failed)} of {len(results)} guests broke the contract, the first by loading "
         reason += str(first.load)
     elif unjudged:
         reason = f"{len(unjudged)} of {len(results)} guests were not judged: {first.reason}"
     explained = all(one.known_issue for one in failed) and not unjudged
+    issues = dict.fromkeys(name for one in results for name in one.issues)
     return replace(
         first,
         findings=findings,
         reason=reason,
         known_issue=first.known_issue if explained else None,
+        issues=tuple(issues),
         timings={**first.timings, "total": seconds},
         attempts=tuple(attempt_of(one) for one in results),
     )
@@ -81,7 +84,7 @@ def of_one_guest(combined: RunResult) -> RunResult:
     return replace(combined, findings=own)
 
 
-def _different_outcomes(results: Sequence[RunResult]) -> tuple[Finding, ...]:
+def _different_outcomes(results: Sequence[RunResult], known: str | None) -> tuple[Finding, ...]:
     judged = [one for one in results if one.owners]
     counts = Counter(outcome(one) for one in judged)
     if len(counts) < 2:
@@ -93,4 +96,5 @@ def _different_outcomes(results: Sequence[RunResult]) -> tuple[Finding, ...]:
     more = len(counts) - len(shown)
     if more:
         shown.append(f"{more} more outcomes")
-    return (Finding("7", f"{len(judged)} {_DIFFERENTLY}: {'; '.join(shown)}"),)
+    text = f"{len(judged)} {_DIFFERENTLY}: {'; '.join(shown)}"
+    return (Finding("7", text, known=known),)

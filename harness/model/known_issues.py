@@ -1,44 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Failures that are known: which scenario fails on which kernels, what is seen, and why."""
+"""Known failures: on which kernels, under which conditions, what is seen, and why."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
 
-from harness.model.acpi_tables import MemoryAffinity
 from harness.model.document import Document, read_document
+from harness.model.guest_steps import VERBS
+from harness.model.issue_conditions import Circumstances, Conditions
 from harness.model.kernel_version import VERSION, kernel_version
-from harness.model.layout_troubles import Trouble, troubled
 from harness.model.memory_range import MemoryRange
-from harness.model.placement import FirmwareState
 from harness.model.scenario import Policy
 from harness.model.verdict import Finding
+
+IssueName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=64)]
 
 
 class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One known failure.
 
     Attributes:
-        scenario: the scenario's name, or `*` for every one.
-        also: further scenarios that fail in the same way.
+        name: by which results name it.
+        where: the conditions under which it occurs; without them in every scenario.
         since: the first kernel version that fails, such as `7.1`; empty for all before `until`.
-        until: the first kernel version that does not fail any more; empty when none is known.
+        until: the first kernel version that no longer fails; empty when none is known.
         policies: the policies under which it fails; empty for all.
         rules: the rules that are broken.
         lines: regular expressions of the kernel messages that break rule 6, required with it.
         sometimes: whether a run may pass as well: a race, or not every scenario meets it.
-        where: what is special about the layouts that it breaks, for those that `harness fuzz`
-            draws: what it covers there lies where that is so.
         seen: what is seen, in the words of the kernel's own messages and /proc/iomem.
         why: why it happens.
     """
 
-    scenario: str
-    also: tuple[str, ...] = ()
+    name: IssueName
+    where: Conditions = Conditions()
     since: str = ""
     until: str = ""
     policies: tuple[Policy, ...] = ()
@@ -50,14 +49,8 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ]
     lines: tuple[str, ...] = ()
     sometimes: bool = False
-    where: Trouble | None = None
     seen: Annotated[str, msgspec.Meta(min_length=20)]
     why: Annotated[str, msgspec.Meta(min_length=20)]
-
-    @property
-    def scenarios(self) -> tuple[str, ...]:
-        """The names of all scenarios that it is about, or `*`."""
-        return (self.scenario, *self.also)
 
     def covers(self, finding: Finding) -> bool:
         """Whether a finding is what this issue says is seen."""
@@ -83,63 +76,42 @@ class KnownIssues(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     issues: tuple[KnownIssue, ...]
 
-    def about(self, scenario: str, release: str, policy: Policy) -> tuple[KnownIssue, ...]:
+    def about(self, case: Circumstances, release: str) -> tuple[KnownIssue, ...]:
         """The known failures of a scenario on a kernel release."""
-        return tuple(
-            issue
-            for issue in self.issues
-            if {scenario, "*"} & set(issue.scenarios) and issue.concerns(release, policy)
-        )
+        return tuple(issue for issue, _ in self._where(case, release))
 
     def explain(
-        self, scenario: str, release: str, policy: Policy, findings: Iterable[Finding]
-    ) -> tuple[KnownIssue, ...]:
-        """The known issues that together cover every finding; none when one finding is new."""
-        issues = self.about(scenario, release, policy)
-        used: dict[KnownIssue, None] = {}
-        for finding in findings:
-            covering = [issue for issue in issues if issue.covers(finding)]
-            if not covering:
-                return ()
-            used[covering[0]] = None
-        return tuple(used)
+        self, findings: Iterable[Finding], case: Circumstances, release: str
+    ) -> tuple[KnownIssue | None, ...]:
+        """The first known issue that covers each finding, None for a finding that is new.
 
-    def unexplained(
-        self,
-        findings: Iterable[Finding],
-        release: str,
-        policy: Policy,
-        state: FirmwareState,
-        described: Sequence[MemoryAffinity],
-    ) -> tuple[Finding, ...]:
-        """The findings in a layout that nobody wrote which no known issue covers.
-
-        An issue covers there what lies where its `where` says, and, where that is anywhere at all,
-        the kernel messages of its lines; an issue of every scenario covers what it always does.
-
-        Args:
-            findings: of a run with the layout.
-            release: of the kernel.
-            policy: whose rules were judged.
-            state: what the firmware left.
-            described: as for `troubled`.
+        A finding with a range must lie where the issue's layout condition holds. A finding without
+        one can only be a kernel message, a step, or rule 7 for the guest as a whole.
         """
-        spans: dict[KnownIssue, tuple[MemoryRange, ...]] = {
-            issue: troubled(issue.where, state, described) if issue.where else ()
-            for issue in self.issues
-            if (issue.where or "*" in issue.scenarios) and issue.concerns(release, policy)
-        }
+        places = self._where(case, release)
 
-        def explains(issue: KnownIssue, finding: Finding) -> bool:
+        def covers(issue: KnownIssue, spans: tuple[MemoryRange, ...], finding: Finding) -> bool:
             if not issue.covers(finding):
                 return False
-            if "*" in issue.scenarios:
-                return True
             if finding.range is None:
-                return finding.rule == "6" and bool(spans[issue])
-            return any(span.contains(finding.range) for span in spans[issue])
+                return finding.rule in ("6", "7", "step")
+            return any(span.contains(finding.range) for span in spans)
 
-        return tuple(one for one in findings if not any(explains(issue, one) for issue in spans))
+        return tuple(
+            next((issue for issue, spans in places if covers(issue, spans, finding)), None)
+            for finding in findings
+        )
+
+    def _where(
+        self, case: Circumstances, release: str
+    ) -> tuple[tuple[KnownIssue, tuple[MemoryRange, ...]], ...]:
+        """The issues that occur, each with the addresses at which it does."""
+        found = (
+            (issue, issue.where.where(case))
+            for issue in self.issues
+            if issue.concerns(release, case.policy)
+        )
+        return tuple((issue, spans) for issue, spans in found if spans)
 
 
 def read_known_issues(text: str, name: str) -> Document[KnownIssues]:
@@ -149,7 +121,22 @@ def read_known_issues(text: str, name: str) -> Document[KnownIssues]:
         UsageError: names file, line and field.
     """
     document = read_document(text, name, KnownIssues)
+    names: set[str] = set()
     for index, issue in enumerate(document.value.issues):
+        if issue.name in names:
+            raise document.error(
+                f"issues[{index}].name",
+                f"a second issue is called {issue.name!r}",
+                hint="results tell issues apart by their names",
+            )
+        names.add(issue.name)
+        step = issue.where.unknown_step()
+        if step is not None:
+            raise document.error(
+                f"issues[{index}].where.steps",
+                f"{step} is not a step",
+                hint=f"write one verb and what it is done to, or '*': {', '.join(VERBS)}",
+            )
         for field in ("since", "until"):
             value = getattr(issue, field)
             if value and VERSION.fullmatch(value) is None:

@@ -87,7 +87,7 @@ def expected_owners(
     # A region waits for dax_cxl to be loaded, and dax_hmem leaves alone what is in it.
     by_region = (
         Ownership(owner="dax_cxl", use=use)
-        if _available(scenario, "dax_cxl")
+        if available(scenario, "dax_cxl")
         else Ownership(owner="nobody")
     )
     by_cxl = {
@@ -100,7 +100,7 @@ def expected_owners(
     for one in reserved:
         if by_cxl[one.name] and not given_up:
             owners[one.name] = _in_node(by_region, one.range, scenario, state)
-        elif _available(scenario, "dax_hmem"):
+        elif available(scenario, "dax_hmem"):
             by_hmem = Ownership(owner="dax_hmem", use=use)
             owners[one.name] = _in_node(by_hmem, one.range, scenario, state)
         else:
@@ -124,7 +124,7 @@ def leaves_no_region(scenario: Scenario, state: FirmwareState, policy: Policy) -
     regions = state.regions() if _regions_form(scenario) else ()
     return (
         policy == "all_or_nothing"
-        and _available(scenario, "dax_hmem")
+        and available(scenario, "dax_hmem")
         and not all(_claimed(one, regions, state.kernel_ranges()) for one in _in_windows(state))
     )
 
@@ -180,7 +180,7 @@ def _claimed(
 
 def _regions_form(scenario: Scenario) -> bool:
     return scenario.kernel.config.get("CXL_REGION") != "n" and all(
-        _available(scenario, name) for name in ("cxl_acpi", "cxl_pci", "cxl_mem")
+        available(scenario, name) for name in ("cxl_acpi", "cxl_pci", "cxl_mem")
     )
 
 
@@ -191,14 +191,14 @@ def _cxl_may_own(scenario: Scenario) -> bool:
 
 
 def _use(scenario: Scenario) -> Use:
-    if _available(scenario, "kmem"):
+    if available(scenario, "kmem"):
         return "system_ram"
-    if scenario.kernel.config.get("DEV_DAX_KMEM") == "n" and _available(scenario, "device_dax"):
+    if scenario.kernel.config.get("DEV_DAX_KMEM") == "n" and available(scenario, "device_dax"):
         return "devdax"
     return "none"
 
 
-def _available(scenario: Scenario, driver: str) -> bool:
+def available(scenario: Scenario, driver: str) -> bool:
     """Whether a driver gets to run: built in or loaded by a guest step, and not denied."""
     built = scenario.kernel.config.get(DRIVER_OPTIONS[driver])
     if built in ("y", "n"):

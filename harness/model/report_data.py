@@ -194,9 +194,13 @@ def summary_text(record: RunRecord) -> str:
 def telling_findings(findings: Iterable[FindingRecord]) -> tuple[FindingRecord, ...]:
     """The findings without complaints that are already shown with a range that they belong to."""
     kept = tuple(findings)
-    shown = {line for one in kept if one.range for line in one.dmesg}
+    shown = {(line, one.known is None) for one in kept if one.range for line in one.dmesg}
     return tuple(
-        one for one in kept if one.rule != "6" or not one.dmesg or not set(one.dmesg) <= shown
+        one
+        for one in kept
+        if one.rule != "6"
+        or not one.dmesg
+        or not {(line, one.known is None) for line in one.dmesg} <= shown
     )
 
 

@@ -81,6 +81,7 @@ class FindingRecord(_Record, frozen=True, kw_only=True):
     iomem: tuple[str, ...] = ()
     dmesg: tuple[str, ...] = ()
     phase: str | None = None
+    known: str | None = None
 
     @property
     def title(self) -> str:
@@ -147,6 +148,7 @@ class RunRecord(_Record, frozen=True, kw_only=True):
     findings: tuple[FindingRecord, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     known_issue: str | None = None
+    issues: Any = None
     timings: dict[str, float] = {}
     evidence: str = ""
     attempts: tuple[AttemptRecord, ...] = ()

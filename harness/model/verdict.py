@@ -55,6 +55,7 @@ class Finding:
             say.
         decoded: those of them with addresses in the kernel's code, as the kernel's own
             decode_stacktrace.sh prints them; empty where that is not possible.
+        known: name of the known issue that covers it, None for a new finding.
     """
 
     rule: str
@@ -64,6 +65,7 @@ class Finding:
     dmesg: tuple[str, ...] = ()
     phase: str | None = None
     decoded: tuple[str, ...] = ()
+    known: str | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,8 @@ class RunResult:
         findings: what broke the contract, after boot or after a step.
         steps: what came of the steps after that.
         notes: what did not count, and is worth knowing.
-        known_issue: why this failure is known, or None.
+        known_issue: why this failure is known, None when a finding is new.
+        issues: names of the known issues of this scenario on this kernel, seen or not.
         timings: seconds by phase.
         evidence: the folder with everything that was written down.
         load: what the guest loaded, and how; None when it did not come so far.
@@ -227,6 +230,7 @@ class RunResult:
     steps: tuple[StepOutcome, ...] = ()
     notes: tuple[str, ...] = ()
     known_issue: str | None = None
+    issues: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     evidence: str = ""
     load: Load | None = None
@@ -267,6 +271,7 @@ class RunResult:
             ],
             "notes": list(self.notes),
             "known_issue": self.known_issue,
+            "issues": list(self.issues),
             "timings": {name: round(value, 3) for name, value in self.timings.items()},
             "evidence": self.evidence,
             "attempts": [one.as_json() for one in self.attempts],
@@ -311,6 +316,7 @@ def _findings_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
             "phase": one.phase,
             "dmesg": list(one.dmesg),
             "decoded": list(one.decoded),
+            "known": one.known,
         }
         for one in findings
     ]

@@ -180,9 +180,9 @@
           wrong ? "✗" : "✓", via] }))));
   }
 
-  function findingOf([rule, range, text, iomem, dmesg, phase]) {
+  function findingOf([rule, range, text, iomem, dmesg, phase, known]) {
     return make("div", { class: "finding" },
-      make("p", {}, make("b", {}, rule), phase ? ` (${phase})` : ""),
+      make("p", {}, make("b", {}, rule), phase ? ` (${phase})` : "", known ? `, known issue ${known}` : ""),
       make("p", { class: "mono" }, range ? `${range} ` : "", text),
       iomem.length ? make("pre", {}, iomem.join("\n")) : null,
       dmesg.length ? make("pre", {}, dmesg.join("\n")) : null);

@@ -106,7 +106,10 @@ def _owners(owners: Iterable[OwnedRecord]) -> list[Any]:
 
 def _findings(findings: Iterable[FindingRecord]) -> list[Any]:
     return [
-        [one.title, one.range or "", one.text, one.iomem, one.dmesg, one.phase or ""]
+        [
+            *(one.title, one.range or "", one.text, one.iomem, one.dmesg, one.phase or ""),
+            one.known or "",
+        ]
         for one in telling_findings(findings)
     ]
 

@@ -53,8 +53,9 @@ def result_lines(result: RunResult) -> tuple[str, ...]:
     lines += _difference_lines(result)
     if result.reproduce:
         lines += ["  reproduce:", f"    {result.reproduce}"]
+    partly = any(one.known for one in result.findings) and not result.known_issue
     for finding in _shortened(result.findings):
-        lines += _finding_lines(finding)
+        lines += _finding_lines(finding, mark_new=partly)
     for note in result.notes:
         lines += _wrapped("  ", f"note: {note}")
     if result.known_issue:
@@ -140,9 +141,11 @@ def _step_lines(steps: Sequence[StepOutcome]) -> list[str]:
     return [f"  {words[one.outcome]} {one.step}" for one in steps]
 
 
-def _finding_lines(finding: Finding) -> list[str]:
+def _finding_lines(finding: Finding, *, mark_new: bool) -> list[str]:
     where = f" {finding.range}" if finding.range else ""
-    lines = [f"  {_rule(finding.rule)}", f"   {where} {finding.text}"]
+    new = "new: " if mark_new else ""
+    mark = f"known, {finding.known}: " if finding.known else new
+    lines = [f"  {_rule(finding.rule)}", f"   {where} {mark}{finding.text}"]
     if finding.iomem:
         lines.append("    /proc/iomem:")
         lines += [f"      {line}" for line in finding.iomem[:_MOST_IOMEM_LINES]]
@@ -161,8 +164,16 @@ def _rule(rule: str) -> str:
 def _shortened(findings: Iterable[Finding]) -> Iterable[Finding]:
     """Leave out complaints that are already shown with a range that they belong to."""
     kept = list(findings)
-    shown = {line for one in kept if one.range is not None for line in one.dmesg}
-    return [one for one in kept if one.rule != "6" or not set(one.dmesg) <= shown or not one.dmesg]
+    shown = {
+        (line, one.known is None) for one in kept if one.range is not None for line in one.dmesg
+    }
+    return [
+        one
+        for one in kept
+        if one.rule != "6"
+        or not one.dmesg
+        or not {(line, one.known is None) for line in one.dmesg} <= shown
+    ]
 
 
 def _wrapped(indent: str, text: str) -> list[str]:

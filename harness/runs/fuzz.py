@@ -23,7 +23,6 @@ from hypothesis.errors import NoSuchExample
 from harness.errors import UnbuildableError, UsageError
 from harness.machine.layout_probe import machine_layout
 from harness.model.kernel_request import KernelRequest
-from harness.model.known_issues import KnownIssues
 from harness.model.layout import MachineLayout
 from harness.model.scenario import Policy
 from harness.model.signature import signature
@@ -117,7 +116,6 @@ class Campaign:
         session: runs guests.
         request: the kernel.
         policy: whose rules are judged.
-        known: failures that have a reason.
         folder: where layouts are saved.
         seed: says which layouts are drawn.
         shrink_seconds: how long one failure is shrunk at most.
@@ -126,7 +124,6 @@ class Campaign:
     session: Session
     request: KernelRequest
     policy: Policy
-    known: KnownIssues
     folder: Path
     seed: int
     shrink_seconds: float
@@ -203,20 +200,10 @@ class Campaign:
             tally.inconclusive.append(file)
             self._note(f"INCONCLUSIVE {file}: {result.reason}\n  evidence: {result.evidence}")
             return frozenset()
-        signs = self._signs(case, result)
+        signs = _signs(result)
         if not signs:
             tally.known += 1
         return signs
-
-    def _signs(self, case: DrawnCase, result: RunResult) -> Signature:
-        if result.verdict is not Verdict.FAIL:
-            return frozenset()
-        described = (*case.machine.memory, *case.state.srat) if case.case.profile.hmat else ()
-        return signature(
-            self.known.unexplained(
-                result.findings, result.kernel_release or "", self.policy, case.state, described
-            )
-        )
 
     def _shrunk(
         self, number: int, case: DrawnCase, result: RunResult, signs: Signature
@@ -254,7 +241,7 @@ class Campaign:
         kept[layout.key] = case
         result = self.session.run(case.case, self.request)
         shutil.rmtree(result.evidence, ignore_errors=True)
-        return signs <= self._signs(case, result)
+        return signs <= _signs(result)
 
     def _save(self, case: DrawnCase, signs: Signature, how: str) -> Path:
         return case.save(self.folder, self._comment(*sorted(signs), how))
@@ -268,6 +255,13 @@ class Campaign:
 
     def _note(self, text: str) -> None:
         self.session.host.progress.note(text)
+
+
+def _signs(result: RunResult) -> Signature:
+    """What of a failure no known issue covers."""
+    if result.verdict is not Verdict.FAIL:
+        return frozenset()
+    return signature(one for one in result.findings if one.known is None)
 
 
 def draw_layouts(seed: int, number: int) -> list[Layout]:

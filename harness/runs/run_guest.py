@@ -22,6 +22,7 @@ from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
 from harness.model.driverless import driverless
+from harness.model.issue_conditions import Circumstances
 from harness.model.kernel_modules import module_name
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
@@ -139,7 +140,7 @@ def _one_guest(
     result = replace(result, timings=timings.seconds())
     if result.findings:
         result = with_decoded_traces(result, found, evidence)
-    result = replace(result, known_issue=_known(judging.known_issues, result))
+    result = _explained(judging.known_issues, prepared, result)
     evidence.json("verdict.json", result.as_json())
     return result, missed
 
@@ -210,7 +211,7 @@ def _run_steps(
         evidence,
         settling,
         observation,
-        lambda so_far: _known(judging.known_issues, so_far) is not None,
+        lambda so_far: _explained(judging.known_issues, prepared, so_far).known_issue is not None,
     )
     return live_on(life, result, expected[1:], timings)
 
@@ -287,10 +288,29 @@ def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) ->
     )
 
 
-def _known(issues: KnownIssues, result: RunResult) -> str | None:
-    if result.verdict is not Verdict.FAIL or result.kernel_release is None:
-        return None
-    explained = issues.explain(
-        result.scenario, result.kernel_release, result.policy, result.findings
+def _explained(issues: KnownIssues, prepared: Prepared, result: RunResult) -> RunResult:
+    """The result with the known issues of its scenario, and which of them covers each finding."""
+    if result.kernel_release is None:
+        return result
+    scenario = prepared.as_run(())
+    owners = {one.name: one.expected for one in result.owners} or prepared.expectations(
+        result.policy
+    )[0].owners
+    case = Circumstances(scenario, prepared.state, result.policy, owners, result.load)
+    release = result.kernel_release
+    result = replace(
+        result, issues=tuple(issue.name for issue in issues.about(case, release)), known_issue=None
     )
-    return "\n".join(issue.why.strip() for issue in explained) or None
+    if result.verdict is not Verdict.FAIL:
+        return result
+    covering = issues.explain(result.findings, case, release)
+    findings = tuple(
+        replace(finding, known=issue.name if issue else None)
+        for finding, issue in zip(result.findings, covering, strict=True)
+    )
+    why = dict.fromkeys(issue.why.strip() for issue in covering if issue)
+    return replace(
+        result,
+        findings=findings,
+        known_issue=None if None in covering else "\n".join(why) or None,
+    )

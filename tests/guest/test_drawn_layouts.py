@@ -27,7 +27,7 @@ def fuzz(
     forgetful = ForgetfulHost(host.qemu, host.store, host.progress, host.accel)
     with Session(forgetful, Judging("per_range", folder / "runs", known)) as session:
         campaign = Campaign(
-            session, kernel, "per_range", known, folder / "found", seed, shrink_seconds=0.0
+            session, kernel, "per_range", folder / "found", seed, shrink_seconds=0.0
         )
         return campaign.run(60 * minutes)
 

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cli_room import Harness, files, program
+from cli_room import FIT_QEMU, Harness, files, program
+from layouts import layout_of
 
 from harness.doctor import Check
 from harness.paths import PROJECT
 from harness.runs.catalogue import (
-    load_known_issues,
     profile_names,
     scenario_names,
 )
@@ -30,14 +30,39 @@ def test_the_list_has_every_scenario_and_profile(harness: Harness, room: Path) -
     ended = harness("list")
     assert (ended.code, ended.err) == (0, "")
     above, below = ended.out.removeprefix("scenarios:\n").split("profiles:\n")
-    known = {name for issue in load_known_issues().issues for name in issue.scenarios}
     for text, names in ((above, scenario_names()), (below, profile_names())):
         lines = text.splitlines()
         assert [line.split()[0] for line in lines] == list(names)
         assert all(len(line.split()) > 3 for line in lines), "each with its summary"
-    marked = {line.split()[0] for line in above.splitlines() if line.endswith(" [known issue]")}
-    assert marked == known & set(scenario_names())
+    assert not [line for line in above.splitlines() if line.endswith("]")]
     assert files(room) == set()
+
+
+@pytest.mark.parametrize("kernel", ["7.2", "debian:7.2", "build:debian:7.2.13"])
+def test_the_list_marks_what_is_known_to_fail_on_a_kernel(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    monkeypatch.setattr("harness.runs.prepare.require_qemu", lambda _asked: FIT_QEMU)
+    monkeypatch.setattr(
+        "harness.machine.layout_probe.machine_layout",
+        lambda _qemu, profile, _remember: layout_of(profile),
+    )
+    ended = harness("list", "--kernel", kernel)
+    assert ended.code == 0
+    marks = {
+        line.split()[0]: line.rpartition(" [")[2]
+        for line in ended.out.splitlines()
+        if line.endswith("]")
+    }
+    assert marks["partial_region"] == "fails: range_covered_in_part]"
+    assert marks["builtin"] == "may fail: builtin_race]"
+    assert "no_region" not in marks
+
+
+def test_the_list_of_a_kernel_without_a_version_is_refused(harness: Harness) -> None:
+    ended = harness("list", "--kernel", "build:/src/linux")
+    assert ended.code == 2
+    assert "does not name a kernel version" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,30 @@ import json
 from typing import Any
 
 import pytest
+from layouts import layout_of
+from machines import HMEM, committed, firmware_state, scenario_of, span
 
 from harness.errors import UsageError
+from harness.model.issue_conditions import Circumstances, Conditions
 from harness.model.known_issues import KnownIssues, read_known_issues
 from harness.model.verdict import RULES, Finding
-from harness.runs.catalogue import load_known_issues, scenario_names
+from harness.runs.catalogue import load_case, load_known_issues, scenario_names
+from harness.runs.known_failures import known_failures
 
 Values = dict[str, Any]
 
 ISSUE: Values = {
-    "scenario": "partial_region",
+    "name": "stranded",
     "rules": ["1"],
     "seen": "kmem dax2.0: could not reserve region",
     "why": "because somebody else holds a part of it",
 }
-WARNED: Values = {**ISSUE, "rules": ["6"], "lines": [r"could not reserve", r"error -1\d$"]}
+WARNED: Values = {
+    **ISSUE,
+    "name": "warned",
+    "rules": ["6"],
+    "lines": [r"could not reserve", r"error -1\d$"],
+}
 
 
 def read(*issues: Values) -> KnownIssues:
@@ -32,8 +41,21 @@ def refused(*issues: Values) -> UsageError:
     return caught.value
 
 
+WINDOW = "110000000-18fffffff"
+
+
+def case(policy: Any = "per_range", state: Any = None, **more: Any) -> Circumstances:
+    """A range over a window with a region over its first half, and a range elsewhere."""
+    state = state or firmware_state(
+        {"sr0": WINDOW, "sr1": "200000000-20fffffff"},
+        decoders=[committed("decoder0", "110000000-14fffffff")],
+        windows=[WINDOW],
+    )
+    return Circumstances(scenario_of(**more).value, state, policy, {"sr0": HMEM, "sr1": HMEM})
+
+
 def about(issue: Values, release: str, policy: Any = "per_range") -> bool:
-    return bool(read(ISSUE | issue).about("partial_region", release, policy))
+    return bool(read(ISSUE | issue).about(case(policy), release))
 
 
 @pytest.mark.parametrize(
@@ -67,58 +89,85 @@ def test_an_issue_is_known_under_its_policies_or_under_all() -> None:
     assert about({}, "7.2", "all_or_nothing")
 
 
-def test_an_issue_is_about_one_scenario_or_about_all() -> None:
-    assert read(ISSUE).about("exact_cover", "7.2", "per_range") == ()
-    assert len(read(ISSUE | {"scenario": "*"}).about("exact_cover", "7.2", "per_range")) == 1
-
-
-def test_an_issue_may_be_about_further_scenarios() -> None:
-    several = read(ISSUE | {"also": ["exact_cover", "builtin"]})
-    for name in ("partial_region", "exact_cover", "builtin"):
-        assert len(several.about(name, "7.2", "per_range")) == 1
-    assert several.about("mixed", "7.2", "per_range") == ()
-
-
 CONFLICT = Finding("6", "an error: kmem: x", dmesg=("[  1.0] kmem dax2.0: could not reserve",))
-STRANDED = Finding("1", "sr0: stranded")
+STRANDED = Finding("1", "sr0: stranded", span("150000000-18fffffff"))
 OTHER = Finding("6", "a WARN: WARNING: CPU: 0", dmesg=("[  1.0] WARNING: CPU: 0",))
 
 
-def explained(issues: list[Values], *findings: Finding) -> list[str]:
-    found = read(*issues).explain("partial_region", "7.2", "per_range", findings)
-    return [issue.rules[0] for issue in found]
+def explained(issues: list[Values], *findings: Finding, **more: Any) -> list[str | None]:
+    found = read(*issues).explain(findings, case(**more), "7.2")
+    return [issue.name if issue else None for issue in found]
 
 
-def test_a_failure_is_known_when_every_finding_is() -> None:
-    assert explained([ISSUE, WARNED], STRANDED, CONFLICT) == ["1", "6"]
-    assert explained([ISSUE, WARNED], STRANDED) == ["1"]
-    assert explained([ISSUE], STRANDED, CONFLICT) == []
-    assert explained([ISSUE, WARNED], STRANDED, CONFLICT, Finding("4", "dax3.0")) == []
-    assert explained([], STRANDED) == []
+def test_each_finding_is_known_by_itself() -> None:
+    both = [ISSUE, WARNED]
+    assert explained(both, STRANDED, CONFLICT) == ["stranded", "warned"]
+    assert explained([ISSUE], STRANDED, CONFLICT) == ["stranded", None]
+    assert explained(both, Finding("4", "dax3.0"), CONFLICT) == [None, "warned"]
+    assert explained([], STRANDED) == [None]
 
 
 def test_another_complaint_than_the_known_one_is_new() -> None:
-    assert explained([ISSUE, WARNED], STRANDED, OTHER) == []
-    assert explained([WARNED], CONFLICT, OTHER) == []
+    assert explained([ISSUE, WARNED], STRANDED, OTHER) == ["stranded", None]
 
 
 def test_a_complaint_is_known_by_its_text_or_by_its_messages() -> None:
-    assert explained([WARNED], Finding("6", "an error: it failed with error -12")) == ["6"]
-    assert explained([WARNED], Finding("6", "an error: it failed with error -120")) == []
-
-
-def test_an_issue_that_explains_several_findings_is_told_once() -> None:
-    assert explained([ISSUE, ISSUE | {"rules": ["1", "2"]}], STRANDED, STRANDED) == ["1"]
+    assert explained([WARNED], Finding("6", "an error: it failed with error -12")) == ["warned"]
+    assert explained([WARNED], Finding("6", "an error: it failed with error -120")) == [None]
 
 
 def test_an_issue_of_other_kernels_explains_nothing() -> None:
-    assert explained([ISSUE | {"until": "7.2"}], STRANDED) == []
+    assert explained([ISSUE | {"until": "7.2"}], STRANDED) == [None]
+
+
+def test_a_layout_condition_says_where_findings_lie() -> None:
+    issue = {**ISSUE, "where": {"layout": "covered_in_part"}}
+    assert explained([issue], STRANDED) == ["stranded"]
+    assert explained([issue], Finding("1", "x", span("200000000-20fffffff"))) == [None]
+    assert explained([issue], Finding("1", "x", span("150000000-19fffffff"))) == [None]
+    assert explained([issue], Finding("1", "nowhere")) == [None]
+    exact = firmware_state({"sr0": WINDOW}, windows=[WINDOW])
+    assert explained([issue], STRANDED, state=exact) == [None]
+
+
+@pytest.mark.parametrize(
+    ("where", "more", "holds"),
+    [
+        ({"config": {"CXL_REGION": "n"}}, {"config": {"CXL_REGION": "n"}}, True),
+        ({"config": {"CXL_REGION": "n"}}, {}, False),
+        ({"config": {"CXL_REGION": "enabled"}}, {}, True),
+        ({"drivers": ["kmem"]}, {}, True),
+        ({"drivers": ["kmem"]}, {"load": ["dax_hmem"]}, False),
+        ({"drivers": ["kmem"]}, {"load": [], "config": {"DEV_DAX_KMEM": "y"}}, True),
+        ({"order": {"first": "kmem", "before": ["dax_hmem"]}}, {}, False),
+        ({"order": {"first": "dax_hmem", "before": ["kmem"]}}, {}, True),
+        ({"order": {"first": "kmem", "before": ["cxl_acpi", "dax_cxl"]}}, {}, True),
+        ({"load": "at_once"}, {}, False),
+        ({"load": "at_once"}, {"guest": {"load": {"parallel": ["kmem", "dax_hmem"]}}}, True),
+        ({"cmdline": ["quiet"]}, {}, False),
+        ({"cmdline": ["quiet"]}, {"kernel": {"cmdline": ["quiet"]}}, True),
+        ({"cmdline_lacks": ["quiet"]}, {"kernel": {"cmdline": ["quiet"]}}, False),
+        ({"steps": [{"reload": "kmem"}]}, {}, False),
+        (
+            {"steps": [{"reload": "kmem"}]},
+            {"guest": {"load": [], "then": [{"load": "kmem"}, {"reload": ["kmem", "dax_cxl"]}]}},
+            True,
+        ),
+        (
+            {"steps": [{"load": "*"}, {"unload": "*"}]},
+            {"guest": {"load": [], "then": [{"unload": "kmem"}, {"load": "kmem"}]}},
+            False,
+        ),
+    ],
+)
+def test_conditions(where: Values, more: Values, holds: bool) -> None:
+    assert bool(read({**ISSUE, "where": where}).about(case(**more), "7.2")) is holds
 
 
 @pytest.mark.parametrize("field", ["since", "until"])
 @pytest.mark.parametrize("version", ["7", "v7.1", "7.1-rc1", "7.1.2.3", "mainline", "7.1\n"])
 def test_a_version_is_written_as_one(field: str, version: str) -> None:
-    error = refused(ISSUE, ISSUE | {field: version})
+    error = refused(ISSUE, ISSUE | {"name": "other", field: version})
     assert "is not a kernel version" in error.message
     assert str(error.where).endswith(f": issues[1].{field}")
 
@@ -154,10 +203,85 @@ def test_a_rule_of_an_issue_is_a_rule_of_the_contract() -> None:
     refused(ISSUE | {"rules": ["11"]})
 
 
-def test_the_projects_issues_name_scenarios_and_rules_that_exist() -> None:
+def test_names_tell_issues_apart() -> None:
+    assert "a second issue is called" in refused(ISSUE, ISSUE).message
+
+
+def test_a_step_of_a_condition_is_a_verb() -> None:
+    error = refused({**ISSUE, "where": {"steps": [{"relaod": "kmem"}]}})
+    assert str(error.where).endswith(": issues[0].where.steps")
+
+
+def test_the_projects_issues_name_rules_that_exist() -> None:
     for issue in load_known_issues().issues:
-        assert set(issue.scenarios) <= {*scenario_names(), "*"}
         assert set(issue.rules) <= set(RULES)
+
+
+LEFT, PART = "range_left_to_cxl", "range_covered_in_part"
+STRANDED_PARTS = {
+    "partial_region": (LEFT, PART),
+    "partial_region_middle": (LEFT, PART),
+    "partial_region_second_half": (LEFT, PART),
+    "two_regions_under_range": (LEFT, PART),
+    "two_regions_with_gap": (LEFT, PART),
+    "range_over_ram_and_window": (LEFT, PART),
+    "range_over_window_and_hole": (LEFT, PART),
+    "range_over_window_and_half": (LEFT, PART),
+    "range_over_two_windows": (LEFT, PART),
+    "three_ranges": (LEFT, PART),
+    "range_over_failed_region": (f"region_ends_in_range {LEFT}", PART),
+    "range_beside_partial_region": (f"region_ends_in_range {LEFT}", PART),
+}
+# By scenario: what applies on 6.18 and on 7.2, and on 6.12 where that is something else.
+ISSUES: dict[str, tuple[str, ...]] = {
+    **STRANDED_PARTS,
+    **{
+        name: (LEFT, "")
+        for name in (
+            *("partial_region_without_kmem", "three_ranges_full_size", "decoders_disagree"),
+            *("no_region", "no_cxl_mem", "no_dax_cxl", "builtin_no_dax_cxl", "no_kmem_no_region"),
+            *("reconfigure_devdax_hmem", "reload_beside_dax_hmem", "range_off_alignment"),
+        )
+    },
+    "reload_dax_hmem": (LEFT, "reload_forgets_range"),
+    "rebind_hmem_platform": (LEFT, "rebind_forgets_range"),
+    "exact_cover_async": ("dax_hmem_before_cxl", ""),
+    "exact_cover_all_orders": ("dax_hmem_before_cxl", ""),
+    "hmem_builtin_cxl_module": ("dax_hmem_before_cxl", ""),
+    "exact_cover_parallel": ("parallel_before_series", "parallel_race"),
+    "region_larger": ("region_larger_than_range", ""),
+    "two_ranges_in_region": ("region_larger_than_range", ""),
+    "decoder_outside_windows": ("region_larger_than_range", ""),
+    "range_in_part_of_node": ("node_left_alone", "whole_node_taken"),
+    "range_over_ram_and_window_hmat": ("range_beyond_srat", "range_beyond_srat"),
+    "cxl_acpi_denied_to_modprobe": ("deny_list_bypassed", "deny_list_bypassed"),
+    "no_cxl_region_cxl_first": ("windows_cut_range", "windows_cut_range"),
+    "no_cxl_region_all_orders": ("windows_cut_range", "windows_cut_range"),
+    "no_cxl": ("", "no_node_without_cxl"),
+    "builtin": ("", "builtin_race"),
+    "reload_cxl_acpi_unlocked": ("reload_resets_decoders", "reload_resets_decoders"),
+    "decommit_locked_region": ("", "", "decommit_locked_warns"),
+    "reload_modules": ("", "", "reload_cxl_acpi_warns"),
+    "recreate_region": ("", "", "no_room_for_region"),
+    "destroy_failed_region": ("destroy_failed_region", "destroy_failed_region", ""),
+    "rebind_memdev": ("", "", "no_room_for_region"),
+}
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_the_issues_of_every_scenario_on_kernels_of_each_era(name: str) -> None:
+    found = load_case(name)
+    layout = layout_of(found.profile)
+    applying = [
+        " ".join(
+            one.name
+            for one in known_failures(found, layout, release, "per_range")
+            if one.where != Conditions()
+        )
+        for release in ("6.18.15", "7.2.13", "6.12.117")
+    ]
+    before, after, *oldest = ISSUES.get(name, ("", ""))
+    assert applying == [before, after, *(oldest or [before])]
 
 
 def test_a_known_line_inside_a_trace_does_not_explain_the_trace() -> None:
@@ -165,6 +289,6 @@ def test_a_known_line_inside_a_trace_does_not_explain_the_trace() -> None:
     splat = Finding("6", "a WARN: WARNING: CPU: 0", dmesg=("\n".join(trace),))
     crash = Finding("6", "the guest's kernel panicked", dmesg=trace)
     for finding in (splat, crash):
-        assert not read(WARNED).explain("partial_region", "7.2.1", "per_range", [finding])
+        assert explained([WARNED], finding) == [None]
     line = Finding("6", "an error: kmem dax2.0: could not reserve region", dmesg=trace[1:2])
-    assert read(WARNED).explain("partial_region", "7.2.1", "per_range", [line])
+    assert explained([WARNED], line) == ["warned"]

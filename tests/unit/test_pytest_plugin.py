@@ -38,8 +38,7 @@ from harness.model.known_issues import read_known_issues
 
 TEXT = '''
 issues:
-  - scenario: exact_cover
-    since: "7.1"
+  - name: stranded
     rules: ["1"]
     seen: the lines that are seen in the kernel log
     why: a reason that is long enough to be a reason
@@ -205,14 +204,14 @@ def test_a_scenario_that_is_not_about_the_kernel_is_skipped(
 
 
 def test_a_known_failure_is_expected(pytester: pytest.Pytester, answer: Any) -> None:
-    answer(Verdict.FAIL, findings=(STRANDED,), known_issue="known")
+    answer(Verdict.FAIL, findings=(STRANDED,), known_issue="known", issues=("stranded",))
     counts, text = outcomes(pytester, *ONE)
     assert counts == {"xfailed": 1, "deselected": len(scenario_names()) - 1}
     assert "a reason that is long enough" in text
 
 
 def test_a_known_failure_that_is_gone_is_a_failure(pytester: pytest.Pytester, answer: Any) -> None:
-    answer(Verdict.PASS)
+    answer(Verdict.PASS, issues=("stranded",))
     counts, text = outcomes(pytester, *ONE)
     assert counts == {"failed": 1, "deselected": len(scenario_names()) - 1}
     assert "XPASS(strict)" in text
@@ -222,7 +221,11 @@ def test_a_known_failure_that_is_gone_is_a_failure(pytester: pytest.Pytester, an
 def test_another_failure_than_the_known_one_is_a_failure(
     pytester: pytest.Pytester, answer: Any
 ) -> None:
-    answer(Verdict.FAIL, findings=(STRANDED, Finding("4", "hotplug room is owned")))
+    answer(
+        Verdict.FAIL,
+        findings=(STRANDED, Finding("4", "hotplug room is owned")),
+        issues=("stranded",),
+    )
     counts, text = outcomes(pytester, *ONE)
     assert counts == {"failed": 1, "deselected": len(scenario_names()) - 1}
     assert "hotplug room is owned" in text
