@@ -290,7 +290,7 @@ def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) ->
 
 def _explained(issues: KnownIssues, prepared: Prepared, result: RunResult) -> RunResult:
     """The result with the known issues of its scenario, and which of them covers each finding."""
-    if result.kernel_release is None:
+    if result.kernel_release is None or not issues.issues:
         return result
     scenario = prepared.as_run(())
     owners = {one.name: one.expected for one in result.owners} or prepared.expectations(

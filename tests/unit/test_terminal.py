@@ -182,3 +182,17 @@ def test_what_a_guest_says_does_not_reach_the_terminal_as_control() -> None:
     text = "\n".join(result_lines(lost))
     assert "kept" in text and "next" in text
     assert not [one for one in text if one not in "\n\t" and not one.isprintable()]
+
+
+def test_a_new_finding_beside_a_known_one_is_told_apart() -> None:
+    line = ("[  1.0] kmem dax2.0: could not reserve",)
+    result = replace(
+        failed(),
+        findings=(
+            Finding("1", "sr0: stranded", SR, dmesg=line, known="stranded"),
+            Finding("6", "an error: kmem", dmesg=line),
+        ),
+    )
+    lines = "\n".join(result_lines(result))
+    assert "known, stranded: sr0: stranded" in lines
+    assert "new: an error: kmem" in lines

@@ -89,6 +89,7 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
                 "phase": "modprobe kmem",
                 "dmesg": ["[    1.0] y"],
                 "decoded": [],
+                "known": None,
             },
             {
                 "rule": "6",
@@ -98,6 +99,7 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
                 "phase": None,
                 "dmesg": [],
                 "decoded": ["x.c:1"],
+                "known": None,
             },
         ],
         "steps": [],
@@ -108,6 +110,7 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
         "hint": "",
         "notes": ["a note"],
         "known_issue": "because",
+        "issues": [],
         # How the guest was loaded, and the others where there were several.
         "load": None,
         "attempts": [],
