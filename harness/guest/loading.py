@@ -33,7 +33,7 @@ _BY_MODALIAS = """\
 quiet=0; before=; enough=50
 while [ "$quiet" -lt "$enough" ]; do
     find /sys/devices -name uevent -exec grep -hs ^MODALIAS= {{}} + | sort -u > /tmp/aliases
-    while read -r alias; do {modprobe} -q -b "${{alias#*=}}"; done < /tmp/aliases
+    set -f; {modprobe} -a -q -b $(cut -d= -f2- /tmp/aliases); set +f
     now="$(cksum < /tmp/aliases) $(cut -d' ' -f1 /proc/modules | cksum)"
     if [ "$now" = "$before" ]; then quiet=$((quiet + 1)); usleep 100000; else quiet=0; fi
     before=$now

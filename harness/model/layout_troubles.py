@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
-from harness.model.memory_range import MemoryRange, merge_adjacent
+from harness.model.memory_range import GIB, MIB, MemoryRange, merge_adjacent
 from harness.model.owner import Ownership
 from harness.model.placement import FirmwareState, NamedRange
 
@@ -24,6 +24,7 @@ Trouble = Literal[
     "srat_entry_beyond_range",
     "start_without_node",
     "unlocked_region",
+    "within_memory_block",
 ]
 
 
@@ -48,7 +49,10 @@ def troubled(trouble: Trouble, state: FirmwareState, owners: Owners) -> tuple[Me
             `region_larger`: a region that should be dax_cxl's contains a range and is larger;
             `srat_entry_beyond_range`: an entry of the SRAT, at which Linux looks, overlaps a range
             and reaches beyond it;
-            `start_without_node`: a range that begins outside the SRAT's entries and the windows.
+            `start_without_node`: a range that begins outside the SRAT's entries and the windows;
+            `within_memory_block`: a part of a range or region that is no whole memory block: of
+            128 MiB, or with 64 GiB of RAM up to 2 GiB (arch/x86/mm/init_64.c,
+            probe_memory_block_size()).
         state: what the firmware leaves.
         owners: the expected owners, by name.
     """
@@ -141,6 +145,20 @@ def _region_larger(state: FirmwareState, owners: Owners) -> Iterable[MemoryRange
     ]
 
 
+def _within_block(state: FirmwareState, owners: Owners) -> Iterable[MemoryRange]:
+    large = sum(one.size for one in state.ram) >= 64 * GIB - MIB
+    block = 2 * GIB if large else 128 * MIB
+    regions = [one.range for one in state.regions()]
+    for one in state.judged_ranges():
+        if one.name not in owners or owners[one.name].use != "system_ram":
+            continue
+        by_cxl = owners[one.name].owner == "dax_cxl"
+        containing = [region for region in regions if by_cxl and region.contains(one.range)]
+        device = containing[0] if containing else one.range
+        first, end = -(-device.start // block) * block, (device.end + 1) // block * block
+        yield from device.minus([MemoryRange(first, end - 1)] if first < end else [])
+
+
 def _with_lock(locked: bool) -> Callable[[FirmwareState, Owners], Iterable[MemoryRange]]:
     def find(state: FirmwareState, owners: Owners) -> Iterable[MemoryRange]:
         decoders = [one.range for one in state.decoders if one.locked is locked]
@@ -166,6 +184,7 @@ _FINDERS: Mapping[Trouble, Callable[[FirmwareState, Owners], Iterable[MemoryRang
     "srat_entry_beyond_range": _srat_entry_beyond,
     "start_without_node": _start_without_node,
     "unlocked_region": _with_lock(False),
+    "within_memory_block": _within_block,
 }
 
 

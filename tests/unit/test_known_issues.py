@@ -240,7 +240,7 @@ ISSUES: dict[str, tuple[str, ...]] = {
         for name in (
             *("partial_region_without_kmem", "three_ranges_full_size", "decoders_disagree"),
             *("no_region", "no_cxl_mem", "no_dax_cxl", "builtin_no_dax_cxl", "no_kmem_no_region"),
-            *("reconfigure_devdax_hmem", "reload_beside_dax_hmem", "range_off_alignment"),
+            *("reconfigure_devdax_hmem", "reload_beside_dax_hmem"),
         )
     },
     "reload_dax_hmem": (LEFT, "reload_forgets_range"),
@@ -264,7 +264,8 @@ ISSUES: dict[str, tuple[str, ...]] = {
     "reload_modules": ("", "", "reload_cxl_acpi_warns"),
     "recreate_region": ("", "", "no_room_for_region"),
     "destroy_failed_region": ("destroy_failed_region", "destroy_failed_region", ""),
-    "rebind_memdev": ("", "", "no_room_for_region"),
+    "rebind_memdev": ("no_room_after_rebind", "", "no_room_for_region"),
+    "range_off_alignment": (f"{LEFT} lost_to_memory_blocks", "lost_to_memory_blocks"),
 }
 
 
