@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from harness.errors import GuestCrashedError, GuestEndedError, GuestLostError
-from harness.model.boot_phases import KERNEL
+from harness.model.boot_phases import KERNEL, without_marks
 from harness.model.dmesg import ends_the_guest, is_about_time, splat
 from harness.model.guest_tasks import names_the_drivers
 
@@ -70,6 +70,9 @@ class CrashWatch:
     def line(self, text: str) -> None:
         """Look at one line; called in the console's thread."""
         self._look_at_clock(text)
+        text, printed = without_marks(text), text
+        if text != printed and not _TIME.sub("", text).strip():
+            return
         panic = _PANIC.search(text)
         if self._seen.is_set():
             if len(self._trace) < _MOST_LINES:

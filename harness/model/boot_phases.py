@@ -17,6 +17,8 @@ BEFORE_STEPS = (KERNEL, USERSPACE)
 
 # Linux, init/main.c, run_init_process().
 _FIRST_PROCESS = re.compile(r"Run \S+ as init process")
+# On the console a panic can cut off the word at a mark's end.
+_MARK = re.compile(r"harness: .*? \[[0-9a-f]{1,32}\]?|^\[harness: .*\]$")
 
 
 @dataclass
@@ -75,8 +77,9 @@ def require_whole(records: Sequence[Record], marks: StepMarks, *, from_boot: boo
 
 
 def in_phases(records: Sequence[Record], marks: StepMarks) -> tuple[Record, ...]:
-    """The records, each with its phase: KERNEL, USERSPACE, or the step that had begun last.
+    """The kernel's records, each with its phase: KERNEL, USERSPACE, or the step begun last.
 
+    The marks are left out, so that none becomes part of a trace that it falls into.
     A step's phase ends when the next step begins: what the kernel puts off to a work queue can
     fall into a later phase than the step that caused it.
     """
@@ -86,7 +89,13 @@ def in_phases(records: Sequence[Record], marks: StepMarks) -> tuple[Record, ...]
         step = marks.step_of(record.text)
         if step is not None:
             phase = step
-        elif phase == KERNEL and _FIRST_PROCESS.match(record.text):
+            continue
+        if phase == KERNEL and _FIRST_PROCESS.match(record.text):
             phase = USERSPACE
         found.append(replace(record, phase=phase))
     return tuple(found)
+
+
+def without_marks(line: str) -> str:
+    """A line of the console without the lines that the harness itself writes there."""
+    return _MARK.sub("", line)

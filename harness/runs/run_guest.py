@@ -21,6 +21,7 @@ from harness.guest.loading import load_modules
 from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
+from harness.model.boot_phases import without_marks
 from harness.model.driverless import driverless
 from harness.model.issue_conditions import Circumstances
 from harness.model.kernel_modules import module_name
@@ -277,7 +278,8 @@ def _observe(shell: GuestShell, evidence: Evidence) -> dict[str, str]:
 
 def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) -> RunResult:
     try:
-        lines = evidence.path("serial.log").read_text(errors="replace").splitlines()
+        serial = evidence.path("serial.log").read_text(errors="replace")
+        lines = [without_marks(line) for line in serial.splitlines()]
     except OSError:
         lines = []
     rule = "step" if error.hung else "6"

@@ -6,8 +6,15 @@ from dataclasses import replace
 import pytest
 from machines import record
 
-from harness.model.boot_phases import KERNEL, USERSPACE, StepMarks, in_phases, require_whole
-from harness.model.dmesg import DmesgError, complaints
+from harness.model.boot_phases import (
+    KERNEL,
+    USERSPACE,
+    StepMarks,
+    in_phases,
+    require_whole,
+    without_marks,
+)
+from harness.model.dmesg import DmesgError, Record, complaints
 
 MARKS = StepMarks("0123456789abcdef")
 INIT = record(6, "Run /init as init process")
@@ -26,10 +33,7 @@ def test_the_log_is_cut_at_the_first_process_and_at_each_step() -> None:
         "cxl root0: x",
         MARKS.line("modprobe kmem"),
         "kmem dax0.0: x",
-    ) == [
-        *(KERNEL, USERSPACE, USERSPACE),
-        *("modprobe cxl_acpi", "modprobe cxl_acpi", "modprobe kmem", "modprobe kmem"),
-    ]
+    ) == [KERNEL, USERSPACE, USERSPACE, "modprobe cxl_acpi", "modprobe kmem"]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ def test_nothing_that_does_not_know_the_word_makes_a_step(text: str) -> None:
 
 def test_a_later_process_is_no_second_start_of_userspace() -> None:
     later = "Run /init as init process"
-    assert phases_of(MARKS.line("reload"), later) == ["reload", "reload"]
+    assert phases_of(MARKS.line("reload"), later) == ["reload"]
 
 
 def test_a_log_without_marks_is_boot_and_userspace() -> None:
@@ -114,3 +118,38 @@ def test_a_mark_that_is_written_is_expected_in_the_log() -> None:
     marks = StepMarks(MARKS.token)
     assert marks.begin("reload") == MARKS.line("reload")
     assert marks.begun == ["reload"]
+
+
+TRACE = [
+    record(4, "------------[ cut here ]------------"),
+    record(4, "WARNING: at __flush_work+0x352/0x390, CPU#1: kworker/1:1/36"),
+    record(4, "Call Trace:"),
+    record(4, "---[ end trace 0000000000000000 ]---"),
+]
+
+
+@pytest.mark.parametrize("at", range(len(TRACE) + 1))
+@pytest.mark.parametrize("trace", [TRACE, TRACE[:2], TRACE[1:]])
+def test_a_mark_is_never_part_of_a_complaint(trace: list[Record], at: int) -> None:
+    mark = record(6, MARKS.line("modprobe kmem"))
+    (found,) = complaints(in_phases([*trace[:at], mark, *trace[at:]], MARKS))
+    (alone,) = complaints(trace)
+    assert found.record.text == alone.record.text
+    assert found.what == "a WARN"
+
+
+TOKEN = "863c" * 8
+
+
+@pytest.mark.parametrize(
+    ("line", "left"),
+    [
+        (f"[    4.1] {StepMarks(TOKEN).line('modprobe kmem')}", "[    4.1] "),
+        (f"oops{StepMarks(TOKEN).line('reload a, b')}", "oops"),
+        ("[    4.1] harness: x [863c8[    4.2] Kernel panic", "[    4.1] [    4.2] Kernel panic"),
+        ("[harness: restored from the machine that booted in /x]", ""),
+        ("[    4.1] cxl harness: x", "[    4.1] cxl harness: x"),
+    ],
+)
+def test_marks_are_taken_from_lines_of_the_console(line: str, left: str) -> None:
+    assert without_marks(line) == left

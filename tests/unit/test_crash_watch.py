@@ -10,6 +10,7 @@ import pytest
 from harness.errors import GuestCrashedError, GuestEndedError, GuestLostError
 from harness.machine import crash_watch
 from harness.machine.crash_watch import CrashWatch
+from harness.model.boot_phases import StepMarks
 
 PANIC = "[    4.567890] Kernel panic - not syncing: Fatal exception in interrupt"
 END = "[    4.600000] ---[ end Kernel panic - not syncing: Fatal exception in interrupt ]---"
@@ -83,6 +84,15 @@ def test_what_a_guest_does_not_survive_ends_the_run(text: str, what: str) -> Non
     assert error.message.endswith(" (during modprobe dax_hmem)")
     assert error.step == "modprobe dax_hmem"
     assert error.trace == (text, END_OF_OOPS)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_mark_of_the_harness_is_never_part_of_a_trace(at: int) -> None:
+    mark = f"[    4.1] {StepMarks('863c' * 8).line('modprobe kmem')}"
+    trace = [CUT, "[    4.1] kernel BUG at mm/x.c:1!", END_OF_OOPS]
+    error = crash_of(watching(*trace[:at], mark, *trace[at:]))
+    assert error.trace == tuple(trace)
+    assert error.message == "a BUG: kernel BUG at mm/x.c:1! (during modprobe dax_hmem)"
 
 
 @pytest.mark.parametrize(("text", "what"), FATAL)
