@@ -19,6 +19,7 @@ from harness.machine.qtest import Qtest
 from harness.model.acpi_tables import encode_ways
 from harness.model.decoder_plan import Component, DecoderSetting
 from harness.model.layout import MachineLayout
+from harness.model.memory_range import MemoryRange
 from harness.model.placement import PlacedDecoder
 
 _WHERE_TO_LOOK = (
@@ -76,10 +77,10 @@ def commit_decoders(
 def check_committed(
     qtest: Qtest, layout: MachineLayout, settings: Sequence[DecoderSetting]
 ) -> tuple[str, ...]:
-    """What of the decoders is not as it was committed, read while the guest runs.
+    """The decoders that are not as the firmware committed them, also while the guest runs.
 
     Only reads, and only by the memory-mapped configuration space, so that the guest's own
-    accesses are not disturbed. Drivers that may change decoders must not have been loaded yet.
+    accesses are not disturbed. Drivers may have changed decoders, as is their right.
     """
     if settings and qtest.read32(ECAM) != _HOST_BRIDGE_ID:
         return (f"no PCI configuration space at {ECAM:#x}",)
@@ -117,37 +118,60 @@ def prove_paths(qtest: Qtest, decoders: Sequence[PlacedDecoder]) -> None:
     """Write through the windows and read back: every way, at both ends, and steps between.
 
     All is written before anything is read, so that two addresses that lead to the same memory are
-    found as well. The memory is zero again afterwards.
+    found as well. The memory is as before afterwards.
 
     Raises:
         MachineLostError: something else came back; the decoders do not do what they should.
     """
-    found: dict[int, PlacedDecoder] = {}
-    for decoder in decoders:
-        ways, grain = len(decoder.devices), decoder.granularity
-        for way in range(ways):
-            found[decoder.range.start + way * grain] = decoder
-            found[decoder.range.end + 1 - (way + 1) * grain] = decoder
-        # An endpoint that takes other address bits for the way makes two of these the same.
-        for bit in range(8, 21):
-            found[decoder.range.start + (1 << bit)] = decoder
-    places = [(decoder, address) for address, decoder in found.items()]
-    for number, (_, address) in enumerate(places):
-        qtest.write64(address, _pattern(number, address))
-    for number, (decoder, address) in enumerate(places):
-        value = qtest.read64(address)
-        if value != _pattern(number, address):
+    found = unanswered(qtest, [(one, one.range) for one in decoders])
+    for decoder, why in zip(decoders, found, strict=True):
+        if why:
             raise MachineLostError(
-                f"decoder {decoder.name} does not reach its memory: wrote "
-                f"{_pattern(number, address):#x} to {address:#x} and read {value:#x}",
-                hint=_WHERE_TO_LOOK,
+                f"decoder {decoder.name} does not reach its memory: {why}", hint=_WHERE_TO_LOOK
             )
+
+
+def unanswered(qtest: Qtest, parts: Sequence[tuple[PlacedDecoder, MemoryRange]]) -> tuple[str, ...]:
+    """Write through the windows into parts of decoders' ranges, read back, and put back.
+
+    All is written before anything is read, so that two addresses that lead to the same memory are
+    found as well. The guest must be stopped.
+
+    Returns:
+        For each part what did not come back; empty for memory that answers.
+    """
+    places = [
+        (part, address)
+        for part, (decoder, span) in enumerate(parts)
+        for address in _probed(decoder, span)
+    ]
+    before = [qtest.read64(address) for _, address in places]
     for _, address in places:
-        qtest.write64(address, 0)
+        qtest.write64(address, _pattern(address))
+    after = [qtest.read64(address) for _, address in places]
+    for (_, address), value in zip(places, before, strict=True):
+        qtest.write64(address, value)
+    wrong: dict[int, str] = {}
+    for (part, address), value in zip(places, after, strict=True):
+        wrote = _pattern(address)
+        if value != wrote:
+            wrong.setdefault(part, f"wrote {wrote:#x} to {address:#x} and read {value:#x}")
+    return tuple(wrong.get(part, "") for part in range(len(parts)))
 
 
-def _pattern(number: int, address: int) -> int:
-    return (number + 1) << 56 | address ^ 0x5A_A5C3_3C96_69F0
+def _probed(decoder: PlacedDecoder, span: MemoryRange) -> tuple[int, ...]:
+    """Addresses of every way, at both ends of a part of a decoder's range, and steps between."""
+    grain = decoder.granularity
+    found = []
+    for way in range(len(decoder.devices)):
+        found += [span.start + way * grain, span.end + 1 - (way + 1) * grain]
+    # An endpoint that takes other address bits for the way makes two of these the same.
+    found += [span.start + (1 << bit) for bit in range(8, 21)]
+    return tuple(dict.fromkeys(one for one in found if span.start <= one < span.end - 6))
+
+
+def _pattern(address: int) -> int:
+    return address ^ 0x9D5A_A5C3_3C96_69F0
 
 
 @contextmanager

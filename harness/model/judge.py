@@ -90,6 +90,7 @@ def judge(
         findings.extend(_left_regions(observation, complained))
     regions = () if no_region else state.regions()
     findings.extend(_strangers(state, regions, observation, complained))
+    findings.extend(_undecoded(observation, complained))
     findings.extend(disagreements(observation))
     findings.extend(map(_complained_of, complained))
     verdict = Verdict.FAIL if findings else Verdict.PASS
@@ -190,6 +191,17 @@ def _strangers(
                     observation.iomem.within(outside).lines(),
                     _belonging(outside, observation, complained),
                 )
+
+
+def _undecoded(observation: Observation, complained: Sequence[Complaint]) -> Iterable[Finding]:
+    for one in observation.undecoded:
+        yield Finding(
+            "decode",
+            one.text,
+            one.range,
+            observation.iomem.within(one.range).lines(),
+            _belonging(one.range, observation, complained),
+        )
 
 
 def _belonging(

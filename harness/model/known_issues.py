@@ -43,7 +43,10 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     policies: tuple[Policy, ...] = ()
     rules: Annotated[
         tuple[
-            Literal["1", "2", "3", "4", "5", "6", "7", "node", "use", "consistency", "step"], ...
+            Literal[
+                "1", "2", "3", "4", "5", "6", "7", "node", "use", "decode", "consistency", "step"
+            ],
+            ...,
         ],
         msgspec.Meta(min_length=1),
     ]

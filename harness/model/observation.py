@@ -82,6 +82,19 @@ class CxlDecoder:
 
 
 @dataclass(frozen=True)
+class Undecoded:
+    """Memory that a driver owns and that does not answer.
+
+    Attributes:
+        range: the memory.
+        text: its owner, and why it does not answer.
+    """
+
+    range: MemoryRange
+    text: str
+
+
+@dataclass(frozen=True)
 class Observation:
     """Everything that was read from one guest at one moment.
 
@@ -100,6 +113,8 @@ class Observation:
         cxl_list: what `cxl list` printed, None when it printed nothing.
         daxctl_list: what `daxctl list` printed, None when it printed nothing.
         dmesg: the kernel's log.
+        undecoded: memory with an owner that does not answer, read by the harness and not by the
+            guest.
     """
 
     release: str
@@ -116,6 +131,7 @@ class Observation:
     cxl_list: Any
     daxctl_list: Any
     dmesg: tuple[Record, ...]
+    undecoded: tuple[Undecoded, ...] = ()
 
 
 def split_sections(text: str, token: str) -> dict[str, str]:

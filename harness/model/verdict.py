@@ -36,6 +36,7 @@ RULES = {
     "expect": "a range has the owner that the scenario states in place of the contract's",
     "node": "memory is in the NUMA node that the firmware describes",
     "use": "a range is used as the loaded drivers can use it",
+    "decode": "memory that a driver owns inside a CXL window stays decoded",
     "consistency": "/proc/iomem and sysfs say the same",
     "step": "every guest step succeeds",
 }

@@ -31,7 +31,7 @@ from harness.model.observation import Observation
 from harness.model.verdict import Finding, RunResult, StepOutcome, Verdict
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence
-from harness.runs.judged import judge_guest
+from harness.runs.judged import judge_guest, with_undecoded
 from harness.runs.prepare import Prepared
 from harness.runs.timings import Timings
 
@@ -176,8 +176,8 @@ def _outcome(life: Life, act: _Act, expected: Expected, number: int, *, ends: bo
     if ends and life.prepared.bootable.finds_leaks:
         life.evidence.text(f"{folder}/kmemleak", scan_for_leaks(life.guest.shell))
         sections = settle()
-    life.observation = read_sections(sections)
     life.guest.check()
+    life.observation = with_undecoded(life.guest, life.prepared, read_sections(sections))
     judgement = judge_guest(life.guest, life.prepared, life.observation, expected)
     new = [one for one in judgement.findings if _identity(one) not in life.reported]
     life.reported.update(map(_identity, new))

@@ -19,7 +19,8 @@ from harness.model.decoder_plan import plan_decoders
 from harness.model.expected import expectations
 from harness.model.judge import Judgement, judge
 from harness.model.kernel_request import KernelRequest
-from harness.model.observation import SECTIONS, ObservationError, parse_observation
+from harness.model.memory_range import MemoryRange
+from harness.model.observation import SECTIONS, ObservationError, Undecoded, parse_observation
 from harness.model.ownership import as_run
 from harness.model.placement import FirmwareState, place_firmware
 from harness.model.preflight import window_problems
@@ -220,7 +221,11 @@ def judge_again(recording: Recording) -> Rejudged:
     try:
         marks = StepMarks(str(inputs["step_marks"]))
         patterns = [re.compile(one) for one in inputs["expected_messages"]]
-    except (KeyError, TypeError, re.error) as error:
+        undecoded = tuple(
+            Undecoded(MemoryRange.parse(one["range"]), str(one["text"]))
+            for one in inputs.get("undecoded", ())
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise UsageError(
             f"not what a judgement rests on: {type(error).__name__}: {error}",
             where=JUDGING,
@@ -244,7 +249,7 @@ def judge_again(recording: Recording) -> Rejudged:
     )
     expected = expectations(scenario, state, recording.policy, as_stated=case.as_stated)[0]
     judgement = judge(
-        replace(observation, dmesg=in_phases(observation.dmesg, marks)),
+        replace(observation, dmesg=in_phases(observation.dmesg, marks), undecoded=undecoded),
         state,
         expected.owners,
         quirks=patterns,

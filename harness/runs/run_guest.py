@@ -35,7 +35,7 @@ from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence, new_evidence
 from harness.runs.evidence_of import JUDGING
 from harness.runs.hang import explain_silence
-from harness.runs.judged import judge_guest, judging_inputs
+from harness.runs.judged import judge_guest, judging_inputs, with_undecoded
 from harness.runs.life import Life, live_on
 from harness.runs.prepare import Prepared, in_use
 from harness.runs.timings import Timings
@@ -189,7 +189,8 @@ def _run_steps(
     if not failed_steps:
         require_loaded(load, prepared.bootable.initramfs.modules, observation)
     _require_none(window_problems(observation, prepared.state))
-    evidence.json(JUDGING, judging_inputs(guest, prepared))
+    observation = with_undecoded(guest, prepared, observation)
+    evidence.json(JUDGING, judging_inputs(guest, prepared, observation))
     expected = prepared.expectations(judging.policy, observation.modules)
     judgement = judge_guest(guest, prepared, observation, expected[0])
     findings = (*failed_steps, *judgement.findings)

@@ -18,11 +18,12 @@ from harness.machine.firmware import (
     commit_again,
     commit_decoders,
     prove_paths,
+    unanswered,
 )
 from harness.machine.qtest import Qtest
 from harness.model.decoder_plan import DecoderSetting, plan_decoders
 from harness.model.layout import MachineLayout
-from harness.model.memory_range import GIB
+from harness.model.memory_range import GIB, MemoryRange
 from harness.model.placement import FirmwareState, place_firmware
 from harness.model.scenario_rules import check_scenario
 from harness.model.topology import Profile
@@ -190,6 +191,50 @@ def test_memory_is_zero_again_after_the_proof(any_board: Board) -> None:
     assert not any(value for one in any_board.fake.functions() for value in one.memory.values())
 
 
+def test_memory_that_answers_is_as_before(any_board: Board) -> None:
+    any_board.commit()
+    parts = [
+        (one, part)
+        for one in any_board.state.decoders
+        for part in (
+            one.range,
+            MemoryRange.of_size(one.range.start + 0x1000, 0x1000),
+            MemoryRange.of_size(one.range.end + 1 - 0x3000, 0x2000),
+        )
+    ]
+    for number, (_, part) in enumerate(parts):
+        any_board.qtest.write64(part.start, number + 1)
+    before = [dict(one.memory) for one in any_board.fake.functions()]
+    any_board.fake.commands.clear()
+    assert unanswered(any_board.qtest, parts) == ("",) * len(parts)
+    after = [one.memory for one in any_board.fake.functions()]
+    for values, kept in zip(after, before, strict=True):
+        assert {at: value for at, value in values.items() if value} == kept
+    touched = {int(line.split()[1], 0) for line in any_board.fake.commands}
+    assert all(any(part.start <= at <= part.end for _, part in parts) for at in touched)
+
+
+def test_the_parts_that_do_not_answer_are_told_from_the_others() -> None:
+    several = [decoder("mem0", size="256M", offset=n * GIB // 2) for n in range(4)]
+    with board(ONE, *several) as one:
+        one.commit()
+        _uncommit(one, "mem0", 2)
+        parts = [(placed, placed.range) for placed in one.state.decoders]
+        wrong = unanswered(one.qtest, parts)
+        assert [bool(text) for text in wrong] == [False, False, True, False]
+        start = one.state.decoders[2].range.start
+        assert f" to {start:#x} and read 0xffffffffffffffff" in wrong[2]
+
+
+def test_many_parts_can_be_looked_at_together() -> None:
+    with board(ONE, decoder("mem0")) as one:
+        one.commit()
+        (placed,) = one.state.decoders
+        start = placed.range.start
+        parts = [(placed, MemoryRange.of_size(start + n * GIB // 32, 1 << 21)) for n in range(32)]
+        assert unanswered(one.qtest, parts) == ("",) * 32
+
+
 def test_nothing_is_touched_for_no_decoder() -> None:
     with board(ONE) as one:
         one.commit()
@@ -248,8 +293,8 @@ def test_a_machine_that_is_not_as_expected_is_told(
         assert says in caught.value.message
 
 
-def _uncommit(one: Board, name: str) -> None:
-    one.fake.registers(name).values[HDM + 0x10 + 0x10] &= ~COMMITTED
+def _uncommit(one: Board, name: str, index: int = 0) -> None:
+    one.fake.registers(name).values[HDM + 0x10 + 0x20 * index + 0x10] &= ~COMMITTED
 
 
 def _disable(one: Board, name: str) -> None:

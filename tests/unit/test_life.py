@@ -165,6 +165,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
     monkeypatch.setattr(life, "observe_settled", one.settle)
     monkeypatch.setattr(life, "read_sections", lambda seen: seen)
     monkeypatch.setattr(life, "read_module_holders", lambda _shell: MODULES)
+    monkeypatch.setattr(life, "with_undecoded", lambda _guest, _prepared, seen: seen)
     monkeypatch.setattr(life, "judge_guest", judge_all)
     monkeypatch.setattr(life, "scan_for_leaks", one.scan)
     makeup = RegionMakeup("decoder0.0", ("mem0",), 256, 2 << 30)

@@ -65,6 +65,7 @@ def test_a_machine_that_nothing_was_tested_on_never_passes(
         "load_modules": lambda *_: (),
         "observe_settled": lambda *_: {},
         "read_sections": lambda _: replace(SEEN, modules=("cxl_acpi",)),
+        "with_undecoded": lambda _guest, _prepared, seen: seen,
         "judging_inputs": lambda *_: {},
         "judge_guest": lambda *_words, **_named: Judgement(verdict, (), findings),
         "live_on": lambda _life, result, *_: result,

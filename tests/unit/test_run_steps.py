@@ -42,6 +42,7 @@ def first_judgement(
         "read_sections": lambda _: SEEN,
         "require_loaded": lambda *_: None,
         "window_problems": lambda *_: (),
+        "with_undecoded": lambda _guest, _prepared, seen: seen,
         "judging_inputs": lambda *_: {},
         "judge_guest": judge_guest,
         "live_on": lambda _life, result, *_: result,
