@@ -272,6 +272,21 @@ def test_a_log_without_its_marks_is_not_judged(tmp_path: Path) -> None:
     assert judge_again(read_recording(folder)).judgement.verdict is Verdict.PASS
 
 
+def test_memory_that_was_not_decoded_is_judged_again(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path, "exact_cover-7.2")
+    path = folder / JUDGING
+    inputs = json.loads(path.read_text())
+    undecoded = {"range": "110000000-18fffffff", "text": "memory of dax_cxl is not decoded"}
+    path.write_text(json.dumps(inputs | {"undecoded": [undecoded]}))
+    judgement = judge_again(read_recording(folder)).judgement
+    assert [(one.rule, one.text) for one in judgement.findings] == [("decode", undecoded["text"])]
+    damaged: list[Any] = [[{"range": "x", "text": ""}], [{}], [5], 5]
+    for wrong in damaged:
+        path.write_text(json.dumps(inputs | {"undecoded": wrong}))
+        with pytest.raises(UsageError, match="not what a judgement rests on"):
+            judge_again(read_recording(folder))
+
+
 def test_a_layout_survives_and_a_foreign_one_is_refused(tmp_path: Path) -> None:
     raw = json.loads((unpacked(tmp_path) / "layout.json").read_text())
     assert layout_as_json(layout_from_json(raw, "x")) == raw

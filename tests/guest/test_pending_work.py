@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The step while_pending holds deferred work up, whichever worker is to run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.model.kernel_request import KernelRequest
+from harness.model.known_issues import KnownIssues
+from harness.model.verdict import RunResult, Verdict
+from harness.paths import PROJECT
+from harness.pytest_plugin import report_text
+from harness.runs.catalogue import load_case
+from harness.runs.prepare import Host
+from harness.runs.run_guest import Judging
+from harness.runs.run_scenario import Session
+
+PER_CPU = PROJECT / "patches" / "series-hmem-work-per-cpu"
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("series", [None, PER_CPU], ids=["unbound", "per-cpu"])
+def test_work_is_held_up_on_any_workqueue(
+    harness_host: Host, known_issues: KnownIssues, tmp_path: Path, series: Path | None
+) -> None:
+    kernel = KernelRequest("build:debian:7.2" if series else "debian:7.2", series=series)
+    judging = Judging("per_range", tmp_path, known_issues)
+    with Session(harness_host, judging, jobs=1) as session:
+        (result,) = session.run_all([load_case("rebind_pending_hmem_platform")], kernel)
+    assert isinstance(result, RunResult)
+    assert result.verdict is Verdict.PASS, report_text(result)
