@@ -15,14 +15,15 @@ switches() { grep -Hs ctxt $(workers "$low" | sed 's:.*:/proc/&/status:'); }
 # Else what counts is the weight of sessions, not of processes.
 grouped=/proc/sys/kernel/sched_autogroup_enabled
 [ ! -e "$grouped" ] || echo 0 >"$grouped"
-renice -20 -p $$ >/dev/null || exit 1
+# In this order: a worker that had to wait for more important programs is ahead of all later.
 renice 19 -p $(workers "$low") 2>/dev/null
+renice -20 -p $$ >/dev/null || exit 1
 busy=
 for cpu in /sys/devices/system/cpu/cpu[0-9]*; do
     mask=$(printf %x $((1 << ${cpu##*cpu})))
     for _ in 1 2 3 4 5 6 7 8; do
         # A command line that waits for the work goes on once these have had their time.
-        taskset "$mask" sh -c 'renice -10 -p $$ && ulimit -t 3 && while :; do :; done' &
+        taskset "$mask" sh -c 'renice -10 -p $$ && ulimit -t 1 && while :; do :; done' &
         busy="$busy $!"
     done
 done
