@@ -31,7 +31,7 @@ SCENARIO_MODULES = (
     *("dax_hmem", "dax_cxl", "kmem", "device_dax"),
 )
 
-_PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl", "kmod")
+_PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl", "kmod", "chrt")
 
 _APPLETS = (
     *("sh", "mount", "mkdir", "ifconfig", "insmod", "rmmod", "lsmod", "cat", "ls"),
@@ -52,7 +52,6 @@ _APPLETS = (
         "devmem",
         "lspci",
         "taskset",
-        "renice",
     ),
 )
 

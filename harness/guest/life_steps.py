@@ -68,7 +68,7 @@ def run_while_pending(shell: GuestShell, commands: Sequence[Command]) -> StepDon
     if len(outputs) != len(commands) + 1 or not end.startswith(("held", "not held")):
         raise GuestLostError(
             f"the guest could not hold up its deferred work: {done.output[-500:].strip()!r}",
-            hint="see serial.log in the evidence; can the guest renice its kworkers?",
+            hint="see serial.log in the evidence; can the guest run realtime programs?",
         )
     transcript, problem, printed = [], None, outputs[0]
     for command, after in zip(commands, outputs[1:], strict=True):

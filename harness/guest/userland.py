@@ -18,7 +18,7 @@ from harness.store import Store
 if TYPE_CHECKING:
     from harness.apt import Package
 
-PACKAGES = ("busybox-static", "cxl", "daxctl", "dropbear-bin", "kmod")
+PACKAGES = ("busybox-static", "cxl", "daxctl", "dropbear-bin", "kmod", "util-linux")
 
 # The first has the newest cxl among the stable ones; the others are for mirrors that lack it.
 _SUITES = ("trixie", "bookworm", "sid")
