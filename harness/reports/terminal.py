@@ -19,6 +19,7 @@ from harness.model.verdict import (
 )
 
 _MOST_IOMEM_LINES = 16
+_MOST_TRACE_LINES = 20
 _MOST_ATTEMPTS = 8
 _MOST_DIFFERENCES = 6
 _MOST_APART = 3
@@ -55,7 +56,7 @@ def result_lines(result: RunResult) -> tuple[str, ...]:
         lines += ["  reproduce:", f"    {result.reproduce}"]
     partly = any(one.known for one in result.findings) and not result.known_issue
     for finding in _shortened(result.findings):
-        lines += _finding_lines(finding, mark_new=partly)
+        lines += _finding_lines(finding, result.evidence, mark_new=partly)
     for note in result.notes:
         lines += _wrapped("  ", f"note: {note}")
     if result.known_issue:
@@ -141,7 +142,7 @@ def _step_lines(steps: Sequence[StepOutcome]) -> list[str]:
     return [f"  {words[one.outcome]} {one.step}" for one in steps]
 
 
-def _finding_lines(finding: Finding, *, mark_new: bool) -> list[str]:
+def _finding_lines(finding: Finding, evidence: str | None, *, mark_new: bool) -> list[str]:
     where = f" {finding.range}" if finding.range else ""
     new = "new: " if mark_new else ""
     mark = f"known, {finding.known}: " if finding.known else new
@@ -152,7 +153,11 @@ def _finding_lines(finding: Finding, *, mark_new: bool) -> list[str]:
     said = finding.decoded or finding.dmesg
     if said:
         lines.append("    dmesg, decoded:" if finding.decoded else "    dmesg:")
-        lines += [f"      {line}" for text in said for line in text.splitlines()]
+        shown = [line for text in said for line in text.splitlines()]
+        lines += [f"      {line}" for line in shown[:_MOST_TRACE_LINES]]
+        if len(shown) > _MOST_TRACE_LINES:
+            see = f"{evidence}/verdict.json" if evidence else "--json"
+            lines.append(f"      and {len(shown) - _MOST_TRACE_LINES} more lines, see {see}")
     return lines
 
 

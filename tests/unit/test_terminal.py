@@ -155,6 +155,16 @@ def test_a_long_tree_is_cut_and_a_long_message_is_not() -> None:
     assert lines[-3:-1] == ("      first", "      second")
 
 
+def test_of_a_long_trace_20_lines_are_shown_and_the_rest_is_counted() -> None:
+    trace = "\n".join(f"line {number} of the trace" for number in range(208))
+    finding = Finding("6", "a panic", None, (), (trace,))
+    lines = result_lines(replace(PASSED, verdict=Verdict.FAIL, findings=(finding,)))
+    assert [line for line in lines if "of the trace" in line] == [
+        f"      line {number} of the trace" for number in range(20)
+    ]
+    assert "      and 188 more lines, see /evidence/run/verdict.json" in lines
+
+
 def test_several_runs_are_counted_by_verdict() -> None:
     lost = replace(PASSED, verdict=Verdict.INCONCLUSIVE)
     assert summary_line([PASSED, failed(), lost, PASSED]) == "2 PASS, 1 FAIL, 1 INCONCLUSIVE"
