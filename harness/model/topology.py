@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 
 from harness.model.document import Document, Size, read_document
+from harness.model.machine_limits import check_limits
 from harness.model.memory_range import GIB, MIB, format_size
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=32)]
@@ -221,6 +222,7 @@ def read_profile(text: str, name: str) -> Document[Profile]:
     """
     document = read_document(text, name, Profile)
     _check_nodes(document)
+    check_limits(document)
     _check_bridges(document)
     _check_windows(document)
     return document

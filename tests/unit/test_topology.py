@@ -253,3 +253,43 @@ def test_only_hidden_bridges_and_split_windows_differ_from_the_hardwares_cedt() 
     hidden = machine([bridge("hb0", 1, port("rp0"), hidden=True)], [])
     assert hidden.differs_from_cedt()
     assert read(whole()).differs_from_cedt()
+
+
+def many(bridges: int = 1, ports: int = 1, below: int = 0) -> Values:
+    """A profile with so many host bridges, root ports of each, and ports of a switch."""
+    inside = {"switch": {"ports": [{"name": f"dp{n}"} for n in range(below)]}} if below else {}
+    return {
+        "summary": "Many.",
+        "nodes": [{"cpus": 1, "memory": "1G"}],
+        "host_bridges": [
+            {
+                "name": f"hb{b}",
+                "bus": 1 + 4 * b,
+                "ports": [{"name": f"rp{b}_{p}", **inside} for p in range(ports)],
+            }
+            for b in range(bridges)
+        ],
+    }
+
+
+def of_nodes(*cpus: int) -> Values:
+    """A profile with a node for each number of CPUs."""
+    return {"summary": "Nodes.", "nodes": [{"cpus": one, "memory": "128M"} for one in cpus]}
+
+
+@pytest.mark.parametrize(
+    ("works", "refused", "message"),
+    [
+        (many(bridges=16), many(bridges=17), "host_bridges: 17 host bridges, and QEMU takes 16"),
+        (many(ports=32), many(ports=33), r"\[0\].ports: 33 ports on one bus, and QEMU takes 32"),
+        (many(below=32), many(below=33), r"ports\[0\].switch.ports: 33 ports on one bus"),
+        (of_nodes(1, *[0] * 127), of_nodes(1, *[0] * 128), "129 NUMA nodes, and QEMU takes 128"),
+        (of_nodes(2, 2), of_nodes(2, 1), r"nodes\[1\].cpus: 3 CPUs do not divide evenly"),
+    ],
+)
+def test_the_limits_of_qemu_are_refused_by_name(
+    works: Values, refused: Values, message: str
+) -> None:
+    read(works)
+    with pytest.raises(UsageError, match=message):
+        read(refused)
