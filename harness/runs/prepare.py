@@ -37,6 +37,7 @@ from harness.model.command_line import kernel_command_line
 from harness.model.decoder_plan import DecoderSetting, plan_decoders
 from harness.model.expected import Expected, check_stated, expectations
 from harness.model.expected_messages import expected_messages
+from harness.model.guest_memory import check_acpi_tables, check_page_structs
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_modules import ModulePlan, module_name
@@ -338,6 +339,8 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     scenario = case.scenario
     layout = machine_layout(host.qemu, case.profile, host.remember("layouts"))
     state = place_firmware(case.document, case.profile, layout)
+    check_acpi_tables(case.document, state)
+    check_page_structs(case.document, state)
     if case.as_stated:
         check_stated(case.document, state)
     settings = plan_decoders(case.profile, state)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Checks of the RAM that a guest boots with: its ACPI tables, and room for page structs."""
+
+from __future__ import annotations
+
+from harness.model.document import Document
+from harness.model.memory_range import GIB, KIB, MIB, MemoryRange, format_size
+from harness.model.ownership import expected_owners
+from harness.model.placement import FirmwareState
+from harness.model.scenario import POLICIES, Scenario
+
+# The kernel has a struct page of 64 bytes for each page of 4 KiB.
+_PAGES_SHARE = 64
+# For the kernel, its initramfs and the commands of a run; a guest of 1 GiB is usual.
+_GUEST_NEEDS = 512 * MIB
+# SeaBIOS keeps the ACPI tables at the end of the RAM below 4 GiB.
+_ACPI_TABLES = 128 * KIB
+
+
+def check_acpi_tables(document: Document[Scenario], state: FirmwareState) -> None:
+    """Refuse Soft Reserved ranges over the ACPI tables.
+
+    Raises:
+        UsageError: names file, line and field.
+    """
+    low = [one.end for one in state.ram if one.end < 4 * GIB]
+    if not low:
+        return
+    tables = MemoryRange(max(low) + 1 - _ACPI_TABLES, max(low))
+    for one in state.soft_reserved:
+        if one.range.overlaps(tables):
+            raise document.error(
+                f"firmware.soft_reserved.{one.name}",
+                f"covers {tables}, where the firmware keeps the ACPI tables",
+                hint="end it before them, or use a node above 4 GiB: with at least 2816M of RAM, "
+                "QEMU puts what exceeds 2G there, so enlarge the nodes before it",
+            )
+
+
+def check_page_structs(document: Document[Scenario], state: FirmwareState) -> None:
+    """Refuse a guest whose RAM cannot hold the page structs of the memory that it gets.
+
+    Raises:
+        UsageError: names the profile, with the arithmetic.
+    """
+    sizes = {one.name: one.range.size for one in state.named_ranges()}
+    mapped = max(
+        sum(
+            sizes[name]
+            for name, owned in expected_owners(document.value, state, policy).items()
+            if owned.use in ("system_ram", "devdax")
+        )
+        for policy in POLICIES
+    )
+    reserved = [one.range for one in state.soft_reserved]
+    ram = sum(part.size for one in state.ram for part in one.minus(reserved))
+    ram = -(-ram // MIB) * MIB  # without the VGA hole, which the nodes' memory counts
+    needed = _GUEST_NEEDS + mapped // _PAGES_SHARE
+    if ram < needed:
+        missing = -(-(needed - ram) // (128 * MIB)) * 128 * MIB
+        raise document.error(
+            "profile",
+            f"the page structs of {format_size(mapped)} need {format_size(mapped // _PAGES_SHARE)} "
+            f"(64 bytes for each 4 KiB), and the guest itself {format_size(_GUEST_NEEDS)}: more "
+            f"than its {format_size(ram)} of RAM",
+            hint=f"enlarge nodes[0].memory of the profile by {format_size(missing)}, or leave kmem "
+            "out of guest.load",
+        )
