@@ -6,7 +6,8 @@ Source: CXL 3.1, 8.2.4.20 (HDM decoder capability) and 9.13.1 (interleave over s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -98,39 +99,40 @@ def plan_decoder(profile: Profile, decoder: PlacedDecoder) -> tuple[DecoderSetti
         endpoint = Component("endpoint", device, bridge.bus, numbers)
         add(endpoint, ways, decoder.granularity, ())
     for bridge in dict.fromkeys(bridge for bridge, _ in paths):
-        below = [ports for one, ports in paths if one is bridge]
+        below = {way: ports for way, (one, ports) in enumerate(paths) if one is bridge}
         above = Component("host_bridge", bridge.name, bridge.bus)
-        _plan_level(above, decoder, below, 0, decoder.granularity * decoder.window_ways, add)
+        _plan_level(above, decoder, below, decoder.granularity * decoder.window_ways, add)
     return tuple(settings)
 
 
 def _plan_level(
     component: Component,
     decoder: PlacedDecoder,
-    paths: Sequence[tuple[tuple[int, Port], ...]],
-    depth: int,
-    grain: int,
+    paths: Mapping[int, tuple[tuple[int, Port], ...]],
+    unused_grain: int,
     add: Callable[[Component, int, int, Sequence[int]], None],
 ) -> None:
-    hops = [path[depth] for path in paths]
-    ways = len({number for number, _ in hops})
-    targets = [number for number, _ in hops[:ways]]
-    if [number for number, _ in hops] != targets * (len(hops) // ways) or len(hops) % ways:
-        raise UsageError(
-            f"the devices {', '.join(decoder.devices)} do not take turns below {component.name}",
-            where=decoder.name,
-            hint="CXL 3.1, 9.13.1: each level of ports goes round in a fixed order; list the "
-            "devices so",
-        )
+    """Plan a component and what lies below it.
+
+    Args:
+        component: the host bridge or switch.
+        decoder: the decoder to plan.
+        paths: the ports from the component down to each of its devices, by the device's place in
+            the interleave order.
+        unused_grain: the step to write where this level has one way, and so does not use it.
+        add: called with each setting.
+    """
+    numbers = list(dict.fromkeys(path[0][0] for path in paths.values()))
+    ways = len(numbers)
     if ways > _MOST_TARGETS:
         raise UsageError(
             f"{component.name} would interleave over {ways} ports",
             where=decoder.name,
             hint=f"the target list of a decoder has {_MOST_TARGETS} places (CXL 3.1, 8.2.4.20.8)",
         )
-    if ways == 1:
-        # Nothing is interleaved at this level, and the step may be larger than can be encoded.
-        grain = min(grain, GRANULARITIES[-1])
+    grain, targets = min(unused_grain, GRANULARITIES[-1]), numbers
+    if ways > 1:
+        grain, targets = _level_order(component, decoder, paths)
     if grain not in GRANULARITIES:
         raise UsageError(
             f"{component.name} would interleave in steps of {grain}",
@@ -138,8 +140,40 @@ def _plan_level(
             hint=f"decoders have steps of at most {GRANULARITIES[-1]}: reduce the granularity",
         )
     add(component, ways, grain, targets)
-    for number, port in dict(hops).items():
+    for number in numbers:
+        through = {way: path for way, path in paths.items() if path[0][0] == number}
+        port = next(iter(through.values()))[0][1]
         if port.switch is not None:
-            below = [path for path in paths if path[depth][0] == number]
+            below = {way: path[1:] for way, path in through.items()}
             switch = Component("switch", port.name, component.bus, (*component.ports, number))
-            _plan_level(switch, decoder, below, depth + 1, grain * ways, add)
+            _plan_level(switch, decoder, below, grain * ways, add)
+
+
+def _level_order(
+    component: Component,
+    decoder: PlacedDecoder,
+    paths: Mapping[int, tuple[tuple[int, Port], ...]],
+) -> tuple[int, list[int]]:
+    """The step and the target list by which one level reaches its devices in their order.
+
+    A level selects its port by adjacent address bits. They may lie above or below the bits of the
+    levels beneath it.
+    """
+    reached = Counter(path[0][0] for path in paths.values())
+    ways, even = len(reached), len(set(reached.values())) == 1
+    for doublings in range(len(decoder.devices).bit_length()):
+        targets: dict[int, int] = {}
+        for way, path in paths.items():
+            targets.setdefault((way >> doublings) % ways, path[0][0])
+        if (
+            even
+            and len(set(targets.values())) == ways
+            and all(targets[(way >> doublings) % ways] == path[0][0] for way, path in paths.items())
+        ):
+            return decoder.granularity << doublings, [targets[place] for place in sorted(targets)]
+    raise UsageError(
+        f"the devices {', '.join(decoder.devices)} do not take turns below {component.name}",
+        where=decoder.name,
+        hint="CXL 3.1, 9.13.1: each level of ports goes round in a fixed order; list the devices "
+        "so",
+    )

@@ -140,17 +140,17 @@ def _check_decoder(
     if decoder.ports_size is not None:
         _check_ports(document, f"{at}.ports_size", decoder, profile)
     granularity = decoder.granularity or window.granularity
-    if len(window.targets) > 1 and granularity != window.granularity:
-        raise document.error(
-            f"{at}.granularity",
-            f"window {decoder.window} interleaves in steps of {window.granularity}",
-            hint="below an interleaved window, decoders have its granularity",
-        )
     if granularity not in GRANULARITIES:
         raise document.error(
             f"{at}.granularity",
             f"{granularity} is not an interleave granularity",
             hint=f"one of {', '.join(map(str, GRANULARITIES))}",
+        )
+    if len(window.targets) > 1 and granularity > window.granularity:
+        raise document.error(
+            f"{at}.granularity",
+            f"window {decoder.window} interleaves in steps of {window.granularity}",
+            hint="below an interleaved window, decoders have its granularity or a smaller one",
         )
     bridges = [profile.path_to(device)[0].name for device in decoder.devices]
     part = window.part_at(decoder.offset, decoder.size)
@@ -161,8 +161,9 @@ def _check_decoder(
             hint="the profile's parts are decoded by different hardware: one decoder for each",
         )
     targets = part.targets
-    expected = [targets[way % len(targets)] for way in range(ways)]
-    if ways % len(targets) or bridges != expected:
+    steps = window.granularity // granularity if len(targets) > 1 else 1
+    expected = [targets[way // steps % len(targets)] for way in range(ways)]
+    if ways % (steps * len(targets)) or bridges != expected:
         raise document.error(
             f"{at}.devices",
             f"window {decoder.window} interleaves over {', '.join(targets)}, but these devices "

@@ -157,14 +157,18 @@ def test_each_level_has_a_granularity_multiplied_by_the_ways_above_it() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "devices",
-    [("mem0", "mem1", "mem2", "mem3"), ("mem0", "mem2", "mem3", "mem1")],
-    ids=["one port twice in a row", "the ports in another order"],
-)
-def test_devices_that_do_not_take_turns_are_refused(devices: tuple[str, ...]) -> None:
+def test_the_upper_level_may_take_the_higher_address_bits() -> None:
+    assert rows(SWITCHED, decoder("mem0", "mem1", "mem2", "mem3")) == [
+        *(Row("endpoint", name, 0, 4, 256, ()) for name in ("mem0", "mem1", "mem2", "mem3")),
+        Row("host_bridge", "hb0", 0, 2, 512, (0, 1)),
+        Row("switch", "rp0", 0, 2, 256, (0, 1)),
+        Row("switch", "rp1", 0, 2, 256, (0, 1)),
+    ]
+
+
+def test_devices_that_do_not_take_turns_are_refused() -> None:
     with pytest.raises(UsageError, match="do not take turns below hb0"):
-        plan(SWITCHED, decoder(*devices))
+        plan(SWITCHED, decoder("mem0", "mem2", "mem3", "mem1"))
 
 
 def test_devices_that_take_no_even_turns_are_refused() -> None:
