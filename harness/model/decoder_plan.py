@@ -18,6 +18,9 @@ from harness.model.topology import GRANULARITIES, Port, Profile
 
 # Ports in the target list of one decoder.
 _MOST_TARGETS = 8
+# Decoders select by address bits 8 to 14: no other bits have a flag in the capability register
+# (CXL 3.1, 8.2.4.20.1), and QEMU's components set both flags. Linux refuses decoders that use more.
+MOST_STRIDE = 32768
 
 ComponentKind = Literal["host_bridge", "switch", "endpoint"]
 
@@ -93,6 +96,13 @@ def plan_decoder(profile: Profile, decoder: PlacedDecoder) -> tuple[DecoderSetti
         )
 
     ways = len(decoder.devices)
+    if ways > 1 and ways * decoder.granularity > MOST_STRIDE:
+        raise UsageError(
+            f"{ways} ways in steps of {decoder.granularity} need address bits above 14",
+            where=decoder.name,
+            hint="decoders select by address bits 8 to 14 (CXL 3.1, 8.2.4.20.1): ways times "
+            f"granularity are at most {MOST_STRIDE}",
+        )
     paths = [profile.path_to(device) for device in decoder.devices]
     for device, (bridge, ports) in zip(decoder.devices, paths, strict=True):
         numbers = tuple(number for number, _ in ports)

@@ -264,3 +264,13 @@ def test_a_decoder_has_eight_targets_at_most() -> None:
     with pytest.raises(UsageError, match="hb0 would interleave over 12 ports") as caught:
         plan(profile, decoder(*names, size="3G"))
     assert str(caught.value.where).endswith(": firmware.decoders[0].devices")
+
+
+def test_ways_times_granularity_are_at_most_32_kib() -> None:
+    names = [f"mem{n}" for n in range(4)]
+    ports = [port(f"rp{n}", name) for n, name in enumerate(names)]
+    profile = machine([bridge("hb0", 0x35, *ports)], [window("hb0", granularity=16384)])
+    assert rows(profile, decoder(*names[:2]))[-1].granularity == 16384
+    with pytest.raises(UsageError, match="4 ways in steps of 16384 need address bits above 14"):
+        plan(profile, decoder(*names))
+    plan(profile, decoder(*names, granularity=8192))
