@@ -43,7 +43,7 @@ def check_page_structs(document: Document[Scenario], state: FirmwareState) -> No
     Raises:
         UsageError: names the profile, with the arithmetic.
     """
-    sizes = {one.name: one.range.size for one in state.named_ranges()}
+    sizes = {one.name: one.range.size for one in state.judged_ranges()}
     mapped = max(
         sum(
             sizes[name]
