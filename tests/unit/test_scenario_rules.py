@@ -358,3 +358,16 @@ def test_what_the_kernel_denies_cannot_be_loaded(name: str) -> None:
 )
 def test_what_cxl_forbids_is_refused_with_its_section(decoders: list[Values], section: str) -> None:
     assert f"CXL 3.1, {section}" in refused({"decoders": decoders}).hint
+
+
+def test_a_window_may_interleave_in_larger_steps_than_its_devices() -> None:
+    bridges = [
+        bridge("hb0", 0x20, port("rp0", "mem0"), port("rp1", "mem1")),
+        bridge("hb1", 0x40, port("rp2", "mem2"), port("rp3", "mem3")),
+    ]
+    coarse = machine(bridges, [window("hb0", "hb1", size=4 * GIB, granularity=512)])
+    in_order = ("mem0", "mem1", "mem2", "mem3")
+    check({"decoders": [decoder(0, *in_order, granularity=256)]}, coarse)
+    for devices, granularity in ((in_order, 512), (("mem0", "mem2", "mem1", "mem3"), 256)):
+        with pytest.raises(UsageError, match="but these devices lie below"):
+            check({"decoders": [decoder(0, *devices, granularity=granularity)]}, coarse)
