@@ -17,6 +17,7 @@ Trouble = Literal[
     "dax_cxl",
     "dax_hmem_in_window",
     "failed_region",
+    "interleave_above_16k",
     "locked_region",
     "no_node",
     "range_beyond_srat",
@@ -42,6 +43,8 @@ def troubled(trouble: Trouble, state: FirmwareState, owners: Owners) -> tuple[Me
             `dax_cxl`: dax_cxl should own it;
             `dax_hmem_in_window`: a range that overlaps a window and should be dax_hmem's;
             `failed_region`: a region that Linux cannot assemble, as its decoders disagree;
+            `interleave_above_16k`: a region over several host bridges whose number times its
+            granularity exceeds 16 KiB;
             `locked_region`, `unlocked_region`: should be dax_cxl's, with decoders locked or not;
             `no_node`: a range that no entry of the SRAT describes;
             `range_beyond_srat`: a range that entries of the SRAT, at which Linux looks, lie in but
@@ -101,6 +104,14 @@ def _hmem_in_window(state: FirmwareState, owners: Owners) -> Iterable[MemoryRang
 
 def _failed_region(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
     return [one.range for one in state.decoders if not one.hidden and one.ports_range != one.range]
+
+
+def _interleave_above_16k(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
+    return [
+        one.range
+        for one in state.decoders
+        if one.window_ways > 1 and one.window_ways * one.granularity > 16384
+    ]
 
 
 def _no_node(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
@@ -177,6 +188,7 @@ _FINDERS: Mapping[Trouble, Callable[[FirmwareState, Owners], Iterable[MemoryRang
     "dax_cxl": _owned_by_cxl,
     "dax_hmem_in_window": _hmem_in_window,
     "failed_region": _failed_region,
+    "interleave_above_16k": _interleave_above_16k,
     "locked_region": _with_lock(True),
     "no_node": _no_node,
     "range_beyond_srat": _range_beyond_srat,
