@@ -18,12 +18,14 @@ class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         rule: that it breaks.
         finding: a regular expression of that finding's text.
         rules: all that are broken, each time.
+        ci: whether tests/guest/test_mutants.py boots it; ci/mutants runs all.
     """
 
     scenario: str
     rule: str
     finding: str
     rules: tuple[str, ...]
+    ci: bool = False
 
 
 class SeriesDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -119,14 +119,14 @@ def test_a_guest_that_qemu_has_paused_is_no_hang_of_the_kernel(run_with: Runner)
 
 
 def mutant(name: str) -> KernelRequest:
-    return KernelRequest("build:debian:7.2", series=PROJECT / "patches" / f"mutant-{name}")
+    return KernelRequest("build:debian:7.2", series=PROJECT / "patches/mutants" / name)
 
 
 def test_an_oops_is_not_waited_for_until_the_deadline_of_the_step(
     harness_host: Host, tmp_path: Path
 ) -> None:
     """The module that waits for the worker that oopsed never finishes loading."""
-    result = run_case(harness_host, "exact_cover", mutant("oops-in-hmem"), tmp_path)
+    result = run_case(harness_host, "exact_cover", mutant("crashes/oops-in-hmem"), tmp_path)
     assert result.verdict is Verdict.FAIL, report_text(result)
     (finding,) = result.findings
     assert (finding.rule, finding.phase) == ("6", "modprobe dax_hmem")
@@ -141,7 +141,7 @@ def test_the_stack_of_a_module_that_hangs_is_in_the_finding(
     harness_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "_LOAD_SECONDS", 10.0)
-    result = run_case(harness_host, "exact_cover", mutant("hang-in-hmem"), tmp_path)
+    result = run_case(harness_host, "exact_cover", mutant("crashes/hang-in-hmem"), tmp_path)
     assert result.verdict is Verdict.FAIL, report_text(result)
     (finding,) = result.findings
     assert (finding.rule, finding.phase) == ("step", "modprobe dax_hmem")
@@ -153,7 +153,7 @@ def test_a_guest_that_says_nothing_tells_an_nmi_where_it_is(
     harness_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "_LOAD_SECONDS", 10.0)
-    result = run_case(harness_host, "exact_cover", mutant("dead-in-hmem"), tmp_path)
+    result = run_case(harness_host, "exact_cover", mutant("crashes/dead-in-hmem"), tmp_path)
     assert result.verdict is Verdict.FAIL, report_text(result)
     (finding,) = result.findings
     assert finding.phase == "modprobe dax_hmem"
@@ -165,7 +165,7 @@ def test_a_warning_that_the_user_has_made_fatal(harness_host: Host, tmp_path: Pa
     text = (SCENARIOS / "no_soft_reserved.yaml").read_text()
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("guest:\n", "kernel: {cmdline: [panic_on_warn=1]}\nguest:\n"))
-    kernel = mutant("flush-uninitialised-work")
+    kernel = mutant("flush/flush-uninitialised-work")
     result = run_case(harness_host, str(path), kernel, tmp_path)
     assert result.verdict is Verdict.FAIL, report_text(result)
     (finding,) = result.findings
@@ -177,7 +177,7 @@ def test_a_trace_with_files_and_lines(harness_host: Host, tmp_path: Path) -> Non
     kernel = KernelRequest(
         "build:debian:7.2",
         configs=("debug_info",),
-        series=PROJECT / "patches" / "mutant-oops-in-hmem",
+        series=PROJECT / "patches/mutants/crashes/oops-in-hmem",
     )
     result = run_case(harness_host, "exact_cover", kernel, tmp_path)
     assert result.verdict is Verdict.FAIL, report_text(result)

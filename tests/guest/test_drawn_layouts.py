@@ -44,7 +44,7 @@ def test_drawn_layouts_can_be_judged(
 def test_a_mutant_is_found_and_its_file_shows_it_again(
     harness_host: Host, known_issues: KnownIssues, tmp_path: Path
 ) -> None:
-    mutant = PROJECT / "patches" / "mutant-hmem-does-not-wait"
+    mutant = PROJECT / "patches/mutants/deferral/hmem-does-not-wait"
     kernel = KernelRequest("build:debian:7.2", series=mutant)
     # The first layout of every seed is the simplest: a region covers a range exactly.
     tally = fuzz(harness_host, kernel, known_issues, tmp_path, seed=0, minutes=0.0)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mutants x scenarios: each mutant of patches/ is seen by the scenario that it names, with the
-finding that it names, and no other mutant shows that finding there by accident.
+"""Mutants x scenarios: each mutant that is marked `ci` is seen by the scenario that it names, with
+the finding that it names, and no other of them shows that finding there by accident. `ci/mutants`
+runs all mutants.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from harness.model.scenario import Policy
 from harness.model.verdict import RULES, Finding, RunResult, Verdict
 from harness.paths import PROJECT
 from harness.pytest_plugin import report_text
-from harness.runs.catalogue import load_case
+from harness.runs.catalogue import load_case, scenario_names
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import Session, default_jobs
@@ -40,6 +41,7 @@ class Mutant:
         rule: that is broken.
         finding: a regular expression of the text of the finding that must be among others.
         rules: all that are broken, each time; None where that differs from run to run.
+        ci: whether it is booted here.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Mutant:
     rule: str
     finding: str
     rules: tuple[str, ...] | None = None
+    ci: bool = False
 
     def shown(self, result: RunResult) -> tuple[Finding, ...]:
         """The findings of a run that are this mutant's."""
@@ -60,17 +63,22 @@ class Mutant:
         )
 
 
-def read_mutant(folder: Path) -> Mutant:
+def read_mutant(folder: Path) -> Mutant | None:
+    """A mutant, or None: one that names no scenario survives them all."""
     series = yaml.safe_load((folder / "series.yaml").read_text())
-    shown = series["mutant"]
+    shown = series.get("mutant")
+    if shown is None:
+        return None
     if "rules" in shown:
         shown["rules"] = tuple(shown["rules"])
     return Mutant(folder.name, folder, series["base"], series["policy"], **shown)
 
 
-MUTANTS = [read_mutant(folder) for folder in sorted((PROJECT / "patches").glob("mutant-*"))]
+FOLDERS = sorted(path.parent for path in (PROJECT / "patches/mutants").glob("*/*/series.yaml"))
+ALL = [one for one in map(read_mutant, FOLDERS) if one is not None]
+MUTANTS = [one for one in ALL if one.ci]
 # A guest that hangs in the first driver shows nothing else, and takes all the time it is given.
-HANGING = {"mutant-hang-in-hmem", "mutant-dead-in-hmem"}
+HANGING = {"hang-in-hmem", "dead-in-hmem"}
 SCENARIOS = sorted({one.scenario for one in MUTANTS})
 NAMES = [one.name for one in MUTANTS]
 
@@ -78,8 +86,10 @@ Row = Callable[[Mutant], Mapping[str, RunResult]]
 
 
 def test_there_are_mutants() -> None:
-    assert len(MUTANTS) >= 10
-    for one in MUTANTS:
+    assert len(MUTANTS) == 10 and len(ALL) >= 40
+    assert len({folder.name for folder in FOLDERS}) == len(FOLDERS)
+    for one in ALL:
+        assert one.scenario in scenario_names()
         assert {one.rule} <= set(one.rules or (one.rule,)) <= set(RULES)
 
 

@@ -25,7 +25,7 @@ from harness.runs.prepare import Host
 
 pytestmark = pytest.mark.guest
 
-MUTANT = PROJECT / "patches" / "mutant-hmem-does-not-wait"
+MUTANT = PROJECT / "patches/mutants/deferral/hmem-does-not-wait"
 SECONDS = 3600
 KILLS = 5
 

@@ -43,7 +43,7 @@ from harness.runs.replay import (
 )
 from harness.runs.reproducer import asked_load
 
-SERIES = PROJECT / "patches" / "mutant-hmem-does-not-wait"
+SERIES = PROJECT / "patches/mutants/deferral/hmem-does-not-wait"
 
 
 def packed(root: Path, capture: str = "partial_region-7.2", **more: Any) -> Path:

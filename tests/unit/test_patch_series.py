@@ -116,7 +116,7 @@ def test_series_yaml(tree: Path, patches: tuple[bytes, ...], tmp_path: Path, sto
 
 
 def test_the_projects_series() -> None:
-    folders = sorted(path.parent for path in (PROJECT / "patches").glob("*/series.yaml"))
+    folders = sorted(path.parent for path in (PROJECT / "patches").rglob("series.yaml"))
     assert folders
     for folder in folders:
         series = read_series(folder)
