@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from harness.model.memory_range import MemoryRange
 
 if TYPE_CHECKING:
-    from harness.model.observation import CxlRegion, DaxDevice, Observation
+    from harness.model.observation import Observation
 
 KMEM_RAM = r"System RAM \(kmem\)"
-_NOT_ENTERED = re.compile(r"construct_region (region\d+) cannot insert resource")
 # Modules that are dax drivers, which have the module's name.
 _DAX_DRIVERS = ("kmem", "device_dax")
 
@@ -43,19 +42,6 @@ def _about_devices(observation: Observation) -> Iterator[str]:
     listed = sorted(_named(observation.daxctl_list, "chardev"))
     if in_sysfs != listed:
         yield f"sysfs has dax devices {_list(in_sysfs)}, daxctl lists {_list(listed)}"
-    for device in observation.dax:
-        if device.parent == "dax_cxl" and not _region_under(device, observation.regions):
-            yield f"{device.name} is of a region that is not committed over all of it"
-
-
-def _region_under(device: DaxDevice, regions: Iterable[CxlRegion]) -> bool:
-    return any(
-        region.committed
-        and region.range is not None
-        and all(region.range.contains(span) for span in device.ranges)
-        for region in regions
-        if region.name in device.path.split("/")
-    )
 
 
 def _about_regions(observation: Observation) -> Iterator[str]:
@@ -63,13 +49,6 @@ def _about_regions(observation: Observation) -> Iterator[str]:
     listed = sorted(set(_named(observation.cxl_list, "region")))
     if in_sysfs != listed:
         yield f"sysfs has regions {_list(in_sysfs)}, cxl lists {_list(listed)}"
-    regions = {(one.name, one.range) for one in observation.regions if one.range is not None}
-    shown = {(entry.name, entry.range) for entry in observation.iomem.named(r"region\d+")}
-    for name, span in sorted(regions ^ shown):
-        if (name, span) in regions and name in _left_out_of_iomem(observation):
-            continue
-        where = "sysfs" if (name, span) in regions else "iomem"
-        yield f"only {where} has {name} at {span}"
     yield from _about_windows(observation)
 
 
@@ -87,15 +66,6 @@ def _about_windows(observation: Observation) -> Iterator[str]:
     for entry in sorted(shown):
         if not any(entry.overlaps(span) for span in windows):
             yield f"only iomem has a window at {entry}"
-
-
-def _left_out_of_iomem(observation: Observation) -> set[str]:
-    """Regions that the kernel says it could not enter there: something else lies across them.
-
-    Source: drivers/cxl/core/region.c, construct_region(), __construct_region().
-    """
-    found = (_NOT_ENTERED.search(record.text) for record in observation.dmesg)
-    return {match[1] for match in found if match}
 
 
 def _about_drivers(observation: Observation) -> Iterator[str]:

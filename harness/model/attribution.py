@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -16,6 +16,7 @@ from harness.model.scenario import OwnerName, Use
 from harness.model.verdict import Finding, Piece
 
 KMEM = "System RAM (kmem)"
+_NOT_ENTERED = re.compile(r"construct_region (region\d+) cannot insert resource")
 
 
 def pieces_of(span: MemoryRange, observation: Observation) -> tuple[Piece, ...]:
@@ -82,11 +83,43 @@ def disagreements(observation: Observation) -> tuple[Finding, ...]:
                     add(f"{device.driver} holds {device.name}, but {what}", one)
             elif not any(below.name == KMEM for e in entries for below in e.walk()):
                 add(f"kmem holds {device.name}, but iomem has no {KMEM} in it", one)
+    for text, span in _about_regions(observation):
+        add(text, span)
     for entry in observation.iomem.named(r"System RAM \(kmem\)"):
         holders = [d for d in _covering(entry.range, observation.dax) if d.driver == "kmem"]
         if not holders:
             add(f"iomem has {KMEM} without a dax device of kmem", entry.range)
     return tuple(findings)
+
+
+def _about_regions(observation: Observation) -> Iterator[tuple[str, MemoryRange]]:
+    """Regions of which iomem, sysfs and dax devices do not agree: a kernel can leave one behind.
+
+    A region that the kernel could not enter into iomem, and says so, is no disagreement (Linux,
+    drivers/cxl/core/region.c, __construct_region).
+    """
+    left_out = {
+        match[1]
+        for record in observation.dmesg
+        if (match := _NOT_ENTERED.search(record.text)) is not None
+    }
+    regions = {(one.name, one.range) for one in observation.regions if one.range is not None}
+    shown = {(entry.name, entry.range) for entry in observation.iomem.named(r"region\d+")}
+    for name, span in sorted(shown - regions):
+        yield f"iomem has {name}, but sysfs has no such region there", span
+    for name, span in sorted(regions - shown):
+        if name not in left_out:
+            yield f"sysfs has {name}, but iomem does not show it", span
+    for device in observation.dax:
+        if device.parent == "dax_cxl":
+            committed = [
+                one.range
+                for one in observation.regions
+                if one.committed and one.range and one.name in device.path.split("/")
+            ]
+            for span in device.ranges:
+                if not any(one.contains(span) for one in committed):
+                    yield f"{device.name} is of a region that is not committed over it", span
 
 
 def online(iomem: Iomem, spans: Iterable[MemoryRange]) -> bool:

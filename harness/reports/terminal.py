@@ -144,9 +144,8 @@ def _step_lines(steps: Sequence[StepOutcome]) -> list[str]:
 
 def _finding_lines(finding: Finding, evidence: str | None, *, mark_new: bool) -> list[str]:
     where = f" {finding.range}" if finding.range else ""
-    new = "new: " if mark_new else ""
-    mark = f"known, {finding.known}: " if finding.known else new
-    lines = [f"  {_rule(finding.rule)}", f"   {where} {mark}{finding.text}"]
+    mark = f" [known: {finding.known}]" if finding.known else " [new]" if mark_new else ""
+    lines = [f"  {_rule(finding.rule)}", f"   {where} {finding.text}{mark}"]
     if finding.iomem:
         lines.append("    /proc/iomem:")
         lines += [f"      {line}" for line in finding.iomem[:_MOST_IOMEM_LINES]]

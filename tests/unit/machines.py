@@ -146,12 +146,19 @@ def observed(
     drivers: Sequence[str] = ("kmem",),
     dmesg: Sequence[Record] = (),
     offline: Sequence[str] = (),
-    regions: Sequence[CxlRegion] = (),
+    regions: Sequence[CxlRegion] | None = None,
 ) -> Observation:
-    """An observation with this text in /proc/iomem; a common indentation does not count."""
+    """An observation with this text in /proc/iomem; a common indentation does not count.
+
+    Without `regions`, sysfs has those that iomem has.
+    """
+    tree = iomem_of(iomem)
+    if regions is None:
+        shown = tree.named(r"region\d+")
+        regions = [CxlRegion(one.name, one.range, True, 1, "cxl_region") for one in shown]
     return Observation(
         release="7.2.0",
-        iomem=iomem_of(iomem),
+        iomem=tree,
         dax=devices,
         dax_drivers=tuple(drivers),
         regions=tuple(regions),

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import by_cxl, by_hmem, iomem_of, observed, span
+from machines import by_cxl, by_hmem, iomem_of, observed, record, span
 
 from harness.model.attribution import disagreements, double_claims, online, pieces_of
 from harness.model.iomem import Iomem
 from harness.model.memory_range import MemoryRange
-from harness.model.observation import DaxDevice, Observation
+from harness.model.observation import CxlRegion, DaxDevice, Observation
 
 SR = span("110000000-18fffffff")
 
@@ -297,3 +297,31 @@ def test_memory_of_kmem_is_offline_where_its_blocks_are() -> None:
     devdax = by_cxl("dax0.0", "110000000-18fffffff", driver="device_dax")
     away = observed(OWNED, devdax, offline=["110000000-18fffffff"])
     assert [one[2] for one in pieces(away)] == ["devdax"]
+
+
+REGION = CxlRegion("region0", SR, committed=True, ways=1, driver="cxl_region")
+NO_REGION = "110000000-18fffffff : CXL Window 0"
+NOT_ENTERED = record(3, "mem0:decoder2.0: __construct_region region0 cannot insert resource")
+
+
+@pytest.mark.parametrize(
+    ("iomem", "regions", "texts"),
+    [
+        (OWNED, [REGION], []),
+        (OWNED, [], ["iomem has region0, but sysfs has no", "dax0.0 is of a region that is not"]),
+        (OWNED, [replace(REGION, committed=False)], ["dax0.0 is of a region that is not"]),
+        (NO_REGION, [REGION], ["sysfs has region0, but iomem does not", "kmem holds dax0.0, but"]),
+    ],
+)
+def test_a_region_that_a_kernel_leaves_behind_breaks_consistency(
+    iomem: str, regions: list[CxlRegion], texts: list[str]
+) -> None:
+    found = disagreements(observed(iomem, by_cxl("dax0.0", "110000000-18fffffff"), regions=regions))
+    assert {one.rule for one in found} <= {"consistency"}
+    assert len(found) == len(texts)
+    assert all(any(one.text.startswith(text) for one in found) for text in texts)
+
+
+def test_a_region_that_the_kernel_could_not_enter_into_iomem_is_no_disagreement() -> None:
+    assert disagreements(observed(NO_REGION, regions=[REGION], dmesg=[NOT_ENTERED])) == ()
+    assert len(disagreements(observed(NO_REGION, regions=[REGION]))) == 1

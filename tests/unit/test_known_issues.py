@@ -266,7 +266,6 @@ ISSUES: dict[str, tuple[str, ...]] = {
     "reload_modules": ("", "", "reload_cxl_acpi_warns"),
     "recreate_region": ("", "", "no_room_for_region"),
     "interleave_host_bridges_16k": ("interleave_above_16k_stranded", "interleave_above_16k"),
-    "reload_dax_hmem_without_region": ("", "", "no_room_for_region"),
     "destroy_failed_region": ("destroy_failed_region", "destroy_failed_region", ""),
     "rebind_memdev": ("no_room_after_rebind", "", "no_room_for_region"),
     "range_off_alignment": (f"{LEFT} lost_to_memory_blocks", "lost_to_memory_blocks"),

@@ -108,7 +108,7 @@ def test_a_region_that_only_one_of_iomem_and_sysfs_shows_is_left_too(where: str)
     iomem = LEFT if where == "iomem" else GONE
     empty = CxlRegion("region1", None, False, 0, None)
     regions = {"iomem": [], "sysfs": REGIONS, "sysfs, without a range": [empty]}[where]
-    names = [text.split()[0] for _, _, text in left_over(iomem, regions)]
+    names = [text.split()[0] for rule, _, text in left_over(iomem, regions) if rule == "3"]
     assert names == (["region1"] if "without" in where else ["region1", "region2"])
 
 
@@ -120,8 +120,9 @@ def test_without_regions_a_dax_device_must_stay_in_soft_reserved_ranges() -> Non
     iomem = """
         110000000-11fffffff : dax0.0
           110000000-11fffffff : System RAM (kmem)
-        120000000-12fffffff : dax1.0
-          120000000-12fffffff : System RAM (kmem)
+        120000000-12fffffff : region0
+          120000000-12fffffff : dax1.0
+            120000000-12fffffff : System RAM (kmem)
     """
     rules = [
         [
@@ -129,6 +130,7 @@ def test_without_regions_a_dax_device_must_stay_in_soft_reserved_ranges() -> Non
             for one in judge(
                 observed(iomem, *devices), state, {"a": HMEM}, no_region=no_region
             ).findings
+            if one.rule != "3"
         ]
         for no_region in (True, False)
     ]

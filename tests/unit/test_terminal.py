@@ -204,5 +204,5 @@ def test_a_new_finding_beside_a_known_one_is_told_apart() -> None:
         ),
     )
     lines = "\n".join(result_lines(result))
-    assert "known, stranded: sr0: stranded" in lines
-    assert "new: an error: kmem" in lines
+    assert "sr0: stranded [known: stranded]" in lines
+    assert "an error: kmem [new]" in lines
