@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.model.document import Document
-from harness.model.kernel_version import kernel_version
 from harness.model.life_ownership import no_region_after_steps, owners_after_steps, parts_of
 from harness.model.owner import Ownership
-from harness.model.ownership import as_run, expected_owners, leaves_no_region
+from harness.model.ownership import (
+    ASKED_BY_DAX_HMEM,
+    as_run,
+    dax_hmem_asks,
+    expected_owners,
+    leaves_no_region,
+)
 from harness.model.placement import FirmwareState
 from harness.model.scenario import POLICIES, Policy, Scenario
 from harness.model.target_node import NodeRange, named_node
-
-# What dax_hmem_init() asks for since Linux 7.1, with what these need.
-_ASKED_BY_DAX_HMEM = ("cxl_acpi", "cxl_pci", "cxl_mem")
-_DAX_HMEM_ASKS_SINCE = (7, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,10 @@ def check_stated(document: Document[Scenario], state: FirmwareState) -> None:
     scenario = document.value
     if scenario.expect.why_not_the_contract is not None:
         return
-    variants = [scenario]
-    asks = scenario.kernel.config.get("DEV_DAX_CXL") != "n"
-    if asks and "dax_hmem" in scenario.guest.modules:
-        more = as_run(scenario, _ASKED_BY_DAX_HMEM, {})
-        since = kernel_version(scenario.kernel.since or "0.0")
-        variants = [more] if since >= _DAX_HMEM_ASKS_SINCE else [scenario, more]
+    more = as_run(scenario, ASKED_BY_DAX_HMEM, {})
+    variants = [more] if dax_hmem_asks(scenario) else [scenario]
+    if "dax_hmem" in scenario.guest.modules and scenario.kernel.config.get("DEV_DAX_CXL") != "n":
+        variants.append(more)
     for policy in POLICIES:
         contracts = [_contract(one, state, policy) for one in variants]
         for moment, stated in enumerate(_stated(scenario, policy)):

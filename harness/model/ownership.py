@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from harness.model.denials import denied_initcalls, denied_modules
 from harness.model.kernel_modules import module_name
+from harness.model.kernel_version import kernel_version
 from harness.model.memory_range import MemoryRange
 from harness.model.placement import FirmwareState, NamedRange
 from harness.model.scenario import Ownership, Policy, Scenario, Use
@@ -28,6 +29,10 @@ DRIVER_OPTIONS = {
     "kmem": "DEV_DAX_KMEM",
     "device_dax": "DEV_DAX",
 }
+
+# What dax_hmem_init() asks for since Linux 7.1, with what these need.
+ASKED_BY_DAX_HMEM = ("cxl_acpi", "cxl_pci", "cxl_mem")
+_DAX_HMEM_ASKS_SINCE = (7, 1, 0)
 
 # The initcall of each driver when it is built in.
 _INITCALLS = {
@@ -47,8 +52,9 @@ def as_run(
     """The scenario with what its kernel really has, in place of what the file names.
 
     Modules bring others along: by dependencies, softdeps, and `request_module()` in
-    `dax_hmem_init()` since Linux 7.1. A module that the scenario keeps out stays out of the
-    expectation whatever the kernel does: to keep it out is what such a scenario is about.
+    `dax_hmem_init()` since Linux 7.1, which a scenario with that `since` relies on. A module that
+    the scenario keeps out stays out of the expectation whatever the kernel does: to keep it out is
+    what such a scenario is about.
 
     Args:
         scenario: as its file states it.
@@ -59,7 +65,8 @@ def as_run(
     kept_out |= denied_modules(scenario.kernel.cmdline)
     kept_out |= denied_modules(scenario.kernel.cmdline, "modprobe.blacklist")
     named = [module_name(one) for one in scenario.guest.modules]
-    also = [one for one in DRIVER_OPTIONS if one in loaded and one not in {*named, *kept_out}]
+    brought = {*loaded, *(ASKED_BY_DAX_HMEM if dax_hmem_asks(scenario) else ())}
+    also = [one for one in DRIVER_OPTIONS if one in brought and one not in {*named, *kept_out}]
     known = {
         option: config[option]
         for option in ("CXL_REGION", *DRIVER_OPTIONS.values())
@@ -69,6 +76,15 @@ def as_run(
         scenario,
         guest=replace(scenario.guest, load=(*named, *also)),
         kernel=replace(scenario.kernel, config={**scenario.kernel.config, **known}),
+    )
+
+
+def dax_hmem_asks(scenario: Scenario) -> bool:
+    """Whether a scenario is only about kernels whose dax_hmem asks for the drivers of CXL."""
+    return (
+        kernel_version(scenario.kernel.since) >= _DAX_HMEM_ASKS_SINCE
+        and scenario.kernel.config.get("DEV_DAX_CXL") != "n"
+        and "dax_hmem" in map(module_name, scenario.guest.modules)
     )
 
 

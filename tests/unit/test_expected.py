@@ -128,3 +128,12 @@ def test_a_module_that_is_kept_out_is_not_expected_although_it_came(
     scenario = scenario_of({}, guest=guest, **rest).value
     (first,) = expectations(as_run(scenario, ALL, {}), STATE, "per_range")
     assert first.owners["sr0"] == HMEM
+
+
+@pytest.mark.parametrize(("since", "owner"), [("7.1", CXL), ("6.18", HMEM), ("", HMEM)])
+def test_a_scenario_of_7_1_relies_on_what_dax_hmem_asks_for(since: str, owner: Ownership) -> None:
+    # A kernel that no longer asks for cxl_pci must not pass for it.
+    guest = {"load": ["cxl_acpi", "dax_hmem", "kmem", "dax_cxl"]}
+    scenario = scenario_of({}, guest=guest, kernel={"since": since}).value
+    (first,) = expectations(as_run(scenario, guest["load"], {}), STATE, "per_range")
+    assert first.owners["sr0"] == owner
