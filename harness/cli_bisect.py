@@ -172,7 +172,7 @@ def bisect_step(
 @click.option(
     "--series",
     type=click.Path(path_type=Path),
-    metavar="DIR|MBOX",
+    metavar="DIR|MBOX[@vN]",
     help="Bisect over these patches, on top of --good (or of what the tree has at HEAD).",
 )
 @click.option("--first-good", is_flag=True, help="Look for the fix: --bad is the older commit.")

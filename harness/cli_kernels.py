@@ -69,7 +69,7 @@ def _build_options(command: Command) -> Command:
         click.option(
             "--series",
             type=click.Path(path_type=Path),
-            metavar="DIR|MBOX",
+            metavar="DIR|MBOX[@vN]",
             help="Patches to apply: a folder, or an mbox as b4 am writes it.",
         ),
         click.option("--upto", type=int, metavar="N", help="Stop after patch N of the series."),

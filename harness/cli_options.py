@@ -269,7 +269,7 @@ def kernel_options(command: Command) -> Command:
         click.option(
             "--series",
             type=click.Path(path_type=Path),
-            metavar="DIR|MBOX",
+            metavar="DIR|MBOX[@vN]",
             help="For build: patches to apply.",
         ),
         click.option("--llvm", is_flag=True, help="For build: clang instead of gcc."),

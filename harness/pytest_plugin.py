@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="for build: fragments of kernel_configs/ on top of the base",
     )
     group.addoption(
-        "--series", default=None, metavar="DIR|MBOX", help="for build: patches to apply"
+        "--series", default=None, metavar="DIR|MBOX[@vN]", help="for build: patches to apply"
     )
     group.addoption("--llvm", action="store_true", help="for build: clang instead of gcc")
     group.addoption(

@@ -41,9 +41,9 @@ def outcome(result: RunResult) -> str:
 def combine(results: Sequence[RunResult], seconds: float) -> RunResult:
     """One result for all guests of a scenario.
 
-    It is the result of the first guest that broke the contract; without one, of the first that was
-    not judged; without that, of the first. That different guests ended differently is a finding of
-    its own (rule 7).
+    It is the result of the first guest with a new failure; without one, of the first with a known
+    failure, then of the first that was not judged, then of the first. That different guests ended
+    differently is a finding of its own (rule 7).
 
     Args:
         results: of each guest, at least one, in the order in which loads were asked for.
@@ -53,7 +53,8 @@ def combine(results: Sequence[RunResult], seconds: float) -> RunResult:
         return results[0]
     failed = [one for one in results if one.verdict is Verdict.FAIL]
     unjudged = [one for one in results if one.verdict not in (Verdict.FAIL, Verdict.PASS)]
-    first = (failed or unjudged or list(results))[0]
+    new = [one for one in failed if not one.known_issue]
+    first = (new or failed or unjudged or list(results))[0]
     findings = first.findings
     reason = first.reason
     if failed:

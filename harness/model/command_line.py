@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.model.memory_range import MemoryRange
+from harness.model.memory_range import MemoryRange, merge_adjacent
 from harness.model.placement import FirmwareState
 
 _SOFT_RESERVED = 0xEFFFFFFF
@@ -53,10 +53,10 @@ def kernel_command_line(
 def memmap_arguments(span: MemoryRange, ram: Iterable[MemoryRange]) -> tuple[str, ...]:
     """`memmap=` parameters that make a range Soft Reserved, whatever lies there.
 
-    RAM must be converted and the rest added, so a range that has both needs several parameters;
-    the kernel joins what they give. Source: Linux, arch/x86/kernel/e820.c.
+    RAM must be converted and the rest added, so a range that has both needs several parameters, and
+    becomes several entries. Source: Linux, arch/x86/kernel/e820.c.
     """
-    memory = [part for one in ram if (part := span.intersection(one)) is not None]
+    memory = merge_adjacent(part for one in ram if (part := span.intersection(one)) is not None)
     arguments = [(part, f"-{_RAM}") for part in memory]
     arguments += [(part, "") for part in span.minus(memory)]
     return tuple(

@@ -55,7 +55,7 @@ def expectations(
         as_stated: whether owners stated against the contract hold: the guest loads what the file
             names.
     """
-    contract = _contract(scenario, state, policy)
+    contract = contract_owners(scenario, state, policy)
     no_region = (
         leaves_no_region(scenario, state, policy),
         *no_region_after_steps(scenario, state, policy),
@@ -92,6 +92,7 @@ def check_stated(document: Document[Scenario], state: FirmwareState) -> None:
         UsageError: they differ, and the scenario gives no reason; names file, line and field.
     """
     scenario = document.value
+    _check_names(document, state)
     if scenario.expect.why_not_the_contract is not None:
         return
     more = as_run(scenario, ASKED_BY_DAX_HMEM, {})
@@ -99,7 +100,7 @@ def check_stated(document: Document[Scenario], state: FirmwareState) -> None:
     if "dax_hmem" in scenario.guest.modules and scenario.kernel.config.get("DEV_DAX_CXL") != "n":
         variants.append(more)
     for policy in POLICIES:
-        contracts = [_contract(one, state, policy) for one in variants]
+        contracts = [contract_owners(one, state, policy) for one in variants]
         for moment, stated in enumerate(_stated(scenario, policy)):
             for name, one in stated.items():
                 owners = [
@@ -112,8 +113,25 @@ def check_stated(document: Document[Scenario], state: FirmwareState) -> None:
                     raise _differs(document, (name, one), owners[0], moment, state.nodes)
 
 
+def _check_names(document: Document[Scenario], state: FirmwareState) -> None:
+    """Refuse a statement about what is not judged: a part that is not there, a covered decoder."""
+    judged = [one.name for one in state.judged_ranges()]
+    for policy in POLICIES:
+        for moment in _stated(document.value, policy):
+            for name, one in moment.items():
+                if not parts_of(name, judged):
+                    raise document.error(
+                        one.field,
+                        f"no range or region is called {name!r} on this machine",
+                        hint=f"names: {', '.join(judged)}",
+                    )
+
+
 def _agree(computed: Ownership | None, stated: Ownership) -> bool:
-    return computed is not None and computed.agrees_with(stated)
+    """Whether a statement is the contract's; a node that is not stated is the contract's own."""
+    if computed is None or (computed.owner, computed.use) != (stated.owner, stated.use):
+        return False
+    return stated.node in (None, computed.node)
 
 
 def _differs(
@@ -126,7 +144,7 @@ def _differs(
     name, stated = named
     by_contract = (
         " and ".join(sorted(f"{_with_node(one, nodes)} ({_rule(one)})" for one in owners if one))
-        or "none"
+        or "none: no region without a Soft Reserved range is expected there"
     )
     step = f"guest.then[{moment - 1}]"
     lasting = moment > 0 and not stated.field.startswith(step)
@@ -149,9 +167,10 @@ def _rule(owner: Ownership) -> str:
     return {"dax_cxl": "rule 2 or 5", "dax_hmem": "rule 3", "firmware_ram": "rule 5"}[owner.owner]
 
 
-def _contract(
+def contract_owners(
     scenario: Scenario, state: FirmwareState, policy: Policy
 ) -> tuple[dict[str, Ownership], ...]:
+    """The contract's owners after the modules are loaded, then after each step."""
     return (
         expected_owners(scenario, state, policy),
         *owners_after_steps(scenario, state, policy),

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from harness.model.document import Document
+from harness.model.expected import contract_owners
 from harness.model.memory_range import GIB, KIB, MIB, MemoryRange, format_size
-from harness.model.ownership import expected_owners
 from harness.model.placement import FirmwareState
 from harness.model.scenario import POLICIES, Scenario
 
@@ -45,12 +45,9 @@ def check_page_structs(document: Document[Scenario], state: FirmwareState) -> No
     """
     sizes = {one.name: one.range.size for one in state.judged_ranges()}
     mapped = max(
-        sum(
-            sizes[name]
-            for name, owned in expected_owners(document.value, state, policy).items()
-            if owned.use in ("system_ram", "devdax")
-        )
+        sum(sizes[name] for name, one in owners.items() if one.use in ("system_ram", "devdax"))
         for policy in POLICIES
+        for owners in contract_owners(document.value, state, policy)
     )
     reserved = [one.range for one in state.soft_reserved]
     ram = sum(part.size for one in state.ram for part in one.minus(reserved))

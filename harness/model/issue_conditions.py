@@ -20,6 +20,8 @@ from harness.model.ownership import DRIVER_OPTIONS, available
 from harness.model.placement import FirmwareState
 from harness.model.scenario import Policy, Scenario
 
+# The place of a driver in a load is twice that of its module; a built-in driver is before all.
+_BUILT_IN = -2
 _WHOLE = (MemoryRange(0, 2**64 - 1),)
 
 
@@ -137,10 +139,14 @@ def _place(case: Circumstances, driver: str) -> int | None:
     if driver in DRIVER_OPTIONS and not available(scenario, driver):
         return None
     if scenario.kernel.config.get(DRIVER_OPTIONS.get(driver, "")) == "y":
-        return -2 if driver == "cxl_acpi" else -1
+        return _BUILT_IN - 1 if driver == "cxl_acpi" else _BUILT_IN
     modules = case.load.modules if case.load else scenario.guest.modules
     names = [module_name(one) for one in modules]
-    return names.index(driver) if driver in names else None
+    if driver in names:
+        return 2 * names.index(driver)
+    # dax_hmem loads it.
+    is_brought = driver in DRIVER_OPTIONS and "dax_hmem" in names
+    return 2 * names.index("dax_hmem") - 1 if is_brought else None
 
 
 def _in_order(case: Circumstances, order: Order) -> bool:
@@ -150,7 +156,7 @@ def _in_order(case: Circumstances, order: Order) -> bool:
         return False
     plan = case.scenario.guest.load
     if case.load is None and isinstance(plan, LoadPlan):
-        return any(other is not None and other >= 0 for other in others)
+        return any(other is not None and other > _BUILT_IN for other in others)
     return any(other is not None and first < other for other in others)
 
 

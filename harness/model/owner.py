@@ -27,10 +27,5 @@ class Ownership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     use: Use = "none"
     node: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
-    def agrees_with(self, other: Ownership) -> bool:
-        """Whether both are the same, with the same node where both state one."""
-        nodes = {self.node, other.node} - {None}
-        return (self.owner, self.use) == (other.owner, other.use) and len(nodes) < 2
-
     def __str__(self) -> str:
         return self.owner if self.use == "none" else f"{self.owner}/{self.use}"

@@ -47,25 +47,30 @@ _INITCALLS = {
 
 
 def as_run(
-    scenario: Scenario, loaded: Collection[str], config: Mapping[str, Literal["y", "m", "n"]]
+    scenario: Scenario,
+    loaded: Collection[str],
+    config: Mapping[str, Literal["y", "m", "n"]],
+    release: str = "",
 ) -> Scenario:
     """The scenario with what its kernel really has, in place of what the file names.
 
     Modules bring others along: by dependencies, softdeps, and `request_module()` in
-    `dax_hmem_init()` since Linux 7.1, which a scenario with that `since` relies on. A module that
-    the scenario keeps out stays out of the expectation whatever the kernel does: to keep it out is
-    what such a scenario is about.
+    `dax_hmem_init()` since Linux 7.1: a kernel that does not ask must not pass for it. A module
+    that the scenario keeps out stays out of the expectation whatever the kernel does: to keep it
+    out is what such a scenario is about.
 
     Args:
         scenario: as its file states it.
         loaded: modules that are loaded, by the kernel's spelling.
         config: what the kernel was built with; empty where that is not known.
+        release: of the kernel; empty where that is not known.
     """
     kept_out = {module_name(one) for one in scenario.guest.missing}
     kept_out |= denied_modules(scenario.kernel.cmdline)
     kept_out |= denied_modules(scenario.kernel.cmdline, "modprobe.blacklist")
     named = [module_name(one) for one in scenario.guest.modules]
-    brought = {*loaded, *(ASKED_BY_DAX_HMEM if dax_hmem_asks(scenario) else ())}
+    asks = dax_hmem_asks(scenario, release, config.get("DEV_DAX_CXL"))
+    brought = {*loaded, *(ASKED_BY_DAX_HMEM if asks else ())}
     also = [one for one in DRIVER_OPTIONS if one in brought and one not in {*named, *kept_out}]
     known = {
         option: config[option]
@@ -79,11 +84,18 @@ def as_run(
     )
 
 
-def dax_hmem_asks(scenario: Scenario) -> bool:
-    """Whether a scenario is only about kernels whose dax_hmem asks for the drivers of CXL."""
+def dax_hmem_asks(scenario: Scenario, release: str = "", built: str | None = None) -> bool:
+    """Whether dax_hmem asks for the drivers of CXL: on every kernel of a scenario, or on one.
+
+    Args:
+        scenario: what is loaded, and for which kernels it is.
+        release: of the kernel, where that is known.
+        built: its DEV_DAX_CXL, where that is known.
+    """
+    version = max(kernel_version(release), kernel_version(scenario.kernel.since))
     return (
-        kernel_version(scenario.kernel.since) >= _DAX_HMEM_ASKS_SINCE
-        and scenario.kernel.config.get("DEV_DAX_CXL") != "n"
+        version >= _DAX_HMEM_ASKS_SINCE
+        and (built or scenario.kernel.config.get("DEV_DAX_CXL")) != "n"
         and "dax_hmem" in map(module_name, scenario.guest.modules)
     )
 

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from harness.model.acpi_tables import MemoryAffinity
 from harness.model.document import Document
 from harness.model.layout import MachineLayout
-from harness.model.memory_range import MemoryRange, format_size, parse_size
+from harness.model.memory_range import MemoryRange, format_size
 from harness.model.scenario import Decoder, Position, Scenario, SratEntry, decoder_name
 from harness.model.target_node import NodeRange, node_ranges
 from harness.model.topology import Profile
 
 _PAGE = 4096
-_RAM_PARAMETER = re.compile(r"(?P<size>\d+[KMGT])@(?P<start>0x[0-9a-f]{1,16}|\d+[KMGT]?)")
+# Linux, lib/cmdline.c, memparse().
+_NUMBER = r"(?:0x[0-9a-f]{1,16}|[0-9]{1,20})[kmgtpe]?"
+_RAM_PARAMETER = re.compile(f"(?P<size>{_NUMBER})@(?P<start>{_NUMBER})", re.IGNORECASE)
+_UNITS = "kmgtpe"
 
 
 @dataclass(frozen=True)
@@ -168,11 +171,18 @@ def given_as_ram(cmdline: Sequence[str]) -> tuple[MemoryRange, ...]:
     for argument in cmdline:
         for word in argument.removeprefix("memmap=").split(","):
             match = _RAM_PARAMETER.fullmatch(word) if argument.startswith("memmap=") else None
-            if match is not None and (size := parse_size(match["size"])):
-                start = match["start"]
-                at = int(start, 16) if start.startswith("0x") else parse_size(start)
-                found.append(MemoryRange.of_size(at, size))
+            if match is not None and (size := _memparse(match["size"])):
+                found.append(MemoryRange.of_size(_memparse(match["start"]), size))
     return tuple(found)
+
+
+def _memparse(text: str) -> int:
+    digits = text.lower()
+    is_hex = digits.startswith("0x")
+    # In a hexadecimal number, e is a digit.
+    unit = digits[-1] if digits[-1] in (_UNITS[:-1] if is_hex else _UNITS) else ""
+    number = int(digits.removesuffix(unit), 16 if is_hex else 10)
+    return number << 10 * (_UNITS.index(unit) + 1 if unit else 0)
 
 
 def _place_decoder(

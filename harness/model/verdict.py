@@ -209,6 +209,7 @@ class RunResult:
         timings: seconds by phase.
         evidence: the folder with everything that was written down.
         load: what the guest loaded, and how; None when it did not come so far.
+        drivers: the modules of the contract's drivers that were loaded when ownership had settled.
         attempts: every guest, where the scenario was run with several.
         compared: how many guests had others that were asked for the same, and were compared.
         differences: in what these differed.
@@ -235,6 +236,7 @@ class RunResult:
     timings: dict[str, float] = field(default_factory=dict)
     evidence: str = ""
     load: Load | None = None
+    drivers: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     compared: int = 0
     differences: tuple[Difference, ...] = ()
@@ -255,6 +257,7 @@ class RunResult:
             "accel": self.accel,
             "start": self.start,
             "load": str(self.load) if self.load else None,
+            "drivers": list(self.drivers),
             "verdict": self.verdict.name,
             "reason": self.reason,
             "hint": self.hint,

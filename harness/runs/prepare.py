@@ -298,7 +298,12 @@ class Prepared:
             modules: those in the guest's /proc/modules.
         """
         loaded = {*modules, *self.built_in_drivers()}
-        return as_run(self.case.scenario, loaded, self.bootable.driver_options)
+        return as_run(
+            self.case.scenario,
+            loaded,
+            self.bootable.driver_options,
+            self.bootable.kernel.release,
+        )
 
     def built_in_drivers(self) -> tuple[str, ...]:
         """The drivers that the kernel has built in."""

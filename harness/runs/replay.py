@@ -225,6 +225,8 @@ def judge_again(recording: Recording) -> Rejudged:
             Undecoded(MemoryRange.parse(one["range"]), str(one["text"]))
             for one in inputs.get("undecoded", ())
         )
+        built_in = [str(one) for one in inputs.get("built_in", ())]
+        options = dict(inputs.get("driver_options", {}))
     except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise UsageError(
             f"not what a judgement rests on: {type(error).__name__}: {error}",
@@ -242,11 +244,8 @@ def judge_again(recording: Recording) -> Rejudged:
             where=recording.record.scenario,
             hint="leave --judge-only out, and the scenario is run again",
         )
-    scenario = as_run(
-        case.scenario,
-        [*observation.modules, *inputs.get("built_in", ())],
-        inputs.get("driver_options", {}),
-    )
+    loaded = {*observation.modules, *built_in}
+    scenario = as_run(case.scenario, loaded, options, observation.release)
     expected = expectations(scenario, state, recording.policy, as_stated=case.as_stated)[0]
     judgement = judge(
         replace(observation, dmesg=in_phases(observation.dmesg, marks), undecoded=undecoded),

@@ -28,6 +28,7 @@ from harness.model.kernel_modules import module_name
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
 from harness.model.observation import Observation
+from harness.model.ownership import DRIVER_OPTIONS
 from harness.model.preflight import absent_windows, window_problems
 from harness.model.scenario import Ownership, Policy
 from harness.model.verdict import Finding, RunResult, Verdict
@@ -198,6 +199,7 @@ def _run_steps(
         _require_none(absent_windows(observation, prepared.state))
     result = replace(
         result,
+        drivers=tuple(one for one in DRIVER_OPTIONS if one in observation.modules),
         verdict=Verdict.FAIL if findings else judgement.verdict,
         owners=judgement.owners,
         findings=findings,
@@ -295,7 +297,7 @@ def _explained(issues: KnownIssues, prepared: Prepared, result: RunResult) -> Ru
     """The result with the known issues of its scenario, and which of them covers each finding."""
     if result.kernel_release is None or not issues.issues:
         return result
-    scenario = prepared.as_run(())
+    scenario = prepared.as_run(result.drivers)
     owners = {one.name: one.expected for one in result.owners} or prepared.expectations(
         result.policy
     )[0].owners

@@ -99,3 +99,11 @@ def test_a_failure_is_known_when_each_is(second: str | None, known: str | None) 
         9.0,
     )
     assert result.known_issue == known
+
+
+def test_a_new_failure_is_shown_before_a_known_one() -> None:
+    known = guest(FAIL, "dax_hmem", "a", "b", known="as always")
+    new = guest(FAIL, "nobody", "b", "a")
+    both = combine([known, new], 9.0)
+    assert (both.load, both.known_issue) == (new.load, None)
+    assert both.evidence == new.evidence

@@ -32,8 +32,8 @@ def test_ram_is_converted_and_everything_else_is_added() -> None:
 def test_a_range_over_ram_and_window_has_a_parameter_for_each_part_in_order() -> None:
     ram = [span("1c0000000-1ffffffff"), span("180000000-1bfffffff")]
     assert memmap_arguments(span("1a0000000-22fffffff"), ram) == (
-        "memmap=0x20000000%0x1a0000000-1+0xefffffff",
-        "memmap=0x40000000%0x1c0000000-1+0xefffffff",
+        # One entry for adjacent RAM of two nodes.
+        "memmap=0x60000000%0x1a0000000-1+0xefffffff",
         "memmap=0x30000000%0x200000000+0xefffffff",
     )
 

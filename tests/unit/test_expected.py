@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 
 from harness.errors import UsageError
 from harness.model.expected import check_stated, expectations
+from harness.model.memory_range import MemoryRange
 from harness.model.ownership import as_run
 from harness.model.scenario import Ownership
+from harness.model.target_node import NodeRange
 
 ALL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
 WINDOW = "110000000-18fffffff"
@@ -37,13 +40,29 @@ def test_an_owner_against_the_contract_is_refused_with_both_and_the_rule() -> No
     assert str(caught.value.where).endswith(": expect.per_range.sr0")
 
 
-def test_owners_agree_where_only_one_of_them_states_a_node() -> None:
-    in_node = {node: Ownership(owner="dax_cxl", use="system_ram", node=node) for node in (1, 2)}
-    assert CXL.agrees_with(in_node[1]) and in_node[1].agrees_with(CXL)
-    assert in_node[1].agrees_with(in_node[1])
-    assert not in_node[1].agrees_with(in_node[2])
-    assert not in_node[1].agrees_with(HMEM)
-    check_stated(stated(per_range={"sr0": BY_CXL | {"node": 1}}), STATE)
+def test_a_node_is_stated_only_where_the_contract_has_one() -> None:
+    in_node = {"sr0": BY_CXL | {"node": 1}}
+    with pytest.raises(UsageError, match="sr0 is stated as dax_cxl/system_ram in node 1"):
+        check_stated(stated(per_range=in_node), STATE)
+    nodes = (NodeRange(MemoryRange.parse(WINDOW), 1, 1),)
+    check_stated(stated(per_range=in_node), replace(STATE, nodes=nodes))
+
+
+@pytest.mark.parametrize("name", ["sr0[7]", "sr1"])
+def test_a_statement_about_what_is_not_there_is_refused(name: str) -> None:
+    # A reason does not help: nothing would be judged.
+    document = stated(per_range={name: BY_CXL}, why_not_the_contract=REASON)
+    with pytest.raises(UsageError) as caught:
+        check_stated(document, STATE)
+    assert caught.value.message == f"no range or region is called '{name}' on this machine"
+    assert caught.value.hint == "names: sr0, r0"
+
+
+def test_the_owner_of_what_a_range_covers_is_the_ranges() -> None:
+    with pytest.raises(
+        UsageError, match="no region without a Soft Reserved range is"
+    ):
+        check_stated(stated(per_range={"r0": BY_CXL}), STATE)
 
 
 def test_a_node_is_named_where_an_owner_is_refused() -> None:
@@ -130,10 +149,15 @@ def test_a_module_that_is_kept_out_is_not_expected_although_it_came(
     assert first.owners["sr0"] == HMEM
 
 
-@pytest.mark.parametrize(("since", "owner"), [("7.1", CXL), ("6.18", HMEM), ("", HMEM)])
-def test_a_scenario_of_7_1_relies_on_what_dax_hmem_asks_for(since: str, owner: Ownership) -> None:
-    # A kernel that no longer asks for cxl_pci must not pass for it.
+@pytest.mark.parametrize(
+    ("since", "release", "owner"),
+    [("7.1", "", CXL), ("", "7.2.13", CXL), ("", "6.18.15", HMEM), ("6.18", "", HMEM)],
+)
+def test_a_kernel_that_no_longer_asks_for_cxl_does_not_pass_for_it(
+    since: str, release: str, owner: Ownership
+) -> None:
     guest = {"load": ["cxl_acpi", "dax_hmem", "kmem", "dax_cxl"]}
     scenario = scenario_of({}, guest=guest, kernel={"since": since}).value
-    (first,) = expectations(as_run(scenario, guest["load"], {}), STATE, "per_range")
+    ran = as_run(scenario, guest["load"], {}, release)
+    (first,) = expectations(ran, STATE, "per_range")
     assert first.owners["sr0"] == owner

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from machines import HMEM, committed, firmware_state, scenario_of, span
 from harness.errors import UsageError
 from harness.model.issue_conditions import Circumstances, Conditions
 from harness.model.known_issues import KnownIssues, read_known_issues
+from harness.model.load import Load
+from harness.model.ownership import as_run
 from harness.model.verdict import RULES, Finding
 from harness.runs.catalogue import load_case, load_known_issues, scenario_names
 from harness.runs.known_failures import known_failures
@@ -296,3 +299,21 @@ def test_a_known_line_inside_a_trace_does_not_explain_the_trace() -> None:
         assert explained([WARNED], finding) == [None]
     line = Finding("6", "an error: kmem dax2.0: could not reserve region", dmesg=trace[1:2])
     assert explained([WARNED], line) == ["warned"]
+
+
+@pytest.mark.parametrize(
+    ("load", "release", "concerned"),
+    [
+        (("cxl_acpi", "dax_hmem", "kmem", "dax_cxl"), "7.2.13", True),
+        (("dax_hmem", "kmem", "dax_cxl"), "7.2.13", True),
+        (("dax_hmem", "kmem"), "6.18.15", False),
+        (("kmem",), "7.2.13", False),
+    ],
+)
+def test_a_driver_that_dax_hmem_loads_runs_too(
+    load: tuple[str, ...], release: str, concerned: bool
+) -> None:
+    drivers = {"where": {"drivers": ["cxl_acpi", "cxl_pci", "dax_hmem"]}}
+    ran = as_run(scenario_of(load=load).value, load, {}, release)
+    circumstances = replace(case("per_range"), scenario=ran, load=Load("in_order", load))
+    assert bool(read(ISSUE | drivers).about(circumstances, "7.2.13")) is concerned

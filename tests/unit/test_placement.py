@@ -296,6 +296,10 @@ def test_entries_of_the_srat_divide_a_range_where_there_is_a_hmat(
     [
         ("memmap=2G@0x110000000", ["110000000-18fffffff"]),
         ("memmap=1G@4G,512M@0x180000000", ["100000000-13fffffff", "180000000-19fffffff"]),
+        ("memmap=2g@0x110000000", ["110000000-18fffffff"]),
+        ("memmap=0x80000000@0X110000000", ["110000000-18fffffff"]),
+        ("memmap=2147483648@4563402752", ["110000000-18fffffff"]),
+        ("memmap=0G@0x110000000", []),
         ("memmap=2G$0x110000000", []),
         ("memmap=2G%0x110000000-1+0xefffffff", []),
         ("mem=2G@0x110000000", []),

@@ -56,6 +56,7 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
         "policy": "per_range",
         "accel": "tcg",
         "start": "warm",
+        "drivers": [],
         "verdict": "FAIL",
         "owners": [
             {
