@@ -84,6 +84,8 @@ def choose_series(
     elif not numbered:
         newest = {one.title: one.version for one in sorted(patches, key=lambda one: one.version)}
         patches = [one for one in patches if newest[one.title] == one.version]
+    else:
+        patches = numbered
     if all(one.number is not None for one in patches):
         patches.sort(key=lambda one: one.number or (0, 0))
         _require_complete(patches, path)

@@ -203,16 +203,21 @@ def _series(
             return {}, ("the series is not in it: the evidence does not say what it was",)
         return {}, ()
     try:
-        patches = read_series(path).patches[: len(wanted)]
+        series = read_series(path)
+        patches = series.patches[: len(wanted)]
     except UsageError as error:
         return {}, (f"the series is not in it: {error.where}: {error.message}",)
     if [(one.name, hashlib.sha256(one.data).hexdigest()) for one in patches] != wanted:
         return {}, (f"the series is not in it: {path} was changed since the kernel was built",)
     # Numbered, so that they apply in this order whatever they are called.
-    return {
-        f"{SERIES}/{number:04}-{re.sub(r'[^A-Za-z0-9._+-]', '_', one.name)}": one.data
+    files = {
+        f"{number:04}-{re.sub(r'[^A-Za-z0-9._+-]', '_', one.name)}": one.data
         for number, one in enumerate(patches, 1)
-    }, ()
+    }
+    if series.repair_whitespace:
+        order = json.dumps(list(files))
+        files["series.yaml"] = f"order: {order}\nrepair_whitespace: true\n".encode()
+    return {f"{SERIES}/{name}": content for name, content in files.items()}, ()
 
 
 def _member(name: str) -> zipfile.ZipInfo:

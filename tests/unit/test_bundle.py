@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -354,6 +355,17 @@ def test_the_kernel_is_asked_for_again_with_the_series_of_the_bundle(tmp_path: P
     assert request.toolchain == "clang"
     assert request.series == folder / "series"
     assert read_series(request.series).digest == read_series(SERIES).digest
+
+
+def test_a_series_that_is_repaired_is_repaired_again(tmp_path: Path) -> None:
+    mine = shutil.copytree(SERIES, tmp_path / "mine")
+    with (mine / "series.yaml").open("a") as description:
+        description.write("repair_whitespace: true\n")
+    change = spec(f"build:debian:7.2 --series {mine}")
+    folder = unpacked(tmp_path, change=change, manifest=manifest_of(mine))
+    request = request_of(read_recording(folder))
+    assert request.series is not None
+    assert read_series(request.series).repair_whitespace
 
 
 def test_a_series_that_was_changed_since_is_not_packed(tmp_path: Path) -> None:

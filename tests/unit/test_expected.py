@@ -59,9 +59,7 @@ def test_a_statement_about_what_is_not_there_is_refused(name: str) -> None:
 
 
 def test_the_owner_of_what_a_range_covers_is_the_ranges() -> None:
-    with pytest.raises(
-        UsageError, match="no region without a Soft Reserved range is"
-    ):
+    with pytest.raises(UsageError, match="no region without a Soft Reserved range is"):
         check_stated(stated(per_range={"r0": BY_CXL}), STATE)
 
 

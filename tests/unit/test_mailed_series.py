@@ -207,3 +207,19 @@ def test_a_flowed_patch_for_another_base(
     assert "find the base" in error.hint
     error, _ = refused(tree, one(tmp_path, patches[0]), store)
     assert "RFC 3676" not in error.message
+
+
+def test_a_patch_without_a_number_beside_a_series_is_left_out(
+    patches: tuple[bytes, ...], tmp_path: Path
+) -> None:
+    first, second, third = patches
+    thread = tmp_path / "thread.mbox"
+    stray = mail("[PATCH] other", third)
+    last, begin = mail("[PATCH v4 2/2] b", second), mail("[PATCH v4 1/2] a", first)
+    thread.write_bytes(last + begin + stray)
+    series = read_series(thread)
+    assert [one.name for one in series.patches] == ["[PATCH v4 1/2] a", "[PATCH v4 2/2] b"]
+    assert "[PATCH] other" in series.left_out
+    thread.write_bytes(begin + stray)
+    with pytest.raises(UsageError, match="patch 2 of 2 is not in it"):
+        read_series(thread)
