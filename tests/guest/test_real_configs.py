@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every fragment of kernel_configs on a real source: configured and checked, nothing compiled."""
+"""The fragments of kernel_configs on real sources: configured and checked, nothing compiled."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from harness.runs.prepare import Host
 pytestmark = pytest.mark.guest
 
 VERSION = "7.2"
+OTHERS = ("6.12", "6.17", "6.18", "7.3")
 # What the fragment is there for: a check of the check.
 TURNED_ON = {
     "debug": ("PROVE_LOCKING", "KASAN", "DEBUG_KMEMLEAK", "SOFTLOCKUP_DETECTOR", "WQ_WATCHDOG"),
@@ -46,17 +47,18 @@ class ConfiguredError(UnbuildableError):
 
 @pytest.fixture(scope="module")
 def configure(harness_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Configure:
-    """Configures the source with fragments, in one folder for each toolchain."""
+    """Configures a source with fragments, in one folder for each version and toolchain."""
     store, progress = harness_host.store, harness_host.progress
     folder = tmp_path_factory.mktemp("configs")
-    source, state = debian_source(parse_kernel_spec(f"build:debian:{VERSION}"), store, progress)
 
     def only_configure(argv: Sequence[str], *arguments: Any, **options: Any) -> int:
         if "bzImage" in argv:
             raise ConfiguredError("configured", hint="")
         return run_make(argv, *arguments, **options)
 
-    def use(names: Sequence[str], kind: Toolchain = "gcc") -> KernelConfig:
+    def use(names: Sequence[str], kind: Toolchain = "gcc", version: str = VERSION) -> KernelConfig:
+        spec = parse_kernel_spec(f"build:debian:{version}")
+        source, state = debian_source(spec, store, progress)
         with source.claimed(store, progress), pytest.MonkeyPatch.context() as patched:
             patched.setattr(under_test, "run_make", only_configure)
             commit = source.base_commit(state)
@@ -67,9 +69,9 @@ def configure(harness_host: Host, tmp_path_factory: pytest.TempPathFactory) -> C
                 plan=plan_config(names),
                 toolchain=find_toolchain(kind),
                 sandbox=find_sandbox(),
-                output=folder / kind,
+                output=folder / f"{version}-{kind}",
                 ccache=store.folder(CCACHE),
-                what=f"{VERSION} with {','.join(names)}",
+                what=f"{version} with {','.join(names)}",
             )
             job.objects.mkdir(parents=True, exist_ok=True)
             with pytest.raises(ConfiguredError):
@@ -83,6 +85,14 @@ def configure(harness_host: Host, tmp_path_factory: pytest.TempPathFactory) -> C
 def test_a_fragment(configure: Configure, name: str) -> None:
     have = configure([name])
     assert [option for option in TURNED_ON.get(name, ()) if not have.enabled(option)] == []
+
+
+@pytest.mark.parametrize("version", OTHERS)
+def test_the_base_on_another_version(configure: Configure, version: str) -> None:
+    have = configure([], version=version)
+    assert have.enabled("DEV_DAX_CXL") and have.enabled("SYSCTL")
+    # Without CXL_MCE, cxl_pci of 6.16 and later warns of each device.
+    assert have.enabled("CXL_MCE") or version < "6.16"
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
