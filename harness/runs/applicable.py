@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from harness.errors import HarnessError, NotConfigurableError, UsageError
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
+from harness.model.kernel_modules import module_name
 from harness.model.kernel_request import KernelRequest
 from harness.model.kernel_version import kernel_version
 from harness.runs.catalogue import Case
@@ -28,6 +29,24 @@ def not_about(case: Case, error: NotConfigurableError) -> HarnessError:
         f"{case.name} is about a kernel that this source forbids:\n{error.message}",
         hint="take the source of another version",
     )
+
+
+def check_removable(case: Case, modules: Collection[str]) -> None:
+    """Refuse a kernel with a driver built in that the scenario takes away.
+
+    Args:
+        case: the scenario.
+        modules: those that the guest has files of.
+
+    Raises:
+        NotApplicableError: there is no file to take away.
+    """
+    built_in = [one for one in case.scenario.guest.missing if module_name(one) not in modules]
+    if built_in:
+        raise NotApplicableError(
+            f"{case.name} takes {', '.join(built_in)} away, which this kernel has built in",
+            hint="use a kernel that has it as a module",
+        )
 
 
 def check_kernel(case: Case, kernel: Kernel, request: KernelRequest) -> None:

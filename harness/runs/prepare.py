@@ -48,7 +48,12 @@ from harness.model.placement import FirmwareState, place_firmware
 from harness.model.scenario import POLICIES, Policy, Scenario
 from harness.paths import store_root
 from harness.progress import Progress
-from harness.runs.applicable import check_kernel, not_about
+from harness.runs.applicable import (
+    NotApplicableError,
+    check_kernel,
+    check_removable,
+    not_about,
+)
 from harness.runs.catalogue import Case, load_quirks
 from harness.runs.live_machines import LiveMachines
 from harness.store import Store
@@ -234,7 +239,8 @@ def prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...] 
 
     Raises:
         UsageError: no such kernel, or the accelerator cannot be had.
-        MissingModuleError: the kernel lacks a module.
+        NotApplicableError: the kernel was built without a driver.
+        MissingModuleError: the kernel lacks another module.
         UnbuildableError: it does not build, or a patch does not apply.
     """
     return host.again_if_damaged(lambda: _prepare_kernel(host, request, modules))
@@ -254,6 +260,12 @@ def _prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...]
     initramfs = shared_initramfs(kernel, wanted, programs, host.store, host.progress, modules_in)
     for name in (*BOOT_MODULES, *modules):
         if module_name(name) in initramfs.missing:
+            if option := DRIVER_OPTIONS.get(module_name(name)):
+                raise NotApplicableError(
+                    f"this kernel has no {name} ({option} is off)",
+                    where=f"kernel {request} ({kernel.release})",
+                    hint="name the modules to load with --load, or use a kernel that has it",
+                )
             raise MissingModuleError(
                 initramfs.missing[module_name(name)],
                 where=f"kernel {request} ({kernel.release})",
@@ -356,6 +368,7 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     except NotConfigurableError as error:
         raise not_about(case, error) from error
     check_kernel(case, bootable.kernel, request)
+    check_removable(case, bootable.initramfs.modules)
     tables = {"CEDT": layout.cedt} if layout.cedt else {}
     if state.srat:
         tables["SRAT"] = override_srat(layout.srat, state.srat)

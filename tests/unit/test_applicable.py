@@ -12,7 +12,7 @@ import pytest
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.kernel_version import kernel_version
-from harness.runs.applicable import NotApplicableError, check_kernel
+from harness.runs.applicable import NotApplicableError, check_kernel, check_removable
 from harness.runs.catalogue import Case, load_case
 
 REQUEST = KernelRequest("build:linux")
@@ -61,3 +61,11 @@ def test_a_kernel_that_was_built_otherwise(tmp_path: Path) -> None:
 )
 def test_versions(release: str, version: tuple[int, int, int]) -> None:
     assert kernel_version(release) == version
+
+
+def test_a_driver_that_is_built_in_cannot_be_taken_away() -> None:
+    case = load_case("no_region")
+    assert case.scenario.guest.missing == ("cxl_pci",)
+    check_removable(case, ("cxl_acpi", "cxl_pci"))
+    with pytest.raises(NotApplicableError, match=r"takes cxl_pci away, .* built in"):
+        check_removable(case, ("cxl_acpi",))

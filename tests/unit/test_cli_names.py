@@ -206,6 +206,19 @@ def test_a_kernel_that_was_built_otherwise(harness: Harness, room: Path, kernel:
 
 
 @pytest.mark.usefixtures("no_guest")
+def test_a_kernel_without_a_driver_is_not_one_to_run_the_scenario_on(
+    harness: Harness, room: Path, kernel: str
+) -> None:
+    built_in = Path(kernel.removeprefix("image:")) / "modules.builtin"
+    built_in.write_text(built_in.read_text().replace("kernel/dax_cxl.ko\n", ""))
+    ended = harness("run", "exact_cover", "--kernel", kernel, "--accel", "tcg")
+    assert_one_message(ended, "no dax_cxl (DEV_DAX_CXL is off)", "--load")
+    ended = harness("run", "no_region", "--kernel", kernel, "--accel", "tcg", "--load", "none")
+    assert_one_message(ended, "takes cxl_pci away", "built in")
+    assert not (room / "evidence").exists()
+
+
+@pytest.mark.usefixtures("no_guest")
 def test_an_owner_against_the_contract_is_refused(harness: Harness, kernel: str) -> None:
     name = scenario_file("mine.yaml", "owner: dax_cxl", "owner: nobody")
     ended = harness("run", name, "--kernel", kernel)
