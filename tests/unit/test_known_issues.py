@@ -13,7 +13,7 @@ from harness.errors import UsageError
 from harness.model.issue_conditions import Circumstances, Conditions
 from harness.model.known_issues import KnownIssues, read_known_issues
 from harness.model.load import Load
-from harness.model.ownership import as_run
+from harness.model.ownership import DRIVER_OPTIONS, as_run
 from harness.model.verdict import RULES, Finding
 from harness.runs.catalogue import load_case, load_known_issues, scenario_names
 from harness.runs.known_failures import known_failures
@@ -218,6 +218,11 @@ def test_a_step_of_a_condition_is_a_verb() -> None:
 def test_the_projects_issues_name_rules_that_exist() -> None:
     for issue in load_known_issues().issues:
         assert set(issue.rules) <= set(RULES)
+
+
+def test_the_projects_issues_ask_for_options_that_every_run_reads() -> None:
+    for issue in load_known_issues().issues:
+        assert set(issue.where.config) <= {"CXL_REGION", *DRIVER_OPTIONS.values()}
 
 
 LEFT, PART = "range_left_to_cxl", "range_covered_in_part"
