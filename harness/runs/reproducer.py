@@ -13,6 +13,7 @@ from harness.model.attempts import of_one_guest
 from harness.model.bisection import failures_of
 from harness.model.kernel_modules import module_name
 from harness.model.load import Load, LoadPlan, ModuleName
+from harness.model.load_rules import check_load
 from harness.model.signature import signature
 from harness.model.verdict import RunResult, Verdict
 from harness.runs.catalogue import Case
@@ -43,7 +44,7 @@ def asked_load(case: Case, text: str) -> Case:
             between.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the text is not one of these, or names a module that the scenario keeps out.
     """
     modules = case.scenario.guest.modules
     plans = {
@@ -55,7 +56,9 @@ def asked_load(case: Case, text: str) -> Case:
         return loading(case, plans[text]) if modules else case
     names = () if text == "none" else tuple(text.split(","))
     try:
-        return loading(case, msgspec.convert(names, type=tuple[ModuleName, ...]))
+        changed = loading(case, msgspec.convert(names, type=tuple[ModuleName, ...]))
+        check_load(changed.document)
+        return changed
     except msgspec.ValidationError:
         raise UsageError(
             f"--load {text!r} is neither a list of modules nor a way to load them",

@@ -335,6 +335,11 @@ def test_another_load_on_the_command_line_is_refused(text: str) -> None:
         asked_load(load_case("exact_cover"), text)
 
 
+def test_another_load_cannot_name_a_module_that_the_scenario_takes_away() -> None:
+    with pytest.raises(UsageError, match=r"loads cxl_pci, which guest\.missing takes away"):
+        asked_load(load_case("no_region"), "cxl_acpi,cxl_pci,dax_hmem,kmem")
+
+
 def test_with_other_modules_the_oracle_says_who_owns_what() -> None:
     case = load_case("exact_cover")
     assert asked_load(case, "kmem,dax_hmem,cxl_acpi,cxl_mem,cxl_pci,dax_cxl").as_stated
