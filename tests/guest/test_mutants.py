@@ -86,7 +86,7 @@ Row = Callable[[Mutant], Mapping[str, RunResult]]
 
 
 def test_there_are_mutants() -> None:
-    assert len(MUTANTS) == 10 and len(ALL) >= 40
+    assert len(MUTANTS) == 11 and len(ALL) >= 40
     assert len({folder.name for folder in FOLDERS}) == len(FOLDERS)
     for one in ALL:
         assert one.scenario in scenario_names()
