@@ -249,7 +249,7 @@ ISSUES: dict[str, tuple[str, ...]] = {
             *("partial_region_without_kmem", "three_ranges_full_size", "decoders_disagree"),
             *("no_region", "no_cxl_mem", "no_dax_cxl", "builtin_no_dax_cxl", "no_kmem_no_region"),
             *("reconfigure_devdax_hmem", "reload_beside_dax_hmem"),
-            *("claimed_and_unclaimed_ranges", "partial_region_dax_cxl_first"),
+            "claimed_and_unclaimed_ranges",
         )
     },
     "reload_dax_hmem": (LEFT, "reload_forgets_range"),
@@ -275,6 +275,7 @@ ISSUES: dict[str, tuple[str, ...]] = {
     "recreate_region": ("", "", "no_room_for_region"),
     "interleave_host_bridges_16k": ("interleave_above_16k_stranded", "interleave_above_16k"),
     "destroy_failed_region": ("destroy_failed_region", "destroy_failed_region", ""),
+    "partial_region_dax_cxl_first": (LEFT, "flush_before_work"),
     "rebind_memdev": ("no_room_after_rebind", "", "no_room_for_region"),
     "range_off_alignment": (f"{LEFT} lost_to_memory_blocks", "lost_to_memory_blocks"),
 }
