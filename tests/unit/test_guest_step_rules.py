@@ -89,7 +89,6 @@ def test_a_step_says_what_it_does(step: Values, said: str) -> None:
         ({"unload": "kmem", "fails": "EBUSI"}, ".fails", "no error is called 'EBUSI'"),
         ({"reload": ["kmem"], "fails": "EBUSY"}, ".fails", "does not say which must fail"),
         ({"offline": "sr1"}, ".offline", "nothing is called 'sr1'"),
-        ({"offline": "decoder0"}, ".offline", "nothing is called 'decoder0'"),
         ({"destroy_region": "sr0"}, ".destroy_region", "nothing is called 'sr0'"),
         ({"create_region": "decoder0"}, ".create_region", "needs a step destroy_region"),
         ({"commit": "decoder0"}, ".commit", "needs a step decommit of decoder0"),

@@ -26,7 +26,7 @@ from harness.progress import SilentProgress
 from harness.store import Store
 
 KERNEL = Kernel("debian:7.2", "7.2.0-test", Path("vmlinuz"), Path("modules"), None, "a1" * 16)
-PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl", "kmod")
+PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl", "kmod", "chrt")
 
 
 PLAN = ModulePlan(
