@@ -83,8 +83,8 @@ def run_while_pending(shell: GuestShell, commands: Sequence[Command]) -> StepDon
     if problem is not None and not end.startswith("held"):
         # Nothing was pending any more, so the kernel was right.
         raise MomentMissedError(
-            "the kernel's deferred work ran although it was held up, so this run tells nothing",
-            hint="run it on a host that is less busy",
+            "the kernel's deferred work was not pending during the steps",
+            hint="use a less busy host; a kernel that does not defer work cannot be judged here",
         )
     return StepDone("".join(transcript), problem)
 

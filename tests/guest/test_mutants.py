@@ -79,6 +79,8 @@ ALL = [one for one in map(read_mutant, FOLDERS) if one is not None]
 MUTANTS = [one for one in ALL if one.ci]
 # A guest that hangs in the first driver shows nothing else, and takes all the time it is given.
 HANGING = {"hang-in-hmem", "dead-in-hmem"}
+# A dax_hmem that defers nothing cannot be caught while its work is pending: INCONCLUSIVE.
+NOT_DEFERRED = {"hmem-does-not-wait"}
 SCENARIOS = sorted({one.scenario for one in MUTANTS})
 NAMES = [one.name for one in MUTANTS]
 
@@ -146,7 +148,8 @@ def test_no_other_mutant_shows_it(mutant: Mutant, row: Row) -> None:
     for other in MUTANTS:
         if other is not mutant and mutant.scenario in row(other):
             result = row(other)[mutant.scenario]
-            assert result.verdict in (Verdict.PASS, Verdict.FAIL), report_text(result)
+            if other.name not in NOT_DEFERRED:
+                assert result.verdict in (Verdict.PASS, Verdict.FAIL), report_text(result)
             assert not mutant.shown(result), f"{other.name}: {report_text(result)}"
 
 
