@@ -120,7 +120,7 @@ def test_what_was_to_be_refused_while_pending_and_was_not_is_a_problem() -> None
 
 
 def test_nothing_is_said_of_a_kernel_whose_work_had_run() -> None:
-    with pytest.raises(MomentMissedError, match="ran although it was held up"):
+    with pytest.raises(MomentMissedError, match="was not pending during the steps"):
         run_while_pending(as_shell(held((0, ""), (0, ""), end="not held")), [BIND, REFUSED])
 
 
