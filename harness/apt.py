@@ -17,12 +17,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.deadline import Deadline
+from harness.core.cache import Store
+from harness.core.deadline import Deadline
+from harness.core.errors import UsageError
+from harness.core.process import CommandError, Completed, ending, run, spawn
+from harness.core.progress import Progress
 from harness.debian_mirror import MIRROR_HINT, Mirror, find_mirror
-from harness.errors import UsageError
-from harness.process import CommandError, Completed, ending, run, spawn
-from harness.progress import Progress
-from harness.store import Store
 
 SUITES = ("bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid", "experimental")
 

@@ -27,7 +27,7 @@ from avocado.core.resolver import ReferenceResolution, ReferenceResolutionResult
 from avocado.core.settings import settings
 from avocado.core.spawners.common import SpawnCapabilities, SpawnerMixin, SpawnMethod
 
-from harness.errors import HarnessError, UsageError
+from harness.core.errors import HarnessError, UsageError
 
 if TYPE_CHECKING:
     from harness.model.matrix import Combination, Plan
@@ -112,7 +112,7 @@ class OwnershipRunner(BaseRunner):  # type: ignore[misc]
 
     def run(self, runnable: Runnable) -> Iterator[Message]:
         """Run it; every message as soon as it is there."""
-        from harness.progress import SilentProgress
+        from harness.core.progress import SilentProgress
         from harness.reports.terminal import result_lines
         from harness.runs.combination import CombinationRun
         from harness.runs.matrix import read_combination
@@ -175,7 +175,7 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
         if self._pool is None:
             from avocado.core.output import LOG_UI
 
-            from harness.progress import TerminalProgress
+            from harness.core.progress import TerminalProgress
             from harness.runs.lab import connected_pool
 
             hosts = self.config.get(f"{_SECTION}.hosts")

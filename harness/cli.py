@@ -47,7 +47,7 @@ def boot(name: str, request: KernelRequest, accel: Any, qemu: str | None, only_p
     For a scenario, the firmware state is what the scenario asks for. Leave with Ctrl-A x, or
     by powering the guest off.
     """
-    from harness.progress import TerminalProgress
+    from harness.core.progress import TerminalProgress
     from harness.runs.interactive import boot_interactive, printed_command_line
     from harness.runs.prepare import this_host
 
@@ -87,8 +87,8 @@ def list_command(kernel: str | None, policy: Policy) -> None:
 
 def _known_failures(kernel: str, policy: Policy) -> dict[str, str]:
     """The scenarios that are known to fail on a kernel, each with the issues that it meets."""
+    from harness.core.progress import TerminalProgress
     from harness.machine.layout_probe import machine_layout
-    from harness.progress import TerminalProgress
     from harness.runs.catalogue import load_case, scenario_names
     from harness.runs.known_failures import known_failures, version_of
     from harness.runs.prepare import this_host

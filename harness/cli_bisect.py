@@ -16,11 +16,11 @@ import click
 
 from harness.cli_options import GuestOptions, explains_errors, guest_options
 from harness.cli_run import check_writable, write_file
-from harness.errors import InconclusiveError, UnbuildableError, UsageError
+from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
+from harness.core.progress import TerminalProgress
 from harness.model.bisection import Outcome
 from harness.model.scenario import POLICIES
 from harness.model.verdict import Verdict
-from harness.progress import TerminalProgress
 
 if TYPE_CHECKING:
     from harness.model.bisection import Bisected, Step

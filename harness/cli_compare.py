@@ -12,7 +12,7 @@ import click
 
 from harness.cli_options import GuestOptions, explains_errors, guest_options
 from harness.cli_run import check_writable, write_file
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.kernel_request import KernelRequest
 from harness.model.scenario import POLICIES
 from harness.model.verdict import Verdict

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 
 Command = Callable[..., Any]
 
@@ -89,11 +89,11 @@ def _build(
     SPEC is build:PATH, build:PATH@REF or build:debian:VERSION; prebuilt kernels are fetched.
     Exit code: 0 built, 2 wrong input, 4 it does not build or a patch does not apply.
     """
+    from harness.core.cache import Store
+    from harness.core.paths import store_root
+    from harness.core.progress import TerminalProgress
     from harness.kernels.resolve import resolve_kernel
     from harness.model.kernel_request import request_of_options
-    from harness.paths import store_root
-    from harness.progress import TerminalProgress
-    from harness.store import Store
 
     request = request_of_options(spec, configs, series, llvm=llvm, upto=upto)
     kernel = resolve_kernel(request, Store(store_root()), TerminalProgress(), refresh)
@@ -104,9 +104,9 @@ def _list(full: bool) -> None:
     context = click.get_current_context()
     if context.invoked_subcommand is not None:
         return
+    from harness.core.cache import Store
+    from harness.core.paths import store_root
     from harness.kernels.kernel_store import size_of_the_rest, stored_items
-    from harness.paths import store_root
-    from harness.store import Store
 
     store = Store(store_root())
     items, rest = stored_items(store), size_of_the_rest(store)
@@ -136,11 +136,11 @@ def _prune(keep: str | None, older_than: str | None) -> None:
     SIZE, such as 20G, is of all that is in the store; AGE is such as 12h, 7d or 2w. What a run or a
     build uses stays; an initramfs of which the kernel is gone goes in any case.
     """
+    from harness.core.cache import Store
+    from harness.core.paths import store_root
+    from harness.core.progress import TerminalProgress
     from harness.kernels.kernel_store import prune
     from harness.model.memory_range import parse_size
-    from harness.paths import store_root
-    from harness.progress import TerminalProgress
-    from harness.store import Store
 
     if keep is None and older_than is None:
         raise UsageError("nothing says what to remove", hint="add --keep SIZE or --older-than AGE")

@@ -14,8 +14,8 @@ import click
 
 from harness.cli_options import explains_errors
 from harness.cli_run import check_writable, make_folder, write_file
+from harness.core.paths import PROJECT, evidence_root
 from harness.model.verdict import Verdict
-from harness.paths import PROJECT, evidence_root
 
 if TYPE_CHECKING:
     from harness.model.matrix import Combination, Plan
@@ -83,7 +83,7 @@ def matrix(
     if not chosen:
         click.echo(f"shard {shard} of {len(plan.chosen)} combinations is empty")
         return
-    from harness.progress import TerminalProgress
+    from harness.core.progress import TerminalProgress
     from harness.runs.lab import connected_pool
 
     jobs_folder = results or evidence_root().parent / "jobs"

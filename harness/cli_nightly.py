@@ -16,11 +16,11 @@ import click
 from harness.cli_matrix import avocado_job
 from harness.cli_options import explains_errors
 from harness.cli_run import make_folder
-from harness.errors import UsageError
+from harness.core.errors import UsageError
+from harness.core.paths import PROJECT, evidence_root
+from harness.core.progress import TerminalProgress
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import Verdict
-from harness.paths import PROJECT, evidence_root
-from harness.progress import TerminalProgress
 
 if TYPE_CHECKING:
     from harness.model.matrix import Combination
@@ -115,6 +115,7 @@ def nightly(
     Exit code: 0 no regression, 1 a regression, 2 wrong input, 3 nothing could be judged, the branch
     could not be fetched, or the night was cut short.
     """
+    from harness.core.cache import Store
     from harness.model.night import Bisecting, Change
     from harness.runs.commit_judge import Flakiness
     from harness.runs.lab import load_hosts
@@ -123,7 +124,6 @@ def nightly(
     from harness.runs.nightly import Asked, Nightly
     from harness.runs.prepare import this_host
     from harness.runs.worker import harness_version
-    from harness.store import Store
 
     folder = (state or evidence_root().parent / "nightly").absolute()
     make_folder(folder, "--state")
@@ -212,7 +212,7 @@ def _bisect(
     time: BisectingTime,
 ) -> Bisecting:
     """Look for the first bad commit of a combination, in a tree between two commits."""
-    from harness.deadline import Deadline
+    from harness.core.deadline import Deadline
     from harness.model.known_issues import KnownIssues
     from harness.model.night import Bisecting
     from harness.reports.bisection import result_lines, step_lines

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from harness.errors import HarnessError, InconclusiveError, UnbuildableError
+from harness.core.errors import HarnessError, InconclusiveError, UnbuildableError
+from harness.core.paths import evidence_root
 from harness.model.scenario import POLICIES, Policy
 from harness.model.verdict import Verdict
-from harness.paths import evidence_root
 
 if TYPE_CHECKING:
     from harness.model.kernel_request import KernelRequest
@@ -144,7 +144,7 @@ class GuestOptions:
         Raises:
             UsageError: it cannot run guests.
         """
-        from harness.progress import TerminalProgress
+        from harness.core.progress import TerminalProgress
         from harness.runs.prepare import this_host
 
         return this_host(TerminalProgress(), self.accel, self.qemu)

@@ -16,9 +16,9 @@ import click
 
 from harness.cli_options import GuestOptions, explains_errors, guest_options
 from harness.cli_run import check_writable, write_file
-from harness.errors import HarnessError, UsageError
+from harness.core.errors import HarnessError, UsageError
+from harness.core.paths import evidence_root
 from harness.model.verdict import RunResult, Verdict
-from harness.paths import evidence_root
 
 if TYPE_CHECKING:
     from harness.reports.mail import Person
@@ -123,8 +123,8 @@ def _person(text: str) -> Person:
 
 def _git_person() -> Person | None:
     """The user as git has them, None without git or without both name and address."""
-    from harness.deadline import Deadline
-    from harness.process import run
+    from harness.core.deadline import Deadline
+    from harness.core.process import run
 
     words = {}
     hint = "give --tested-by instead"

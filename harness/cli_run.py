@@ -19,7 +19,7 @@ from harness.cli_options import (
     guest_options,
     kernel_options,
 )
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.verdict import Verdict
 
 if TYPE_CHECKING:

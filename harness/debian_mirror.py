@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.deadline import Deadline
-from harness.errors import UsageError
-from harness.process import find_program, run
+from harness.core.deadline import Deadline
+from harness.core.errors import UsageError
+from harness.core.process import find_program, run
 
 MIRROR_VARIABLE = "HARNESS_DEBIAN_MIRROR"
 MIRROR_HINT = (

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
+from harness.core.paths import store_root
+from harness.core.stale_qemu import find_orphans
 from harness.machine.qemu_binary import (
     MINIMUM,
     REQUIRED_FEATURES,
@@ -22,8 +24,6 @@ from harness.machine.qemu_binary import (
     for_this_distribution,
     install_qemu_hint,
 )
-from harness.orphans import find_orphans
-from harness.paths import store_root
 
 _GIB = 1 << 30
 _STORE_BYTES = 2 * _GIB

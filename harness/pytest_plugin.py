@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from harness.core.progress import Progress
     from harness.model.kernel_request import KernelRequest
     from harness.model.known_issues import KnownIssues
     from harness.model.verdict import RunResult
-    from harness.progress import Progress
     from harness.pytest_progress import SessionProgress
     from harness.pytest_runs import ScenarioRuns
     from harness.runs.prepare import Host
@@ -91,7 +91,7 @@ def harness_host(request: pytest.FixtureRequest) -> Host:
 
     In CI they fail: a machine that tests nothing must not look healthy.
     """
-    from harness.errors import UsageError
+    from harness.core.errors import UsageError
     from harness.runs.prepare import this_host
 
     option = request.config.getoption
@@ -114,7 +114,7 @@ def known_issues() -> KnownIssues:
 @pytest.fixture(scope="session")
 def evidence_folder(request: pytest.FixtureRequest) -> Path:
     """Where runs leave their evidence."""
-    from harness.paths import evidence_root
+    from harness.core.paths import evidence_root
 
     given = request.config.getoption("evidence")
     return Path(given) if given else evidence_root()

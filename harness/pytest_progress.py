@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 
 import pytest
 
-from harness.progress import Progress, SilentProgress, TerminalProgress
+from harness.core.progress import Progress, SilentProgress, TerminalProgress
 
 _PIPE = "cxl_ownership_progress"
 

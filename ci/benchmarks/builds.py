@@ -26,9 +26,9 @@ from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.sandbox import find_sandbox
 from harness.kernels.source_tree import SourceTree
 from harness.kernels.toolchain import find_toolchain, jobs
-from harness.paths import store_root
-from harness.progress import TerminalProgress
-from harness.store import Store
+from harness.core.paths import store_root
+from harness.core.progress import TerminalProgress
+from harness.core.cache import Store
 
 _HMEM = Path("drivers/dax/hmem/hmem.c")
 _MESSAGE = re.compile(r"CXL did not claim resource[^\"]*, registering")

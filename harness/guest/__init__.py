@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What happens inside the booted guest: initramfs, SSH, steps, observation."""
+"""The booted guest: initramfs, SSH, modules, observation."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from harness.deadline import Deadline
+from harness.core.deadline import Deadline
 from harness.guest.ssh import GuestShell
 from harness.model.guest_tasks import Task, parse_tasks, stuck
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from harness.core.cache import Store
+from harness.core.files import require_whole
+from harness.core.kernel_modules import MODPROBE, ModulePlan
+from harness.core.progress import Progress
 from harness.guest.cpio import CpioWriter
 from harness.guest.keys import RunKeys
 from harness.guest.userland import find_program, library_closure
 from harness.model.kernel import Kernel
-from harness.model.kernel_modules import MODPROBE, ModulePlan
-from harness.progress import Progress
-from harness.store import Store
-from harness.sums import require_whole
 
 # What the guest needs before anybody can log in.
 BOOT_MODULES = ("virtio_pci", "virtio_net")

@@ -10,8 +10,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.deadline import Deadline
-from harness.errors import GuestLostError, MomentMissedError
+from harness.core.deadline import Deadline
+from harness.core.errors import GuestLostError, MomentMissedError
 from harness.guest.ssh import GuestCommand, GuestShell
 from harness.model.life_plan import Command, RegionMakeup, makeup_line, read_makeup
 from harness.model.module_holders import parse_holders

@@ -6,10 +6,10 @@ from __future__ import annotations
 import re
 import shlex
 
-from harness.deadline import Deadline
+from harness.core.deadline import Deadline
+from harness.core.kernel_modules import MODPROBE, module_name
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import load_module
-from harness.model.kernel_modules import MODPROBE, module_name
 from harness.model.load import Load
 
 _SECONDS = 60.0

@@ -6,8 +6,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from harness.deadline import Deadline
-from harness.errors import GuestLostError
+from harness.core.deadline import Deadline
+from harness.core.errors import GuestLostError
 from harness.guest.ssh import GuestShell
 from harness.model.boot_phases import StepMarks, require_whole
 from harness.model.dmesg import DmesgError, Record, parse_dmesg

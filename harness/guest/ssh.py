@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.deadline import Deadline
-from harness.errors import GuestLostError
+from harness.core.deadline import Deadline
+from harness.core.errors import GuestLostError
 from harness.guest.keys import RunKeys
 from harness.model.boot_phases import StepMarks
 

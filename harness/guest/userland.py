@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from harness.errors import UsageError
-from harness.progress import Progress
-from harness.store import Store
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.progress import Progress
 
 if TYPE_CHECKING:
     from harness.apt import Package

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A kernel SPEC becomes a bootable kernel."""
+"""Bootable kernels from a SPEC: prebuilt, an image, or built from a source with patches."""

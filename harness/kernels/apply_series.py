@@ -9,12 +9,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import UnbuildableError
+from harness.core.errors import UnbuildableError
+from harness.core.process import Completed
+from harness.core.progress import Progress
 from harness.kernels.damaged_patches import is_stuffed, unstuffed
 from harness.kernels.patch_series import Series
 from harness.kernels.source_tree import SourceState, SourceTree
-from harness.process import Completed
-from harness.progress import Progress
 
 _REF = "refs/heads/series"
 _STUFFED = "a mailer has put a space in front of each context line (format=flowed, RFC 3676)"

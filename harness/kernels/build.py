@@ -13,8 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.deadline import Deadline
-from harness.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.core.deadline import Deadline
+from harness.core.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.core.process import run
+from harness.core.progress import Progress
 from harness.kernels.image import read_release
 from harness.kernels.kconfig import ConfigPlan, configure
 from harness.kernels.make_run import MakeKilledError, run_make
@@ -24,8 +26,6 @@ from harness.kernels.source_tree import SourceTree
 from harness.kernels.stored import DECODERS, folder_in_use
 from harness.kernels.toolchain import FoundToolchain, jobs
 from harness.kernels.untrusted import UntrustedFolder
-from harness.process import run
-from harness.progress import Progress
 
 _IMAGE = "arch/x86/boot/bzImage"
 # What a build may write to, and beside it the harness's own files, where no build gets at them.

@@ -10,15 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness.apt import Apt, open_apt, unpack
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.process import CommandError
+from harness.core.progress import Progress
 from harness.kernels.debian_versions import PACKAGES, DebianKernel, choose_kernel, list_kernels
 from harness.kernels.image import read_release
 from harness.kernels.kernel_spec import KernelSpec
 from harness.kernels.mirror_files import files_on_mirror
 from harness.kernels.stored import KIND, write_manifest
-from harness.process import CommandError
-from harness.progress import Progress
-from harness.store import Store
 
 _OLD_SECONDS = 6 * 3600.0
 _MODULE_LISTS = ("modules.order", "modules.builtin", "modules.builtin.modinfo")

@@ -14,15 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness.apt import Apt, SourcePackage, open_apt, unpack
-from harness.deadline import Deadline
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.deadline import Deadline
+from harness.core.errors import UsageError
+from harness.core.process import CommandError, run
+from harness.core.progress import Progress
 from harness.kernels.debian_versions import newest_of_each, version_key
 from harness.kernels.kernel_spec import KernelSpec
 from harness.kernels.mirror_files import AnyPackage, files_on_mirror
 from harness.kernels.source_tree import FOLDER, SOURCE_BYTES, SourceState, SourceTree
-from harness.process import CommandError, run
-from harness.progress import Progress
-from harness.store import Store
 
 _READY_MADE = r"linux-source-\d+\.\d+"
 _PACKAGE = "linux"

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TypeVar
 
 from harness.apt import Package
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 
 PACKAGES = r"linux-(image|binary|binary-unsigned|modules|base)-\d\S*-cloud-amd64"
 

@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.deadline import Deadline
-from harness.errors import DeadlineExpiredError, HarnessError
+from harness.core.deadline import Deadline
+from harness.core.errors import DeadlineExpiredError, HarnessError
+from harness.core.process import CommandError, run
 from harness.kernels.sandbox import Sandbox, build_environment, find_sandbox
 from harness.kernels.stored import DECODERS
 from harness.model.kernel import Kernel
-from harness.process import CommandError, run
 
 _SECONDS = 120.0
 _PROGRAMS = ("bash", "addr2line", "nm", "readelf")

@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness.deadline import Deadline
+from harness.core.deadline import Deadline
+from harness.core.kernel_modules import ModulePlan
+from harness.core.process import run
 from harness.kernels.modules import find_modules, index_modules, module_order, open_module
 from harness.kernels.sandbox import find_sandbox
 from harness.kernels.untrusted import UntrustedFolder
-from harness.model.kernel_modules import ModulePlan
-from harness.process import run
 
 _SECONDS = 120.0
 # The indexes do not name the release, which comes from the kernel and could be any path.

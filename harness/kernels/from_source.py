@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.progress import Progress
 from harness.kernels.kconfig import ConfigPlan, plan_config
 from harness.kernels.kernel_spec import KernelSpec
 from harness.kernels.source_tree import SOURCE_BYTES, SourceState, SourceTree, look
 from harness.kernels.stored import KIND
 from harness.kernels.toolchain import FoundToolchain, find_toolchain
 from harness.model.kernel_request import KernelRequest
-from harness.progress import Progress
-from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.kernels.build import BuildReport

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.deadline import Deadline
-from harness.process import Completed, find_program, run
+from harness.core.deadline import Deadline
+from harness.core.process import Completed, find_program, run
 
 _SECONDS = 1800.0
 GIT_HINT = "install git; on Debian: apt-get install git"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.kernels.git import ask
 from harness.kernels.patch_series import Series, subject_of
 from harness.kernels.source_tree import commit_of

@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.kernels.kernel_spec import KernelSpec
 from harness.kernels.modules import is_build_tree, module_files, read_vermagic
 from harness.kernels.stored import found_scripts, found_symbols

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.core.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.core.paths import PROJECT
 from harness.kernels.untrusted import UntrustedFolder
 from harness.model.kconfig import Option, Unmet, merge, parse_fragment, render, unmet
 from harness.model.kconfig_expression import Dependency, dependencies, holding_back
 from harness.model.kernel_config import KernelConfig, parse_config
-from harness.paths import PROJECT
 
 FRAGMENTS = PROJECT / "kernel_configs"
 _BASE = "base"

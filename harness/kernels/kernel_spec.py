@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 
 _HINT = (
     "write debian:VERSION (such as debian:7.2), image:PATH (a built tree or a bzImage), "

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from harness.core.cache import Store
+from harness.core.progress import Progress
 from harness.kernels.build import source_of_output
 from harness.kernels.from_source import CCACHE, OUTPUTS
 from harness.kernels.source_tree import FOLDER as SOURCES
 from harness.kernels.source_tree import USED, SourceTree
 from harness.kernels.stored import KIND, remove_unless_used
-from harness.progress import Progress
-from harness.store import Store
 
 # A run that has just found its kernel may not have said yet that it uses it.
 _GRACE_SECONDS = 300.0

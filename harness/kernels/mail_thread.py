@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 
 FETCH_HINT = "fetch the series again with b4 am, which takes it from the list's archive"
 _TAG = re.compile(r"\s*\[([^\]]*)\]")

@@ -10,9 +10,9 @@ import select
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.deadline import Deadline
-from harness.errors import HarnessError, UnbuildableError, UsageError
-from harness.process import spawn
+from harness.core.deadline import Deadline
+from harness.core.errors import HarnessError, UnbuildableError, UsageError
+from harness.core.process import spawn
 
 _SECONDS = 4 * 3600.0
 _TICK = 1.0

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
-from harness.errors import UsageError
-from harness.model.kernel_modules import (
+from harness.core.errors import UsageError
+from harness.core.kernel_modules import (
     KernelModule,
     ModulePlan,
     module_name,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from email.message import EmailMessage
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.kernels.mail_thread import FETCH_HINT, Mail, choose_series, told
 from harness.model.document import read_document
 from harness.model.scenario import Policy

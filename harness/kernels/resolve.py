@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.files import made_again
+from harness.core.progress import Progress
 from harness.kernels.kernel_spec import KernelSpec, parse_kernel_spec
 from harness.kernels.stored import KIND, discard_damaged, read_stored
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest, as_request
-from harness.progress import Progress
-from harness.store import Store
-from harness.sums import made_again
 
 
 def resolve_kernel(

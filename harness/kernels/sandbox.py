@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.deadline import Deadline
-from harness.process import run
+from harness.core.deadline import Deadline
+from harness.core.process import run
 
 # What programs need of the machine; everything else, homes above all, is not there.
 _SYSTEM = (

@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.progress import Progress
 from harness.kernels.git import Repository, ask
-from harness.progress import Progress
-from harness.store import Store
 
 FOLDER = "sources"
 USED = "used"

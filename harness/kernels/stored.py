@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.files import DamagedEntryError, is_damaged, require_whole
+from harness.core.progress import Progress
 from harness.model.kernel import Kernel
-from harness.progress import Progress
-from harness.store import Store
-from harness.sums import DamagedEntryError, is_damaged, require_whole
 
 if TYPE_CHECKING:
     from harness.apt import Package

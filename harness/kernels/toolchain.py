@@ -9,10 +9,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.deadline import Deadline
-from harness.errors import UsageError
+from harness.core.deadline import Deadline
+from harness.core.errors import UsageError
+from harness.core.process import run
 from harness.model.kernel_request import Toolchain
-from harness.process import run
 
 # Each: the program, and the Debian package that brings it.
 _COMMON = (("make", "make"), ("flex", "flex"), ("bison", "bison"), ("bc", "bc"), ("lz4", "lz4"))

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from harness.errors import UnbuildableError
+from harness.core.errors import UnbuildableError
 
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
 # What open(2) says of a link, of a link or a file where a folder is wanted, of a socket.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A topology becomes a running, firmware-initialised QEMU."""
+"""QEMU with the firmware state that a scenario asks for."""

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from harness.deadline import Deadline
-from harness.errors import InconclusiveError, UsageError
+from harness.core.deadline import Deadline
+from harness.core.errors import InconclusiveError, UsageError
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_binary import QemuBinary
 from harness.machine.qemu_command import Accelerator, Boot, ConsolePipe, qemu_argv

@@ -11,8 +11,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from harness.deadline import Deadline
-from harness.errors import GuestLostError, MachineLostError
+from harness.core.deadline import Deadline
+from harness.core.errors import GuestLostError, MachineLostError
 
 _KEPT_LINES = 400
 _LONGEST_LINE = 4096

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from harness.errors import GuestCrashedError, GuestEndedError, GuestLostError
+from harness.core.errors import GuestCrashedError, GuestEndedError, GuestLostError
 from harness.model.boot_phases import KERNEL, without_marks
 from harness.model.dmesg import ends_the_guest, is_about_time, splat
 from harness.model.guest_tasks import names_the_drivers

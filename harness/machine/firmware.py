@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from harness.errors import MachineLostError
+from harness.core.errors import MachineLostError
 from harness.machine.qtest import Qtest
 from harness.model.acpi_tables import encode_ways
 from harness.model.decoder_plan import Component, DecoderSetting

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from harness.errors import MachineLostError
+from harness.core.errors import MachineLostError
 from harness.machine.qtest import Qtest
 
 _DMA_PORT_HIGH = 0x514

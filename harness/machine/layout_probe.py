@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from tempfile import TemporaryFile
 
-from harness.errors import MachineLostError, UsageError
+from harness.core.errors import MachineLostError, UsageError
 from harness.machine.fw_cfg import read_fw_cfg
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_binary import QemuBinary

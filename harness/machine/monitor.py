@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
-from harness.errors import MachineLostError
+from harness.core.errors import MachineLostError
 
 _CLOSE_SECONDS = 1.0
 

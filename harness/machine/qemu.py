@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any
 
-from harness.deadline import Deadline
-from harness.errors import GuestEndedError, HarnessError, MachineLostError
+from harness.core.deadline import Deadline
+from harness.core.errors import GuestEndedError, HarnessError, MachineLostError
+from harness.core.process import spawn
+from harness.core.stale_qemu import owner_environment, reap_orphans_once
 from harness.machine.console import Console, console_pipe
 from harness.machine.monitor import Monitor
 from harness.machine.qemu_command import Control
 from harness.machine.qtest import Qtest
-from harness.orphans import owner_environment, reap_orphans_once
-from harness.process import spawn
 
 PATIENCE = 1.0
 """Seconds from the end of a connection to the end of its process, at most."""

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import msgspec
 
-from harness.deadline import Deadline
-from harness.errors import UsageError
-from harness.paths import store_root
-from harness.process import Completed, run
+from harness.core.deadline import Deadline
+from harness.core.errors import UsageError
+from harness.core.paths import store_root
+from harness.core.process import Completed, run
 
 MINIMUM = (10, 0)
 _NAME = "qemu-system-x86_64"

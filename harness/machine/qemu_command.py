@@ -10,7 +10,7 @@ from typing import Literal
 
 import jinja2
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.machine.qemu_binary import QemuBinary
 from harness.model.topology import Port, Profile
 
@@ -106,7 +106,7 @@ def qemu_argv(
 
 @cache
 def _template() -> jinja2.Template:
-    from harness.paths import PROFILES
+    from harness.core.paths import PROFILES
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PROFILES),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import socket
 import struct
 
-from harness.deadline import Deadline
-from harness.errors import MachineLostError
+from harness.core.deadline import Deadline
+from harness.core.errors import MachineLostError
 
 _CONFIG_ADDRESS = 0xCF8
 _CONFIG_DATA = 0xCFC

@@ -19,8 +19,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.deadline import Deadline
-from harness.errors import InconclusiveError
+from harness.core.deadline import Deadline
+from harness.core.errors import InconclusiveError
 from harness.machine.firmware import commit_again, prove_paths
 from harness.machine.pci_inventory import (
     CONFIG_SIZE,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.memory_range import MemoryRange
 from harness.model.placement import FirmwareState, PlacedDecoder
 from harness.model.topology import GRANULARITIES, Port, Profile

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.model.kernel_modules import module_name
+from harness.core.kernel_modules import module_name
 
 
 def denied_modules(cmdline: Sequence[str], parameter: str = "module_blacklist") -> frozenset[str]:

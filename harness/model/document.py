@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import yaml
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.memory_range import parse_size
 
 T = TypeVar("T")

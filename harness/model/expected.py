@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.document import Document
 from harness.model.life_ownership import no_region_after_steps, owners_after_steps, parts_of
 from harness.model.owner import Ownership

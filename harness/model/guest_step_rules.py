@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import errno
 
+from harness.core.kernel_modules import module_name
 from harness.model.document import Document
 from harness.model.guest_steps import MEMORY_VERBS, REGION_VERBS, BindingStep, GuestStep
-from harness.model.kernel_modules import module_name
 from harness.model.scenario import Scenario, decoder_name
 from harness.model.topology import Profile
 

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from harness.core.kernel_modules import module_name
 from harness.model.denials import denied_modules
 from harness.model.guest_steps import VERBS, BindingStep, GuestStep
-from harness.model.kernel_modules import module_name
 from harness.model.layout_troubles import Trouble, troubled
 from harness.model.load import How, Load, LoadPlan
 from harness.model.memory_range import MemoryRange

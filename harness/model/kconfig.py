@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.kernel_config import KernelConfig
 
 _SET = re.compile(r"CONFIG_(\w+)=(\S.*)", re.ASCII)

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from harness.core.kernel_version import VERSION, kernel_version
 from harness.model.document import Document, read_document
 from harness.model.guest_steps import VERBS
 from harness.model.issue_conditions import Circumstances, Conditions
-from harness.model.kernel_version import VERSION, kernel_version
 from harness.model.memory_range import MemoryRange
 from harness.model.scenario import Policy
 from harness.model.verdict import Finding

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from harness.core.kernel_modules import module_name
 from harness.model.guest_steps import GuestStep
-from harness.model.kernel_modules import module_name
 from harness.model.owner import Ownership, Use
 from harness.model.ownership import expected_owners, leaves_no_region
 from harness.model.placement import FirmwareState

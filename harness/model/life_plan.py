@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.core.kernel_modules import MODPROBE, module_name
 from harness.model.guest_steps import Binding, BindingStep, GuestStep
-from harness.model.kernel_modules import MODPROBE, module_name
 from harness.model.memory_range import MemoryRange
 from harness.model.observation import CxlRegion, DaxDevice, Observation
 from harness.model.placement import FirmwareState

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from harness.model.kernel_modules import module_name
+from harness.core.kernel_modules import module_name
 
 ModuleName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*\Z", max_length=64)]
 How = Literal["in_order", "at_once", "by_modalias"]

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from harness.core.kernel_modules import module_name
 from harness.model.denials import denied_modules
 from harness.model.document import Document
-from harness.model.kernel_modules import module_name
 from harness.model.load import LoadPlan
 from harness.model.scenario import Scenario
 

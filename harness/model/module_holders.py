@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from harness.model.kernel_modules import module_name
+from harness.core.kernel_modules import module_name
 
 Holders = Mapping[str, tuple[str, ...]]
 

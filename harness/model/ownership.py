@@ -11,9 +11,9 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from harness.core.kernel_modules import module_name
+from harness.core.kernel_version import kernel_version
 from harness.model.denials import denied_initcalls, denied_modules
-from harness.model.kernel_modules import module_name
-from harness.model.kernel_version import kernel_version
 from harness.model.memory_range import MemoryRange
 from harness.model.placement import FirmwareState, NamedRange
 from harness.model.scenario import Ownership, Policy, Scenario, Use

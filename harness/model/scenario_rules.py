@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.decoder_plan import plan_decoder
 from harness.model.document import Document
 from harness.model.guest_step_rules import check_steps

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Verdicts and evidence for people and programs."""
+"""Results for people and other programs."""

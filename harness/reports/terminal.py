@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.errors import printable
+from harness.core.errors import printable
 from harness.model.scenario import Ownership
 from harness.model.target_node import wrong_node
 from harness.model.verdict import (

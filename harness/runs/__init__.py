@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A scenario and a kernel become a verdict with its evidence."""
+"""One scenario on one kernel, from preparation to verdict and evidence."""

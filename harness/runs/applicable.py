@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from harness.errors import HarnessError, NotConfigurableError, UsageError
+from harness.core.errors import HarnessError, NotConfigurableError, UsageError
+from harness.core.kernel_modules import module_name
+from harness.core.kernel_version import kernel_version
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
-from harness.model.kernel_modules import module_name
 from harness.model.kernel_request import KernelRequest
-from harness.model.kernel_version import kernel_version
 from harness.runs.catalogue import Case
 
 

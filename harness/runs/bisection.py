@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
-from harness.deadline import Deadline
-from harness.errors import InconclusiveError, UnbuildableError, UsageError
+from harness.core.deadline import Deadline
+from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.model.bisection import (
     Bisected,
     Commit,

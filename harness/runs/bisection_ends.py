@@ -10,20 +10,20 @@ from pathlib import Path
 
 import msgspec
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.progress import Progress
 from harness.kernels.history import GitHistory, SeriesHistory
 from harness.kernels.kconfig import plan_config
 from harness.kernels.patch_series import read_series
 from harness.kernels.source_tree import look, source_of
 from harness.model.kernel_request import KernelRequest
 from harness.model.scenario import Policy
-from harness.progress import Progress
 from harness.runs.bisection import Ends, History
 from harness.runs.bisection_record import question_key
 from harness.runs.catalogue import Case
 from harness.runs.commit_judge import Flakiness
 from harness.runs.worker import harness_version
-from harness.store import Store
 
 _DISTRIBUTION = "debian:"
 

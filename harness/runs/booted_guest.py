@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 
-from harness.deadline import Deadline
-from harness.errors import GuestEndedError, GuestLostError, PreflightError
+from harness.core.deadline import Deadline
+from harness.core.errors import GuestEndedError, GuestLostError, PreflightError
 from harness.guest.initramfs import write_run_initramfs
 from harness.guest.keys import RunKeys
 from harness.guest.observe import early_messages

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
+from harness.core.paths import KNOWN_ISSUES, PROFILES, QEMU_QUIRKS, SCENARIOS
 from harness.model.document import Document
 from harness.model.known_issues import KnownIssues, read_known_issues
 from harness.model.quirks import Quirks, read_quirks
 from harness.model.scenario import Scenario, read_scenario
 from harness.model.scenario_rules import check_scenario
 from harness.model.topology import Profile, read_profile
-from harness.paths import KNOWN_ISSUES, PROFILES, QEMU_QUIRKS, SCENARIOS
 
 
 @dataclass(frozen=True)

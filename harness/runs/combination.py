@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError, UnbuildableError
+from harness.core.errors import HarnessError, UnbuildableError
+from harness.core.progress import Progress
 from harness.model.kernel_request import KernelRequest
 from harness.model.matrix import Combination
 from harness.model.verdict import RunResult, Verdict
-from harness.progress import Progress
 from harness.runs.applicable import NotApplicableError
 from harness.runs.catalogue import load_case, load_known_issues
 from harness.runs.prepare import this_host

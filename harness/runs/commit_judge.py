@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.errors import InconclusiveError, UnbuildableError
+from harness.core.errors import InconclusiveError, UnbuildableError
 from harness.kernels.resolve import resolve_kernel
 from harness.model.bisection import Failures, Judged, Outcome, judge_runs
 from harness.model.kernel_request import KernelRequest

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.acpi_tables import AcpiTableError, FixedWindow, HostBridgeBlock, parse_srat
 from harness.model.layout import MachineLayout
 from harness.model.memory_range import MemoryRange

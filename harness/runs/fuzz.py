@@ -20,7 +20,7 @@ from random import Random
 from hypothesis import Phase, find, settings
 from hypothesis.errors import NoSuchExample
 
-from harness.errors import UnbuildableError, UsageError
+from harness.core.errors import UnbuildableError, UsageError
 from harness.machine.layout_probe import machine_layout
 from harness.model.kernel_request import KernelRequest
 from harness.model.layout import MachineLayout

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.layout import MachineLayout
 from harness.model.ownership import expected_owners
 from harness.model.placement import FirmwareState, place_firmware

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from harness.errors import GuestCrashedError, HarnessError, InconclusiveError, PreflightError
+from harness.core.errors import GuestCrashedError, HarnessError, InconclusiveError, PreflightError
 from harness.guest.observe import early_messages
 from harness.model.preflight import early_problems
 from harness.model.verdict import RunResult, Start, Verdict

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from harness.errors import (
+from harness.core.errors import (
     DeadlineExpiredError,
     GuestCrashedError,
     GuestLostError,

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from harness.deadline import Deadline
-from harness.errors import UsageError
+from harness.core.deadline import Deadline
+from harness.core.errors import UsageError
 from harness.guest.initramfs import write_acpi_tables
 from harness.machine.firmware import commit_decoders, prove_paths
 from harness.machine.qemu import running_qemu

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from harness.errors import GuestEndedError, MachineLostError
+from harness.core.errors import GuestEndedError, MachineLostError
 from harness.guest.observe import require_whole_log
 from harness.machine.firmware import check_committed, unanswered
 from harness.machine.qemu import Qemu

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
+from harness.core.kernel_version import kernel_version
 from harness.model.expected import expectations
 from harness.model.issue_conditions import Circumstances
-from harness.model.kernel_version import kernel_version
 from harness.model.known_issues import KnownIssue
 from harness.model.layout import MachineLayout
 from harness.model.placement import place_firmware

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.paths import store_root
+from harness.core.progress import Progress
 from harness.model.hosts import LabHost, read_lab
-from harness.paths import store_root
-from harness.progress import Progress
 from harness.runs.worker_pool import WorkerPool
-from harness.store import Store
 
 
 def this_machine(guests: int | None = None) -> LabHost:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
 from harness.machine.qemu import Qemu
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.kernels.kconfig import fragment_names, plan_config
 from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.patch_series import read_series

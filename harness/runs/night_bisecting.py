@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
 from harness.model.matrix import Combination
 from harness.model.night import Bisecting, Line, Row
 from harness.runs.night_history import Night, NightHistory

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import InconclusiveError, UsageError
+from harness.core.errors import InconclusiveError, UsageError
+from harness.core.process import Completed
 from harness.kernels.git import Repository, ask
-from harness.process import Completed
 
 FOLDER = "trees"
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|[^/\s]+@?[^/\s:]*:(?!//)", re.I)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.errors import (
+from harness.core.errors import (
     HarnessError,
     InconclusiveError,
     NotConfigurableError,

@@ -13,7 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from harness.errors import NotConfigurableError, UsageError
+from harness.core.cache import Store
+from harness.core.errors import NotConfigurableError, UsageError
+from harness.core.files import made_again, require_whole
+from harness.core.kernel_modules import ModulePlan, module_name
+from harness.core.paths import store_root
+from harness.core.progress import Progress
 from harness.guest.initramfs import (
     BOOT_MODULES,
     SCENARIO_MODULES,
@@ -40,14 +45,11 @@ from harness.model.expected_messages import expected_messages
 from harness.model.guest_memory import check_acpi_tables, check_page_structs
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
-from harness.model.kernel_modules import ModulePlan, module_name
 from harness.model.kernel_request import KernelRequest, with_configs
 from harness.model.layout import MachineLayout
 from harness.model.ownership import DRIVER_OPTIONS, as_run
 from harness.model.placement import FirmwareState, place_firmware
 from harness.model.scenario import POLICIES, Policy, Scenario
-from harness.paths import store_root
-from harness.progress import Progress
 from harness.runs.applicable import (
     NotApplicableError,
     check_kernel,
@@ -56,8 +58,6 @@ from harness.runs.applicable import (
 )
 from harness.runs.catalogue import Case, load_quirks
 from harness.runs.live_machines import LiveMachines
-from harness.store import Store
-from harness.sums import made_again, require_whole
 
 # They answer to an ACPI device, a PCI function and the platform device of Soft Reserved memory.
 _FIRST_DRIVERS = ("cxl_acpi", "cxl_pci", "dax_hmem")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.source_tree import split_ref
 from harness.model.acpi_tables import AcpiTableError

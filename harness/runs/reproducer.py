@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import msgspec
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
+from harness.core.kernel_modules import module_name
 from harness.model.attempts import of_one_guest
 from harness.model.bisection import failures_of
-from harness.model.kernel_modules import module_name
 from harness.model.load import Load, LoadPlan, ModuleName
 from harness.model.load_rules import check_load
 from harness.model.signature import signature

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.observation import SECTIONS, Observation, ObservationError, parse_observation
 from harness.model.run_record import NotAResultError, RunRecord, read_record
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.errors import (
+from harness.core.errors import (
     DeadlineExpiredError,
     GuestCrashedError,
     GuestLostError,
@@ -17,6 +17,7 @@ from harness.errors import (
     PreflightError,
     UsageError,
 )
+from harness.core.kernel_modules import module_name
 from harness.guest.loading import load_modules
 from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
@@ -24,7 +25,6 @@ from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_
 from harness.model.boot_phases import without_marks
 from harness.model.driverless import driverless
 from harness.model.issue_conditions import Circumstances
-from harness.model.kernel_modules import module_name
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load
 from harness.model.observation import Observation

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol
 
-from harness.errors import InconclusiveError, UnbuildableError
+from harness.core.errors import InconclusiveError, UnbuildableError
 from harness.model.attempts import combine
 from harness.model.kernel_request import KernelRequest, as_request
 from harness.model.load import Load, TooManyOrdersError, loads_of

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
 from harness.model.matrix import Combination
 from harness.runs.combination import Message, Say
 from harness.runs.worker_messages import Ticket

@@ -23,13 +23,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
-from harness.errors import HarnessError, UsageError
+from harness.core.cache import Store
+from harness.core.errors import HarnessError, UsageError
+from harness.core.paths import PROJECT, store_root
+from harness.core.progress import SilentProgress
 from harness.machine.qemu_binary import require_qemu
-from harness.paths import PROJECT, store_root
-from harness.progress import SilentProgress
 from harness.runs.combination import CombinationRun, Describe, Message, decode, encode
 from harness.runs.matrix import read_combination, this_capacity
-from harness.store import Store
 
 PROTOCOL = 1
 BEAT_SECONDS = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
 from harness.runs.combination import Message, Say, ending_of_error
 from harness.runs.worker_process import WorkerProcess
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from harness.errors import HarnessError, NotConfigurableError, UsageError
+from harness.core.cache import Store
+from harness.core.errors import HarnessError, NotConfigurableError, UsageError
+from harness.core.progress import Progress
 from harness.guest.userland import PACKAGES, userland
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.stored import kernel_in_use
 from harness.model.hosts import LabHost
 from harness.model.kernel import Kernel
 from harness.model.matrix import Combination
-from harness.progress import Progress
 from harness.runs.applicable import not_about
 from harness.runs.catalogue import load_case
 from harness.runs.combination import Say
@@ -36,7 +37,6 @@ from harness.runs.worker_process import (
     started_worker,
     worker_argv,
 )
-from harness.store import Store
 
 _MOST_LOSSES = 3
 """How often a combination may lose its worker, and how many combinations may lose theirs on a host

@@ -17,11 +17,11 @@ from typing import IO
 
 import msgspec
 
-from harness.deadline import Deadline
-from harness.errors import HarnessError, UsageError
+from harness.core.deadline import Deadline
+from harness.core.errors import HarnessError, UsageError
+from harness.core.process import spawn
 from harness.model.hosts import LabHost
 from harness.model.matrix import Combination
-from harness.process import spawn
 from harness.runs.combination import Message, Say, decode, encode
 from harness.runs.worker import BEAT_SECONDS, PROTOCOL, harness_version
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.paths import PROJECT
+from harness.core.paths import PROJECT
 
 CROWD = PROJECT / "ci" / "crowd"
 

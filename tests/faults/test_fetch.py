@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from bench_room import await_true
 
-from harness.paths import PROJECT
-from harness.store import Store
+from harness.core.cache import Store
+from harness.core.paths import PROJECT
 
 # As the command line does it, with one kernel whose packages are known already.
 HARNESS = """
@@ -28,8 +28,8 @@ from harness.cli_options import explains_errors
 from harness.kernels.debian import _build
 from harness.kernels.debian_versions import DebianKernel
 from harness.kernels.kernel_spec import parse_kernel_spec
-from harness.progress import SilentProgress
-from harness.store import Store
+from harness.core.progress import SilentProgress
+from harness.core.cache import Store
 
 apt._DOWNLOAD_SECONDS = float(sys.argv[2])
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.core.paths import SCENARIOS
 from harness.model.verdict import Verdict
-from harness.paths import SCENARIOS
 
 # Against hanging only.
 SECONDS = 240.0

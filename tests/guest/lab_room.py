@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.paths import PROJECT
-from harness.process import CommandError, run, spawn
+from harness.core.deadline import Deadline
+from harness.core.paths import PROJECT
+from harness.core.process import CommandError, run, spawn
 
 _HINT = "network namespaces need root, iproute2 and openssh-server"
 

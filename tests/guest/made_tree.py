@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.core.cache import Store
+from harness.core.progress import Progress
 from harness.kernels.debian_source import debian_source
 from harness.kernels.git import Repository
 from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.patch_series import read_series
-from harness.progress import Progress
-from harness.store import Store
 
 FOLDER = "trees"
 # Each is compiled by the base configuration.

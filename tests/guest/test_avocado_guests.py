@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from avocado_room import plugin_environment, python
 
-from harness.deadline import Deadline
+from harness.core.deadline import Deadline
 from harness.runs.prepare import Host
 
 pytestmark = pytest.mark.guest

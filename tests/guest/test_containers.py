@@ -17,7 +17,7 @@ import pytest
 from avocado_room import plugin_environment
 from test_avocado_guests import wait_for
 
-from harness.paths import PROJECT
+from harness.core.paths import PROJECT
 from harness.runs.prepare import Host
 
 pytestmark = pytest.mark.guest

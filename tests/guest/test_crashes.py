@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline
+from harness.core.deadline import Deadline
+from harness.core.paths import PROJECT, SCENARIOS
 from harness.guest import steps
 from harness.model.kernel_request import KernelRequest
 from harness.model.known_issues import KnownIssues
 from harness.model.verdict import RunResult, Verdict
-from harness.paths import PROJECT, SCENARIOS
 from harness.pytest_plugin import asked_kernel, report_text
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.catalogue import load_case

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.errors import MachineLostError
+from harness.core.errors import MachineLostError
 from harness.machine.firmware import commit_decoders, prove_paths
 from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu import Qemu, running_qemu

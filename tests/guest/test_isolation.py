@@ -14,7 +14,7 @@ import paramiko
 import pytest
 from bench_room import EARLY, Bench, await_true
 
-from harness.deadline import Deadline
+from harness.core.deadline import Deadline
 from harness.guest import loading
 from harness.guest.ssh import GuestShell
 from harness.model.known_issues import KnownIssues

@@ -13,8 +13,8 @@ import pytest
 from avocado_room import FAKE_WORKER, plugin_environment
 from lab_room import LabRoom, as_text, lab
 
-from harness.deadline import Deadline
-from harness.paths import PROJECT
+from harness.core.deadline import Deadline
+from harness.core.paths import PROJECT
 from harness.runs.prepare import Host
 
 pytestmark = pytest.mark.guest

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from bench_room import EARLY, LATE, Bench, assert_inconclusive, await_true, finished
 
-from harness.deadline import Deadline
-from harness.errors import GuestCrashedError
+from harness.core.deadline import Deadline
+from harness.core.errors import GuestCrashedError
 from harness.guest import loading
 from harness.guest.ssh import GuestShell
 from harness.model.known_issues import KnownIssues

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline
+from harness.core.cache import Store
+from harness.core.deadline import Deadline
+from harness.core.paths import store_root
+from harness.core.process import run
+from harness.core.progress import TerminalProgress
 from harness.guest.initramfs import BOOT_MODULES, SCENARIO_MODULES
 from harness.guest.userland import userland
 from harness.kernels.depmod import guest_modules, module_indexes
 from harness.kernels.modules import index_modules, open_module
 from harness.kernels.resolve import resolve_kernel
-from harness.paths import store_root
-from harness.process import run
-from harness.progress import TerminalProgress
-from harness.store import Store
 
 pytestmark = pytest.mark.guest
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness.core.paths import PROJECT
 from harness.guest import loading, steps
 from harness.model.kernel_request import KernelRequest
 from harness.model.known_issues import KnownIssues
 from harness.model.scenario import Policy
 from harness.model.verdict import RULES, Finding, RunResult, Verdict
-from harness.paths import PROJECT
 from harness.pytest_plugin import report_text
 from harness.runs.catalogue import load_case, scenario_names
 from harness.runs.prepare import Host

@@ -17,10 +17,10 @@ import pytest
 from avocado_room import plugin_environment
 from made_tree import made_tree
 
-from harness.deadline import Deadline
+from harness.core.deadline import Deadline
+from harness.core.paths import PROJECT
+from harness.core.progress import TerminalProgress
 from harness.kernels.git import Repository
-from harness.paths import PROJECT
-from harness.progress import TerminalProgress
 from harness.runs.prepare import Host
 
 pytestmark = pytest.mark.guest

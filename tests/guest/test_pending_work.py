@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.paths import PROJECT
 from harness.model.kernel_request import KernelRequest
 from harness.model.known_issues import KnownIssues
 from harness.model.verdict import RunResult, Verdict
-from harness.paths import PROJECT
 from harness.pytest_plugin import report_text
 from harness.runs.catalogue import load_case
 from harness.runs.prepare import Host

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from made_tree import made_tree
 
-from harness.paths import PROJECT
-from harness.progress import TerminalProgress
+from harness.core.paths import PROJECT
+from harness.core.progress import TerminalProgress
 from harness.runs.prepare import Host
 
 pytestmark = pytest.mark.guest

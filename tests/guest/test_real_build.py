@@ -8,13 +8,13 @@ from typing import NoReturn
 
 import pytest
 
+from harness.core.progress import TerminalProgress
 from harness.kernels.modules import find_modules, index_modules
 from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_request import KernelRequest
 from harness.model.known_issues import KnownIssues
 from harness.model.verdict import Verdict
-from harness.progress import TerminalProgress
 from harness.pytest_plugin import report_text
 from harness.runs.catalogue import load_case
 from harness.runs.prepare import Host

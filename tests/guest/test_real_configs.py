@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import NotConfigurableError, UnbuildableError
+from harness.core.errors import NotConfigurableError, UnbuildableError
 from harness.kernels import build as under_test
 from harness.kernels.build import BuildJob, build
 from harness.kernels.debian_source import debian_source

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.errors import InconclusiveError, MachineLostError
+from harness.core.deadline import Deadline
+from harness.core.errors import InconclusiveError, MachineLostError
+from harness.core.progress import TerminalProgress
 from harness.guest.observe import observe, read_sections
 from harness.guest.steps import Settling, load_module, observe_settled
 from harness.machine import snapshot
@@ -27,7 +28,6 @@ from harness.machine.qtest import Qtest
 from harness.machine.snapshot import RestoreError, SavedMachine
 from harness.model.judge import judge
 from harness.model.verdict import OwnedRange, Verdict
-from harness.progress import TerminalProgress
 from harness.pytest_plugin import asked_kernel
 from harness.runs import warm_start
 from harness.runs.booted_guest import BootedGuest, booted_guest

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from harness.paths import PROJECT
+from harness.core.paths import PROJECT
 
 FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
 

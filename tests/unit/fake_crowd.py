@@ -20,18 +20,18 @@ import pytest
 from cli_room import FIT_QEMU
 
 from harness.cli import main
+from harness.core.cache import Store
+from harness.core.paths import store_root
+from harness.core.process import spawn
+from harness.core.progress import SilentProgress
 from harness.kernels.kconfig import plan_config
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.stored import kernel_in_use
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import RunResult, Verdict
-from harness.paths import store_root
-from harness.process import spawn
-from harness.progress import SilentProgress
 from harness.runs.catalogue import Case
 from harness.runs.run_scenario import Session
-from harness.store import Store
 
 
 def run_all(_session: Session, cases: Sequence[Case], kernel: KernelRequest) -> Iterator[RunResult]:

@@ -19,15 +19,15 @@ from cli_room import FIT_QEMU
 from fake_sources import small_configs
 
 from harness.cli import main
+from harness.core.cache import Store
+from harness.core.paths import store_root
+from harness.core.progress import SilentProgress
 from harness.kernels.kconfig import plan_config
 from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import RunResult, Verdict
-from harness.paths import store_root
-from harness.progress import SilentProgress
 from harness.runs.catalogue import Case
 from harness.runs.run_scenario import Session
-from harness.store import Store
 
 ROOM = Path(os.environ["HARNESS_STORE"]).parent
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.cache import Store
+from harness.core.progress import SilentProgress
 from harness.kernels.kconfig import plan_config
 from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest, Toolchain
-from harness.progress import SilentProgress
-from harness.store import Store
 
 FAKE_KERNEL = Path(__file__).resolve().parents[1] / "data" / "fake_kernel"
 HMEM = "drivers/dax/hmem/hmem.c"

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import harness.runs.worker as worker
-from harness.errors import UsageError
+from harness.core.errors import UsageError
+from harness.core.progress import Progress
 from harness.machine.qemu_binary import QemuBinary
 from harness.model.matrix import Combination
-from harness.progress import Progress
 from harness.runs.combination import Describe, Say
 from harness.runs.matrix import Capacity
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
+from harness.core.paths import PROJECT, SCENARIOS
 from harness.kernels.patch_series import read_series
 from harness.model.acpi_tables import AcpiTableError, parse_cedt, parse_srat, split_tables
 from harness.model.boot_phases import StepMarks, in_phases, require_whole
@@ -23,7 +24,6 @@ from harness.model.observation import ObservationError, parse_observation, split
 from harness.model.scenario import read_scenario
 from harness.model.scenario_rules import check_scenario
 from harness.model.topology import Profile
-from harness.paths import PROJECT, SCENARIOS
 from harness.runs.catalogue import load_profile
 
 FOUND = PROJECT / "tests" / "data" / "fuzz"

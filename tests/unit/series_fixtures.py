@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from fake_sources import HMEM, Listener, builder, format_patch, git_fake
 
-from harness.errors import UnbuildableError
+from harness.core.cache import Store
+from harness.core.errors import UnbuildableError
 from harness.kernels.apply_series import series_commit
 from harness.kernels.patch_series import read_series
 from harness.kernels.source_tree import SourceState, SourceTree, look
-from harness.store import Store
 
 __all__ = ["builder"]
 KMEM = "drivers/dax/kmem.c"

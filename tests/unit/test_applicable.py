@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from harness.core.kernel_version import kernel_version
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest
-from harness.model.kernel_version import kernel_version
 from harness.runs.applicable import NotApplicableError, check_kernel, check_removable
 from harness.runs.catalogue import Case, load_case
 

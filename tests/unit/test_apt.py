@@ -18,6 +18,10 @@ from harness.apt import (
     parse_simulation,
     updated_suites,
 )
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.process import CommandError
+from harness.core.progress import SilentProgress
 from harness.debian_mirror import (
     MIRROR_VARIABLE,
     find_mirror,
@@ -25,10 +29,6 @@ from harness.debian_mirror import (
     parse_update_uris,
     signing_keys,
 )
-from harness.errors import UsageError
-from harness.process import CommandError
-from harness.progress import SilentProgress
-from harness.store import Store
 
 MIRROR = "http://mirror.invalid/debian/"
 

@@ -19,10 +19,10 @@ from cli_room import FIT_QEMU
 
 from harness.avocado_plugin import OwnershipResolver, OwnershipRunner, runnable_of
 from harness.cli_matrix import exit_code
-from harness.errors import InconclusiveError, UnbuildableError, UsageError
+from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
+from harness.core.paths import PROJECT
 from harness.model.matrix import Combination
 from harness.model.verdict import Finding, RunResult, Verdict
-from harness.paths import PROJECT
 from harness.runs.applicable import NotApplicableError
 from harness.runs.catalogue import scenario_names
 from harness.runs.combination import Message, decode, encode, ending_of, ending_of_error
@@ -71,7 +71,7 @@ def test_loading_the_plugin_imports_nothing_that_runs_guests() -> None:
         "import sys, harness.avocado_plugin; print(*(m for m in sys.modules if m[:7] == 'harness'))"
     )
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"harness", "harness.avocado_plugin", "harness.errors"}
+    assert set(done.stdout.split()) == {"harness", "harness.avocado_plugin", "harness.core.errors"}
 
 
 def test_a_reference_names_scenarios_and_parameters() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.paths import PROJECT
+from harness.core.paths import PROJECT
 
 HARNESS = """\
 #!{python}

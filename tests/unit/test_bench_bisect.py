@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.paths import PROJECT
+from harness.core.paths import PROJECT
 
 COMMITS = [f"{number:040x}" for number in range(65)]
 

@@ -10,8 +10,9 @@ from fake_sources import Listener as Notes
 from fake_sources import git
 from small_history import FakeJudge, Listener, commits, run, store, tree
 
-from harness.deadline import Deadline
-from harness.errors import (
+from harness.core.cache import Store
+from harness.core.deadline import Deadline
+from harness.core.errors import (
     DeadlineExpiredError,
     InconclusiveError,
     UnbuildableError,
@@ -19,7 +20,6 @@ from harness.errors import (
 )
 from harness.model.bisection import Outcome
 from harness.runs.bisection_record import open_record
-from harness.store import Store
 
 __all__ = ["store", "tree"]
 

@@ -11,12 +11,12 @@ from fake_sources import Listener as Notes
 from fake_sources import copy_fake, git
 from small_history import FakeJudge, commits, opened, run, store, tree
 
-from harness.errors import (
+from harness.core.cache import Store
+from harness.core.errors import (
     UsageError,
 )
 from harness.model.kernel_request import KernelRequest
 from harness.runs.bisection_ends import Asked, open_bisection
-from harness.store import Store
 
 __all__ = ["store", "tree"]
 

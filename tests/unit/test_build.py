@@ -25,13 +25,13 @@ from fake_sources import (
     stub_tools,
 )
 
-from harness.errors import UnbuildableError, UsageError
+from harness.core.errors import UnbuildableError, UsageError
+from harness.core.paths import PROJECT
 from harness.kernels.image import read_release
 from harness.kernels.make_run import failure, first_error
 from harness.kernels.modules import find_modules, index_modules
 from harness.kernels.toolchain import find_toolchain, jobs
 from harness.model.kernel import Kernel
-from harness.paths import PROJECT
 
 __all__ = ["builder"]
 
@@ -244,8 +244,8 @@ import sys
 from pathlib import Path
 from harness.kernels import from_source
 from harness.kernels.resolve import resolve_kernel
-from harness.progress import TerminalProgress
-from harness.store import Store
+from harness.core.progress import TerminalProgress
+from harness.core.cache import Store
 
 root, spec = Path(sys.argv[1]), sys.argv[2]
 plan = from_source.plan_config

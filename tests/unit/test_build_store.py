@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from fake_sources import Builder, Listener, builder, edit, git_fake
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.progress import Progress
 from harness.kernels import kernel_store
 from harness.kernels.from_source import kernel_key
 from harness.kernels.kconfig import plan_config
@@ -20,8 +22,6 @@ from harness.kernels.source_tree import SourceState, SourceTree, look
 from harness.kernels.stored import kernel_in_use
 from harness.kernels.toolchain import FoundToolchain
 from harness.model.kernel import Kernel
-from harness.progress import Progress
-from harness.store import Store
 
 __all__ = ["builder"]
 

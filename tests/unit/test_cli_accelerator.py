@@ -16,18 +16,18 @@ from typing import NoReturn
 import pytest
 from cli_room import FIT_QEMU, Harness, assert_one_message, files, program
 
-from harness.errors import InconclusiveError, MachineLostError, UsageError
+from harness.core.cache import Store
+from harness.core.errors import InconclusiveError, MachineLostError, UsageError
+from harness.core.progress import SilentProgress
 from harness.machine import accelerator
 from harness.machine.accelerator import AskedAccelerator, choose_accelerator
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
 from harness.machine.qemu_command import qemu_argv
-from harness.progress import SilentProgress
 from harness.runs.catalogue import (
     load_profile,
 )
 from harness.runs.prepare import Host
-from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("room")
 

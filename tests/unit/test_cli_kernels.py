@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from fake_sources import HMEM, Builder, builder, edit, format_patch, git, git_fake
 
 from harness.cli_kernels import parse_age, register_kernel_commands
-from harness.errors import HarnessError, UnbuildableError, UsageError
+from harness.core.errors import HarnessError, UnbuildableError, UsageError
 
 __all__ = ["builder"]
 

@@ -16,8 +16,8 @@ import pytest
 from cli_room import FIT_QEMU, Harness, files, program
 from layouts import layout_of
 
+from harness.core.paths import PROJECT
 from harness.doctor import Check
-from harness.paths import PROJECT
 from harness.runs.catalogue import (
     profile_names,
     scenario_names,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import fnmatch
 import re
 
-from harness.paths import SCENARIOS
+from harness.core.paths import SCENARIOS
 from harness.runs.catalogue import load_case, scenario_names
 
 COMPARED = (SCENARIOS.parents[1] / "docs" / "compared.md").read_text()

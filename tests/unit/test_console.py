@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.errors import DeadlineExpiredError, GuestLostError
+from harness.core.deadline import Deadline
+from harness.core.errors import DeadlineExpiredError, GuestLostError
 from harness.machine.console import Console, console_pipe
 from harness.machine.qemu import Qemu
 

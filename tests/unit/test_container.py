@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 from avocado_room import plugin_environment
 
-from harness.errors import UsageError
-from harness.paths import PROJECT
+from harness.core.errors import UsageError
+from harness.core.paths import PROJECT
 
 SCRIPT = PROJECT / "ci" / "container"
 RECIPE = PROJECT / "ci" / "Containerfile"

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from harness.errors import GuestCrashedError, GuestEndedError, GuestLostError
+from harness.core.errors import GuestCrashedError, GuestEndedError, GuestLostError
 from harness.machine import crash_watch
 from harness.machine.crash_watch import CrashWatch
 from harness.model.boot_phases import StepMarks

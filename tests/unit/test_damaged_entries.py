@@ -14,15 +14,15 @@ from cli_room import FIT_QEMU
 from damage import DAMAGE, flip
 from fake_sources import Builder, Listener, builder, git_fake
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.files import DamagedEntryError
+from harness.core.kernel_modules import ModulePlan
 from harness.guest.initramfs import shared_initramfs
 from harness.kernels.stored import kernel_in_use, require_whole_modules
 from harness.model.kernel import Kernel
-from harness.model.kernel_modules import ModulePlan
 from harness.model.kernel_request import KernelRequest
 from harness.runs.prepare import Host, prepare_kernel
-from harness.store import Store
-from harness.sums import DamagedEntryError
 
 __all__ = ["builder"]
 
@@ -95,9 +95,9 @@ import sys
 import time
 from pathlib import Path
 from harness.kernels.stored import discard_damaged
-from harness.progress import SilentProgress
-from harness.store import Store
-from harness.sums import made_again, require_whole
+from harness.core.progress import SilentProgress
+from harness.core.cache import Store
+from harness.core.files import made_again, require_whole
 
 store = Store(Path(sys.argv[1]))
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.errors import DeadlineExpiredError
+from harness.core.deadline import Deadline
+from harness.core.errors import DeadlineExpiredError
 
 
 def test_a_deadline_passes(monkeypatch: pytest.MonkeyPatch) -> None:

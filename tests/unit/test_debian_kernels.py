@@ -17,7 +17,10 @@ from urllib.request import Request
 import pytest
 
 from harness.apt import Apt, Package, SourcePackage
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.process import CommandError
+from harness.core.progress import Progress, SilentProgress
 from harness.kernels import debian
 from harness.kernels.debian import arrange, kernel_key
 from harness.kernels.debian_versions import (
@@ -28,9 +31,6 @@ from harness.kernels.debian_versions import (
 )
 from harness.kernels.mirror_files import files_on_mirror
 from harness.kernels.resolve import resolve_kernel
-from harness.process import CommandError
-from harness.progress import Progress, SilentProgress
-from harness.store import Store
 
 LISTING = Path(__file__).resolve().parents[1] / "data" / "debian_cloud_kernels.txt"
 

@@ -9,7 +9,7 @@ import pytest
 from layouts import layout_of
 from machines import bridge, machine, port, scenario_of, span, switch_port, window
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.decoder_plan import DecoderSetting, plan_decoders
 from harness.model.memory_range import GIB
 from harness.model.placement import place_firmware

@@ -25,7 +25,7 @@ from machines import (
     window,
 )
 
-from harness.errors import GuestCrashedError, MachineLostError
+from harness.core.errors import GuestCrashedError, MachineLostError
 from harness.machine.firmware import commit_decoders
 from harness.machine.qtest import Qtest
 from harness.model.decoder_plan import plan_decoders

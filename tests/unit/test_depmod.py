@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from test_modules import put
 
-from harness.errors import UnbuildableError
+from harness.core.errors import UnbuildableError
+from harness.core.process import CommandError
 from harness.kernels.depmod import guest_modules, module_indexes
-from harness.process import CommandError
 
 # Finds its folders behind depmod's options, as depmod does.
 LOADER = """\

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 
-from harness.paths import SCENARIOS
+from harness.core.paths import SCENARIOS
 from harness.runs.catalogue import scenario_names
 
 DISCUSSION = SCENARIOS.parents[1] / "docs" / "discussion.md"

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pytest
 
 from harness import doctor
+from harness.core.errors import UsageError
 from harness.doctor import Check, diagnose
-from harness.errors import UsageError
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
 
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
+from harness.core.paths import PROFILES, SCENARIOS
 from harness.model.document import Address, Document, Size, read_document
 from harness.model.scenario import read_scenario
 from harness.model.topology import read_profile
-from harness.paths import PROFILES, SCENARIOS
 
 
 class Leaf(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

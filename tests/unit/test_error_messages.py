@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import errors
-from harness.deadline import Deadline
-from harness.errors import HarnessError
-from harness.paths import PROJECT
+from harness.core import errors
+from harness.core.deadline import Deadline
+from harness.core.errors import HarnessError
+from harness.core.paths import PROJECT
 
 _MARK = "…"
 GUESTS_LOG = inspect.signature(Deadline).parameters["hint"].default

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.expected import check_stated, expectations
 from harness.model.memory_range import MemoryRange
 from harness.model.ownership import as_run

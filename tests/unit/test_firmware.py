@@ -12,7 +12,7 @@ from fake_qemu import FakeQemu, qtest_of
 from layouts import layout_of
 from machines import bridge, machine, port, scenario_of, switch_port, window
 
-from harness.errors import MachineLostError
+from harness.core.errors import MachineLostError
 from harness.machine.firmware import (
     check_committed,
     commit_again,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from layouts import layout_of
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.decoder_plan import plan_decoders
 from harness.model.memory_range import GIB
 from harness.model.ownership import expected_owners

@@ -13,8 +13,8 @@ import pytest
 from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 from test_guest_shell import FakeChannel, shell_on
 
-from harness.deadline import Deadline
-from harness.errors import DeadlineExpiredError, GuestLostError
+from harness.core.deadline import Deadline
+from harness.core.errors import DeadlineExpiredError, GuestLostError
 from harness.guest.keys import RunKeys
 from harness.guest.ssh import guest_shell
 

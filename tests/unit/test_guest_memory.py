@@ -5,7 +5,7 @@ import pytest
 from layouts import state_of
 from machines import committed, firmware_state, scenario_of
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.guest_memory import check_acpi_tables, check_page_structs
 from harness.runs.catalogue import load_case, scenario_names
 

@@ -10,8 +10,8 @@ from typing import cast
 import paramiko
 import pytest
 
-from harness.deadline import Deadline
-from harness.errors import DeadlineExpiredError, GuestLostError
+from harness.core.deadline import Deadline
+from harness.core.errors import DeadlineExpiredError, GuestLostError
 from harness.guest.ssh import GuestShell
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from cli_room import FIT_QEMU
 
-from harness.errors import GuestCrashedError, GuestLostError, HarnessError, MachineLostError
+from harness.core.errors import GuestCrashedError, GuestLostError, HarnessError, MachineLostError
 from harness.guest.initramfs import SCENARIO_MODULES, SharedInitramfs
 from harness.machine.snapshot import RestoreError
 from harness.model.verdict import RunResult, Start, Verdict

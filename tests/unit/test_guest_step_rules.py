@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from machines import scenario_of
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.guest_steps import GuestStep
 from harness.model.scenario import read_scenario
 from harness.model.scenario_rules import check_scenario

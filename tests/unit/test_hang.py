@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.errors import (
+from harness.core.deadline import Deadline
+from harness.core.errors import (
     DeadlineExpiredError,
     GuestCrashedError,
     GuestLostError,

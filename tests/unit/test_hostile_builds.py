@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from fake_sources import Builder, builder, edit, git_fake
 
-from harness.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.core.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.core.progress import TerminalProgress
 from harness.kernels.kconfig import ConfigPlan, check_config, plan_config
 from harness.kernels.sandbox import find_sandbox
 from harness.kernels.untrusted import UntrustedFolder
 from harness.model.kconfig import parse_fragment
 from harness.model.kernel_config import parse_config
-from harness.progress import TerminalProgress
 
 __all__ = ["builder"]
 

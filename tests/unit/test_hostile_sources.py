@@ -19,14 +19,14 @@ from fake_sources import Builder, Listener, builder, git, git_fake
 from machines import scenario_of
 
 from harness.apt import SUITES, open_apt, unpack
+from harness.core.cache import Store
+from harness.core.errors import HarnessError, UnbuildableError, UsageError
+from harness.core.progress import SilentProgress
 from harness.debian_mirror import MIRROR_VARIABLE
-from harness.errors import HarnessError, UnbuildableError, UsageError
 from harness.kernels.apply_series import series_commit
 from harness.kernels.patch_series import read_series
 from harness.kernels.sandbox import find_sandbox
 from harness.kernels.source_tree import look
-from harness.progress import SilentProgress
-from harness.store import Store
 
 __all__ = ["builder"]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.progress import SilentProgress
 from harness.kernels.image import read_release
 from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel import Kernel
-from harness.progress import SilentProgress
-from harness.store import Store
 
 RELEASE = "7.2.1-mine+"
 

@@ -11,6 +11,9 @@ from typing import NoReturn
 import pytest
 from newc import Entry, read_newc
 
+from harness.core.cache import Store
+from harness.core.kernel_modules import KernelModule, MissingModule, ModulePlan
+from harness.core.progress import SilentProgress
 from harness.guest import initramfs
 from harness.guest.cpio import CpioWriter
 from harness.guest.initramfs import (
@@ -21,9 +24,6 @@ from harness.guest.initramfs import (
 )
 from harness.guest.keys import RunKeys
 from harness.model.kernel import Kernel
-from harness.model.kernel_modules import KernelModule, MissingModule, ModulePlan
-from harness.progress import SilentProgress
-from harness.store import Store
 
 KERNEL = Kernel("debian:7.2", "7.2.0-test", Path("vmlinuz"), Path("modules"), None, "a1" * 16)
 PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl", "kmod", "chrt")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UnbuildableError, UsageError
+from harness.core.errors import UnbuildableError, UsageError
 from harness.kernels.kconfig import (
     FRAGMENTS,
     ConfigPlan,

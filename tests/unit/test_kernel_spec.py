@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from fake_sources import Listener
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.progress import SilentProgress
 from harness.kernels.kernel_spec import KernelSpec, parse_kernel_spec
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.stored import KIND
 from harness.model.kernel_request import KernelRequest, as_request, request_of_options
-from harness.progress import SilentProgress
-from harness.store import Store
 
 
 def test_specs() -> None:
@@ -81,8 +81,8 @@ def test_a_known_spec_imports_nothing_heavy(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from harness.kernels.resolve import resolve_kernel
-from harness.progress import SilentProgress
-from harness.store import Store
+from harness.core.progress import SilentProgress
+from harness.core.cache import Store
 resolve_kernel("debian:7.2", Store(Path(sys.argv[1])), SilentProgress())
 heavy = {"rich", "elftools", "zstandard", "subprocess", "harness.apt"}
 sys.exit(", ".join(heavy & set(sys.modules)))

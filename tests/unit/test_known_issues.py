@@ -9,7 +9,7 @@ import pytest
 from layouts import layout_of
 from machines import HMEM, committed, firmware_state, scenario_of, span
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.issue_conditions import Circumstances, Conditions
 from harness.model.known_issues import KnownIssues, read_known_issues
 from harness.model.load import Load

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.paths import PROJECT
+from harness.core.paths import PROJECT
 
 PACKAGE = PROJECT / "harness"
 DOORS = {"__main__", "cli", "avocado_plugin", "doctor"}
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "model": set(),
 }
 # The one shared module that values may need: what is wrong is said in the same words everywhere.
-MODEL_EXCEPTION = "harness.errors"
+MODEL_EXCEPTION = "harness.core.errors"
 
 CI = (".ci", "ci")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -102,20 +102,24 @@ def test_imports_go_down_only(path: Path) -> None:
     ("parts", "text", "count"),
     [
         (("model", "iomem"), "import re\nfrom harness.model.dmesg import Record\n", 0),
-        (("model", "iomem"), "from harness.errors import UsageError\n", 0),
+        (("model", "iomem"), "from harness.core.errors import UsageError\n", 0),
         (("model", "iomem"), "from harness import deadline\n", 1),
-        (("model", "iomem"), "def f():\n    import harness.process\n", 1),
+        (("model", "iomem"), "def f():\n    import harness.core.process\n", 1),
         (("model", "iomem"), "from harness.guest.ssh import GuestShell\n", 1),
         (("guest", "ssh"), "from harness.machine.qemu import Qemu\n", 1),
         (("guest", "ssh"), "if TYPE_CHECKING:\n    from harness.kernels import image\n", 1),
-        (("guest", "ssh"), "from harness.model.kernel import Kernel\nimport harness.store\n", 0),
+        (
+            ("guest", "ssh"),
+            "from harness.model.kernel import Kernel\nimport harness.core.cache\n",
+            0,
+        ),
         (("guest", "ssh"), "from ..machine import qemu\n", 1),
         (("guest", "ssh"), "from .keys import RunKeys\n", 0),
         (("guest", "ssh"), "importlib.import_module('harness.machine.qemu')\n", 1),
         (("runs", "prepare"), "from harness.reports.terminal import headline\n", 1),
         (("runs", "prepare"), "from harness import guest, kernels, machine, model\n", 0),
         (("reports", "html"), "from harness.cli import main\n", 1),
-        (("store",), "from harness.model.kernel import Kernel\nimport harness.paths\n", 0),
+        (("store",), "from harness.model.kernel import Kernel\nimport harness.core.paths\n", 0),
         (("store",), "from harness.kernels.debian import fetch\n", 1),
         (("store",), "from harness.doctor import diagnose\n", 1),
         (("cli_kernels",), "from harness.runs.prepare import this_host\n", 0),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from layouts import cedt_table, layout_of, srat_table
 
-from harness.errors import MachineLostError
+from harness.core.errors import MachineLostError
 from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary
 from harness.model.acpi_tables import FixedWindow, parse_cedt

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from machines import CXL, by_cxl, committed, firmware_state, observed, record
 
-from harness.errors import GuestCrashedError
+from harness.core.errors import GuestCrashedError
 from harness.guest.life_steps import StepDone
 from harness.guest.steps import Settling
 from harness.model.expected import Expected, expectations

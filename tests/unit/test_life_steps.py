@@ -11,8 +11,8 @@ from typing import cast
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.errors import GuestLostError, MomentMissedError
+from harness.core.deadline import Deadline
+from harness.core.errors import GuestLostError, MomentMissedError
 from harness.guest.life_steps import (
     read_module_holders,
     read_region_makeup,

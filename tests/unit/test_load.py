@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import one_window
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.load import Load, LoadPlan, TooManyOrdersError, loads_of, orders_of
 from harness.model.scenario import read_scenario
 from harness.model.scenario_rules import check_scenario

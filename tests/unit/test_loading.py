@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from harness.deadline import Deadline
+from harness.core.deadline import Deadline
 from harness.guest.loading import load_modules
 from harness.guest.ssh import GuestCommand, GuestShell
 from harness.model.boot_phases import StepMarks

@@ -8,11 +8,11 @@ import pytest
 from fake_sources import HMEM, Listener, builder, edit, format_patch, git_fake
 from series_fixtures import applied, one, patches, refused, store, tree
 
-from harness.errors import UnbuildableError, UsageError
+from harness.core.cache import Store
+from harness.core.errors import UnbuildableError, UsageError
 from harness.kernels.apply_series import series_commit
 from harness.kernels.patch_series import Series, read_series
 from harness.kernels.source_tree import look
-from harness.store import Store
 
 __all__ = ["builder", "patches", "store", "tree"]
 KMEM = "drivers/dax/kmem.c"

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
+from harness.core.paths import PROJECT
 from harness.model.matrix import Combination, Facts, Matrix, plan_matrix, read_matrix, shard
 from harness.model.scenario import KernelNeeds, Policy
-from harness.paths import PROJECT
 from harness.runs.matrix import is_matrix, load_matrix, parse_shard, this_capacity
 
 NO_FACTS = Facts({}, {}, {})

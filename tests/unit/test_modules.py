@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
+from harness.core.kernel_modules import (
+    KernelModule,
+    MissingModule,
+    ModulePlan,
+    parse_modinfo,
+    plan_modules,
+)
 from harness.kernels.modules import (
     find_modules,
     index_modules,
     module_files,
     read_module,
     read_vermagic,
-)
-from harness.model.kernel_modules import (
-    KernelModule,
-    MissingModule,
-    ModulePlan,
-    parse_modinfo,
-    plan_modules,
 )
 
 VERMAGIC = "7.2.1-x SMP preempt mod_unload"

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 
+from harness.core.paths import PROJECT
 from harness.model.document import read_document
 from harness.model.series_description import GUIDE, SeriesDescription
-from harness.paths import PROJECT
 from harness.runs.catalogue import scenario_names
 
 PAGE = (PROJECT / "docs" / "mutants.md").read_text()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.night import Bisecting, Line, Seen
 from harness.model.run_record import read_record
 from harness.runs.night_history import FILE, NightHistory, open_history

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.matrix import Combination
 from harness.model.night import Bisecting
 from harness.runs import night_bisecting

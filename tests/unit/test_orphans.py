@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 from machines import one_window
 
-from harness import doctor, orphans
-from harness.machine.qemu_command import Boot, ConsolePipe, qemu_argv
-from harness.orphans import (
+from harness import doctor
+from harness.core import stale_qemu
+from harness.core.stale_qemu import (
     Orphan,
     find_orphans,
     owner_environment,
     reap_orphans,
     reap_orphans_once,
 )
+from harness.machine.qemu_command import Boot, ConsolePipe, qemu_argv
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_the_doctor_says_how_to_end_it(proc: Path, monkeypatch: pytest.MonkeyPat
 # A harness that starts something that outlives it, as a wrapper around QEMU can.
 HARNESS = """
 import os, subprocess, sys
-from harness.orphans import owner_environment
+from harness.core.stale_qemu import owner_environment
 name, wait, extra = sys.argv[1:]
 child = subprocess.Popen(
     ["sleep", "600"],
@@ -184,7 +185,7 @@ def test_a_number_that_another_process_has_got_is_no_owner() -> None:
 def test_a_process_says_once_what_it_killed(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orphans, "reap_orphans", lambda: (Orphan(7, "/evidence/serial.log"),))
+    monkeypatch.setattr(stale_qemu, "reap_orphans", lambda: (Orphan(7, "/evidence/serial.log"),))
     reap_orphans_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         reap_orphans_once()
@@ -198,5 +199,5 @@ def test_a_kernel_without_time_namespaces(tmp_path: Path, monkeypatch: pytest.Mo
     (proc / "self" / "ns").mkdir(parents=True)
     (proc / "self" / "ns" / "pid").symlink_to("pid:[7]")
     (proc / "self" / "stat").write_text(f"7 (python) R {' '.join(map(str, range(4, 53)))}\n")
-    monkeypatch.setattr(orphans, "_PROC", proc)
+    monkeypatch.setattr(stale_qemu, "_PROC", proc)
     assert list(owner_environment().values()) == [f"pid:[7] none {os.getpid()} 22"]

@@ -7,12 +7,12 @@ import pytest
 from fake_sources import HMEM, Builder, Listener, builder, edit, format_patch, git, git_fake
 from series_fixtures import applied, commit_of, one, patches, refused, store, tree
 
-from harness.errors import UnbuildableError, UsageError
+from harness.core.cache import Store
+from harness.core.errors import UnbuildableError, UsageError
+from harness.core.paths import PROJECT
 from harness.kernels.apply_series import series_commit
 from harness.kernels.patch_series import Series, read_series
 from harness.kernels.source_tree import look
-from harness.paths import PROJECT
-from harness.store import Store
 
 __all__ = ["builder", "patches", "store", "tree"]
 KMEM = "drivers/dax/kmem.c"

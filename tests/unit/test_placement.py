@@ -8,7 +8,7 @@ from layouts import layout_of
 from machines import bridge, machine, port, scenario_of, span, window
 from msgspec import structs
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.acpi_tables import MemoryAffinity
 from harness.model.document import Size
 from harness.model.memory_range import GIB, merge_adjacent

@@ -12,18 +12,18 @@ from cli_room import FIT_QEMU, Harness
 from fake_sources import Builder, builder, copy_fake
 from layouts import layout_of
 
-from harness.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.core.cache import Store
+from harness.core.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.core.progress import SilentProgress
 from harness.guest.initramfs import SharedInitramfs
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import RunResult, Verdict
-from harness.progress import SilentProgress
 from harness.runs.applicable import NotApplicableError
 from harness.runs.catalogue import load_case
 from harness.runs.prepare import Bootable, Host, policy_for, prepare_case
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import Session, Skipped
-from harness.store import Store
 
 __all__ = ["builder"]
 

@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.process import CommandError, end_group, run
+from harness.core.deadline import Deadline
+from harness.core.process import CommandError, end_group, run
 
 # Starts a program that writes a file once it runs, and then waits longer than any test.
 STARTER = """
 import sys
-from harness.process import spawn
+from harness.core.process import spawn
 with spawn(["sh", "-c", f"echo $$ > {sys.argv[1]}; exec sleep 600"]) as child:
     child.wait()
 """
@@ -106,7 +106,7 @@ def test_a_program_that_cannot_be_killed_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One that waits for a disk that does not answer, which a test cannot have."""
-    monkeypatch.setattr("harness.process._REAP_SECONDS", 0.1)
+    monkeypatch.setattr("harness.core.process._REAP_SECONDS", 0.1)
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as child:
         with monkeypatch.context() as unkillable:
             unkillable.setattr(os, "killpg", lambda _group, _number: None)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from harness import progress
-from harness.progress import Progress, SilentProgress, TerminalProgress
+from harness.core import progress
+from harness.core.progress import Progress, SilentProgress, TerminalProgress
 
 
 class Terminal(io.StringIO):
@@ -81,5 +81,5 @@ def test_a_build(estimate: int | None, about: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_rich_is_not_imported_before_it_is_needed() -> None:
-    script = "import sys, harness.progress; sys.exit('rich' in sys.modules)"
+    script = "import sys, harness.core.progress; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from fake_sources import Builder, Listener, builder, git_fake
 
+from harness.core.cache import Store
+from harness.core.kernel_modules import ModulePlan
 from harness.guest.initramfs import SharedInitramfs, shared_initramfs
 from harness.kernels.kernel_store import StoredItem, prune, size_of_the_rest, stored_items
 from harness.kernels.make_run import run_make
 from harness.kernels.stored import entry_in_use, folder_in_use, remove_unless_used
 from harness.model.kernel import Kernel
-from harness.model.kernel_modules import ModulePlan
 from harness.runs.prepare import Bootable, in_use
-from harness.store import Store
 
 __all__ = ["builder"]
 

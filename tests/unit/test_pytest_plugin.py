@@ -10,15 +10,15 @@ from typing import Any, NoReturn
 import pytest
 from cli_room import FIT_QEMU
 
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.progress import SilentProgress
 from harness.model.verdict import Finding, RunResult, Verdict
-from harness.progress import SilentProgress
 
 # Both imported here: pytester forgets the modules that were first imported below it.
 from harness.runs import prepare, run_scenario
 from harness.runs.applicable import NotApplicableError
 from harness.runs.catalogue import Case, scenario_names
-from harness.store import Store
 
 pytest_plugins = ["pytester"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import DeadlineExpiredError, UsageError
+from harness.core.errors import DeadlineExpiredError, UsageError
 from harness.machine import qemu_binary
 from harness.machine.qemu_binary import REQUIRED_FEATURES, require_qemu
 

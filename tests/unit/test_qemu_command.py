@@ -10,13 +10,13 @@ import pytest
 from machines import bridge, machine, one_window, port, switch_port, window
 from msgspec import structs
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
+from harness.core.paths import PROFILES
 from harness.machine import qemu_command
 from harness.machine.qemu_binary import QemuBinary
 from harness.machine.qemu_command import Boot, ConsolePipe, Control, qemu_argv
 from harness.model.memory_range import GIB
 from harness.model.topology import Profile, read_profile
-from harness.paths import PROFILES
 from harness.runs.catalogue import load_profile, profile_names
 
 QEMU = QemuBinary(

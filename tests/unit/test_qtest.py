@@ -12,7 +12,7 @@ from fake_qemu import FakeQemu, qtest_of, served
 from layouts import layout_of
 from machines import one_window
 
-from harness.errors import DeadlineExpiredError, MachineLostError
+from harness.core.errors import DeadlineExpiredError, MachineLostError
 from harness.machine.fw_cfg import read_fw_cfg
 from harness.machine.qtest import Qtest
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.dmesg import complaints, splat
 from harness.model.quirks import read_quirks
 from harness.runs.catalogue import load_quirks

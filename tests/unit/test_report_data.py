@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from evidence_room import make_evidence, stored, unjudged, write_results
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.report_data import KernelColumn, configs_of, job_of, telling_findings
 from harness.model.run_record import NotAResultError, RunRecord, read_record
 from harness.model.verdict import Difference, RunResult, Verdict

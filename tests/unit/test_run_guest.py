@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from machines import observed
 
-from harness.errors import GuestLostError, HarnessError, MomentMissedError
+from harness.core.errors import GuestLostError, HarnessError, MomentMissedError
 from harness.machine.crash_watch import CrashWatch
 from harness.model.boot_phases import StepMarks
 from harness.model.expected import Expected

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model import known_issues, topology
 from harness.model import scenario as scenario_module
 from harness.model.scenario import (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from machines import bridge, machine, port, scenario_of, switch_port, window
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.document import Size
 from harness.model.memory_range import GIB, MIB
 from harness.model.scenario import Scenario

@@ -13,7 +13,7 @@ import click
 import yaml
 
 from harness.cli_nightly import nightly
-from harness.paths import PROJECT
+from harness.core.paths import PROJECT
 
 SYSTEMD = PROJECT / "ci" / "systemd"
 HOSTED = PROJECT / "ci" / "hosted" / "github-nightly.yml"

@@ -15,14 +15,14 @@ from unittest.mock import Mock
 
 import pytest
 
-from harness.errors import MachineLostError, UnbuildableError, UsageError
+from harness.core.errors import MachineLostError, UnbuildableError, UsageError
+from harness.core.paths import SCENARIOS
+from harness.core.progress import SilentProgress
 from harness.model.expected import expectations
 from harness.model.known_issues import KnownIssues
 from harness.model.load import Load, LoadPlan
 from harness.model.run_record import read_record
 from harness.model.verdict import Difference, Finding, RunResult, Verdict
-from harness.paths import SCENARIOS
-from harness.progress import SilentProgress
 from harness.runs import run_scenario as runs
 from harness.runs.applicable import NotApplicableError
 from harness.runs.catalogue import Case, load_case, load_cases

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline
-from harness.paths import PROJECT
-from harness.process import Completed, run
+from harness.core.deadline import Deadline
+from harness.core.paths import PROJECT
+from harness.core.process import Completed, run
 
 SETUP = PROJECT / "ci" / "setup"
 SCRIPTS = (SETUP, PROJECT / ".ci" / "run")

@@ -13,7 +13,7 @@ from fake_booted import (
     FakeBooted,
 )
 
-from harness.errors import DeadlineExpiredError
+from harness.core.errors import DeadlineExpiredError
 from harness.machine.pci_inventory import read_functions, register_blocks
 from harness.machine.snapshot import RestoreError, SavedMachine, restore_machine, save_machine
 

@@ -14,15 +14,15 @@ import pytest
 from fake_sources import HMEM, Listener, copy_fake, edit, git, git_fake
 
 from harness.apt import Package, SourcePackage, parse_showsrc
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.process import CommandError
+from harness.core.progress import Progress
 from harness.kernels import debian_source as module
 from harness.kernels.debian_source import choose_source, debian_source
 from harness.kernels.kernel_spec import KernelSpec
 from harness.kernels.mirror_files import AnyPackage
 from harness.kernels.source_tree import SourceState, SourceTree, look, split_ref
-from harness.process import CommandError
-from harness.progress import Progress
-from harness.store import Store
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
-from harness.process import CommandError
-from harness.progress import SilentProgress
-from harness.store import Store
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.process import CommandError
+from harness.core.progress import SilentProgress
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 BUILDER = """
 import sys, time
 from pathlib import Path
-from harness.store import Store
+from harness.core.cache import Store
 
 root, key, go = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 
@@ -41,7 +41,7 @@ Store(root).build("things", key, make)
 COUNTER = """
 import sys
 from pathlib import Path
-from harness.store import Store
+from harness.core.cache import Store
 
 store, counter = Store(Path(sys.argv[1])), Path(sys.argv[2])
 for _ in range(40):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from harness.paths import PROJECT
+from harness.core.paths import PROJECT
 
 INSTALL = "install the project's tools: pip install -e '.[dev]'"
 CHECKED = ("harness", "tests")

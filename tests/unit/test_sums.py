@@ -16,11 +16,11 @@ import pytest
 from damage import DAMAGE, cut, empty, flip, lengthen
 from fake_sources import Listener
 
-from harness import sums
-from harness.errors import UsageError
+from harness.core import files
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.files import SUMS, DamagedEntryError, is_damaged, made_again, require_whole
 from harness.kernels.stored import discard_damaged
-from harness.store import Store
-from harness.sums import SUMS, DamagedEntryError, is_damaged, made_again, require_whole
 
 LARGE = bytes(range(256)) * 1024
 
@@ -40,15 +40,15 @@ def entry(tmp_path: Path) -> Path:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose hashes were made; the files are old enough to be remembered."""
-    monkeypatch.setattr(sums, "_TICK", -1.0)
+    monkeypatch.setattr(files, "_TICK", -1.0)
     seen: list[str] = []
-    digest = sums._digest
+    digest = files._digest
 
     def count(path: Path) -> str:
         seen.append(path.name)
         return digest(path)
 
-    monkeypatch.setattr(sums, "_digest", count)
+    monkeypatch.setattr(files, "_digest", count)
     return seen
 
 
@@ -131,7 +131,7 @@ def test_after_a_boot_it_is_read_again(
 ) -> None:
     require_whole(entry, ("image",))
     (tmp_path / "boot_id").write_text("another\n")
-    monkeypatch.setattr(sums, "_BOOT", tmp_path / "boot_id")
+    monkeypatch.setattr(files, "_BOOT", tmp_path / "boot_id")
     require_whole(entry, ("image",))
     assert reads == ["image", "image"]
 
@@ -139,7 +139,7 @@ def test_after_a_boot_it_is_read_again(
 def test_a_file_that_was_just_written_is_read_again(
     entry: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sums, "_TICK", 2.0)
+    monkeypatch.setattr(files, "_TICK", 2.0)
     for _ in range(2):
         require_whole(entry, ("image",))
     assert reads == ["image", "image"]
@@ -192,7 +192,7 @@ def test_what_cannot_be_read_is_not_damaged(
     def fail(path: Path) -> str:
         raise OSError(code, os.strerror(code), str(path))
 
-    monkeypatch.setattr(sums, "_digest", fail)
+    monkeypatch.setattr(files, "_digest", fail)
     for look in (lambda: require_whole(entry, ("image",)), lambda: is_damaged(entry)):
         with pytest.raises(UsageError, match="cannot be read") as caught:
             look()
@@ -203,7 +203,7 @@ def test_a_disk_that_cannot_read_is_damage(entry: Path, monkeypatch: pytest.Monk
     def fail(path: Path) -> str:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    monkeypatch.setattr(sums, "_digest", fail)
+    monkeypatch.setattr(files, "_digest", fail)
     with pytest.raises(DamagedEntryError, match="Input/output error"):
         require_whole(entry, ("image",))
     assert is_damaged(entry)

@@ -11,10 +11,10 @@ import pytest
 
 from harness import apt
 from harness.apt import Package
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.progress import Progress, SilentProgress
 from harness.guest.userland import PACKAGES, find_program, library_closure, tidy, userland
-from harness.progress import Progress, SilentProgress
-from harness.store import Store
 
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"

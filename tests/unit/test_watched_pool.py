@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from avocado_room import fake_hosts, plugin_environment
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 from harness.model.matrix import Combination
 from harness.runs.combination import Message, Say
 from harness.runs.watched_pool import WatchedPool
@@ -30,7 +30,7 @@ import json, sys
 from pathlib import Path
 from harness.cli_nightly import _job_runner
 from harness.model.matrix import Combination
-from harness.progress import TerminalProgress
+from harness.core.progress import TerminalProgress
 
 heard = {}
 def ended(one, result, message):

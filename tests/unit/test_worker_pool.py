@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 import harness.runs.worker_process as worker_process
-from harness.errors import UsageError
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.progress import SilentProgress
 from harness.model.hosts import LabHost, read_lab
 from harness.model.matrix import Combination
-from harness.progress import SilentProgress
 from harness.runs.combination import Message
 from harness.runs.worker_messages import NO_HOST, Ticket
 from harness.runs.worker_pool import WorkerPool
 from harness.runs.worker_process import started_worker, worker_argv
-from harness.store import Store
 
 FAKE = Path(__file__).parent / "fake_worker.py"
 

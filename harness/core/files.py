@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from harness.errors import UsageError
+from harness.core.errors import UsageError
 
 SUMS = "SHA256SUMS"
 _SEEN = ".verified.json"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 PROFILES = PROJECT / "qemu_profiles"
 SCENARIOS = PROJECT / "tests" / "scenarios"
 KNOWN_ISSUES = PROJECT / "tests" / "known_issues.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from harness.errors import DeadlineExpiredError
+from harness.core.errors import DeadlineExpiredError
 
 
 class Deadline:

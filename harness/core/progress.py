@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Protocol
 
-from harness.errors import printable
+from harness.core.errors import printable
 
 _LINE_EVERY = 10.0
 

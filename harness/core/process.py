@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from harness.deadline import Deadline
-from harness.errors import HarnessError, UsageError
+from harness.core.deadline import Deadline
+from harness.core.errors import HarnessError, UsageError
 
 log = logging.getLogger(__name__)
 

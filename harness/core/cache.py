@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from harness.deadline import Deadline
-from harness.errors import HarnessError, UsageError
-from harness.progress import Progress
+from harness.core.deadline import Deadline
+from harness.core.errors import HarnessError, UsageError
+from harness.core.progress import Progress
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")
 _BUSY = "tmp"
@@ -31,7 +31,7 @@ class Store:
 
     An entry is built in `ROOT/tmp` under a lock that its builder holds, and renamed into place.
     What a killed builder left there is removed by the next build. Nothing is evicted by itself.
-    Who uses an entry asks `harness.sums` whether it still is what was stored.
+    Who uses an entry asks `harness.core.files` whether it still is what was stored.
 
     Args:
         root: an absolute path; it is created when something is first kept.
@@ -72,7 +72,7 @@ class Store:
         path = self._entry(kind, key)
         if path.is_dir():
             return path
-        from harness.sums import write_sums  # costs more than finding an entry
+        from harness.core.files import write_sums  # costs more than finding an entry
 
         what = what or f"making {kind}/{key}"
         with self._explained(), self._claimed(f"{kind}.{key}", what, progress) as folder:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Errors, deadlines, processes, files, the cache: what every other package may use."""
