@@ -140,7 +140,7 @@ def _prune(keep: str | None, older_than: str | None) -> None:
     from harness.core.paths import store_root
     from harness.core.progress import TerminalProgress
     from harness.kernels.kernel_store import prune
-    from harness.model.memory_range import parse_size
+    from harness.platform.memory_range import parse_size
 
     if keep is None and older_than is None:
         raise UsageError("nothing says what to remove", hint="add --keep SIZE or --older-than AGE")

@@ -14,7 +14,7 @@ from harness.core.kernel_modules import MODPROBE, module_name
 from harness.guest.ssh import GuestShell
 from harness.model.attribution import online
 from harness.model.iomem import Iomem, IomemError, parse_iomem
-from harness.model.memory_range import MemoryRange
+from harness.platform.memory_range import MemoryRange
 
 _LOAD_SECONDS = 60.0
 _POLL_SECONDS = 0.02

@@ -20,8 +20,8 @@ from harness.machine.qemu import running_qemu
 from harness.machine.qemu_binary import QemuBinary
 from harness.machine.qemu_command import Accelerator, Boot, ConsolePipe, qemu_argv
 from harness.model.document import Size
-from harness.model.memory_range import MIB
 from harness.model.topology import NumaNode, Profile
+from harness.platform.memory_range import MIB
 
 AskedAccelerator = Literal["auto", "kvm", "tcg"]
 

@@ -16,11 +16,11 @@ from contextlib import ExitStack, contextmanager
 
 from harness.core.errors import MachineLostError
 from harness.machine.qtest import Qtest
-from harness.model.acpi_tables import encode_ways
-from harness.model.decoder_plan import Component, DecoderSetting
-from harness.model.layout import MachineLayout
-from harness.model.memory_range import MemoryRange
-from harness.model.placement import PlacedDecoder
+from harness.platform.acpi_tables import encode_ways
+from harness.platform.address_map import MachineLayout
+from harness.platform.firmware_state import PlacedDecoder
+from harness.platform.hdm_decoders import Component, DecoderSetting
+from harness.platform.memory_range import MemoryRange
 
 _WHERE_TO_LOOK = (
     "what was written is in firmware.json in the evidence; is this QEMU newer than any the harness "

@@ -18,7 +18,8 @@ from harness.machine.fw_cfg import read_fw_cfg
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_binary import QemuBinary
 from harness.machine.qemu_command import qemu_argv
-from harness.model.acpi_tables import (
+from harness.model.topology import Profile
+from harness.platform.acpi_tables import (
     AcpiTableError,
     FixedWindow,
     parse_cedt,
@@ -26,9 +27,8 @@ from harness.model.acpi_tables import (
     replace_cedt,
     split_tables,
 )
-from harness.model.layout import MachineLayout
-from harness.model.memory_range import MemoryRange
-from harness.model.topology import Profile
+from harness.platform.address_map import MachineLayout
+from harness.platform.memory_range import MemoryRange
 
 # Part of the key: raise it when what is kept changes its form.
 _FORM = 1

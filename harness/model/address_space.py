@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.model.attribution import KMEM
-from harness.model.memory_range import MIB, MemoryRange
 from harness.model.observation import Observation
 from harness.model.run_record import OwnedRecord, OwnershipRecord, RunRecord
+from harness.platform.memory_range import MIB, MemoryRange
 
 Kind = Literal["reserved", "window", "decoder", "region", "dax", "ram", "owner"]
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from harness.model.memory_range import MemoryRange
+from harness.platform.memory_range import MemoryRange
 
 if TYPE_CHECKING:
     from harness.model.observation import Observation

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from harness.model.memory_range import MemoryRange
 from harness.model.verdict import RunResult, Verdict
+from harness.platform.memory_range import MemoryRange
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 

@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from harness.core.errors import UsageError
-from harness.model.memory_range import parse_size
+from harness.platform.memory_range import parse_size
 
 T = TypeVar("T")
 

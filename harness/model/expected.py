@@ -17,9 +17,9 @@ from harness.model.ownership import (
     expected_owners,
     leaves_no_region,
 )
-from harness.model.placement import FirmwareState
 from harness.model.scenario import POLICIES, Policy, Scenario
-from harness.model.target_node import NodeRange, named_node
+from harness.platform.firmware_state import FirmwareState
+from harness.platform.target_node import NodeRange, named_node
 
 
 @dataclass(frozen=True)

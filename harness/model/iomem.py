@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from harness.model.memory_range import MemoryRange
+from harness.platform.memory_range import MemoryRange
 
 _LINE = re.compile(
     r"(?P<indent> *)(?P<start>[0-9a-f]{1,16})-(?P<end>[0-9a-f]{1,16}) : (?P<name>.*)"

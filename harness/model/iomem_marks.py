@@ -10,9 +10,9 @@ from typing import Literal
 
 from harness.model.attribution import KMEM
 from harness.model.iomem import IomemEntry
-from harness.model.memory_range import MemoryRange
 from harness.model.observation import Observation
 from harness.model.run_record import OwnedRecord, OwnershipRecord, RunRecord
+from harness.platform.memory_range import MemoryRange
 
 Mark = Literal["same", "wrong", "missing"]
 

@@ -13,9 +13,9 @@ from harness.core.kernel_version import VERSION, kernel_version
 from harness.model.document import Document, read_document
 from harness.model.guest_steps import VERBS
 from harness.model.issue_conditions import Circumstances, Conditions
-from harness.model.memory_range import MemoryRange
 from harness.model.scenario import Policy
 from harness.model.verdict import Finding
+from harness.platform.memory_range import MemoryRange
 
 IssueName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=64)]
 

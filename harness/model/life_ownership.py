@@ -16,8 +16,8 @@ from harness.core.kernel_modules import module_name
 from harness.model.guest_steps import GuestStep
 from harness.model.owner import Ownership, Use
 from harness.model.ownership import expected_owners, leaves_no_region
-from harness.model.placement import FirmwareState
 from harness.model.scenario import Policy, Scenario
+from harness.platform.firmware_state import FirmwareState
 
 _NOBODY = Ownership(owner="nobody")
 # What makes a region, and what a region's dax device needs.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from harness.core.kernel_modules import MODPROBE, module_name
 from harness.model.guest_steps import Binding, BindingStep, GuestStep
-from harness.model.memory_range import MemoryRange
 from harness.model.observation import CxlRegion, DaxDevice, Observation
-from harness.model.placement import FirmwareState
+from harness.platform.firmware_state import FirmwareState
+from harness.platform.memory_range import MemoryRange
 
 # The bus gives new drivers no device while the command runs.
 _UNBOUND = (

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from harness.core.kernel_modules import module_name
-from harness.model.denials import denied_modules
 from harness.model.document import Document
 from harness.model.load import LoadPlan
 from harness.model.scenario import Scenario
+from harness.platform.module_denials import denied_modules
 
 
 def check_load(document: Document[Scenario]) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from harness.model.bisection import failure_names
 from harness.model.matrix import BRANCH, NO_CONFIG, Combination
-from harness.model.memory_range import MemoryRange
 from harness.model.run_record import RunRecord
 from harness.model.verdict import Verdict
+from harness.platform.memory_range import MemoryRange
 
 SKIPPED = "SKIPPED"
 _JUDGED = (Verdict.PASS.name, Verdict.FAIL.name)

@@ -12,7 +12,7 @@ from typing import Any
 from harness.model.agreement import contradictions
 from harness.model.dmesg import DmesgError, Record, parse_dmesg
 from harness.model.iomem import Iomem, IomemError, parse_iomem
-from harness.model.memory_range import MemoryRange
+from harness.platform.memory_range import MemoryRange
 
 SECTIONS = (
     *("release", "iomem", "dax_links", "dax_values", "cxl_links", "cxl_values"),

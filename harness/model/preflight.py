@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from harness.model.dmesg import Record
-from harness.model.layout import MachineLayout
-from harness.model.memory_range import MemoryRange, merge_adjacent
 from harness.model.observation import Observation
-from harness.model.placement import FirmwareState
+from harness.platform.address_map import MachineLayout
+from harness.platform.firmware_state import FirmwareState
+from harness.platform.memory_range import MemoryRange, merge_adjacent
 
 _SOFT_RESERVED = re.compile(
     r"(?:user|BIOS-e820): \[mem 0x(?P<start>[0-9a-f]+)-0x(?P<end>[0-9a-f]+)\]\s+soft reserved"

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from harness.model.memory_range import MemoryRange
 from harness.model.verdict import RULES, Verdict
+from harness.platform.memory_range import MemoryRange
 
 VerdictName = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNBUILDABLE"]
 

@@ -10,7 +10,7 @@ import msgspec
 
 from harness.model.document import Document, Size, read_document
 from harness.model.machine_limits import check_limits
-from harness.model.memory_range import GIB, MIB, format_size
+from harness.platform.memory_range import GIB, MIB, format_size
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=32)]
 

@@ -9,8 +9,8 @@ from enum import Enum
 from typing import Any, Literal
 
 from harness.model.load import Load
-from harness.model.memory_range import MemoryRange
 from harness.model.scenario import OwnerName, Ownership, Policy, Use
+from harness.platform.memory_range import MemoryRange
 
 Start = Literal["cold", "warm"]
 """Whether a guest was booted for its run, or restored from one that was saved after its boot."""

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from harness.model.address_space import AddressSpace, Box, Kind, Lane, Scale
-from harness.model.memory_range import format_size
+from harness.platform.memory_range import format_size
 
 _LEFT = 190.0
 _RIGHT = 96.0

@@ -10,9 +10,9 @@ from typing import Any
 from harness.model.address_space import address_space
 from harness.model.dmesg import Record
 from harness.model.iomem_marks import Mark, marked_iomem
-from harness.model.memory_range import MemoryRange
 from harness.model.report_data import outcome_of, telling_findings
 from harness.model.run_record import FindingRecord, OwnedRecord, RunRecord
+from harness.platform.memory_range import MemoryRange
 from harness.reports.address_picture import address_picture
 from harness.runs.result_files import StoredRun
 

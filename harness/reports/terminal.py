@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from harness.core.errors import printable
 from harness.model.scenario import Ownership
-from harness.model.target_node import wrong_node
 from harness.model.verdict import (
     RULES,
     Attempt,
@@ -17,6 +16,7 @@ from harness.model.verdict import (
     StepOutcome,
     Verdict,
 )
+from harness.platform.target_node import wrong_node
 
 _MOST_IOMEM_LINES = 16
 _MOST_TRACE_LINES = 20

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.core.errors import UsageError
-from harness.model.acpi_tables import AcpiTableError, FixedWindow, HostBridgeBlock, parse_srat
-from harness.model.layout import MachineLayout
-from harness.model.memory_range import MemoryRange
+from harness.platform.acpi_tables import AcpiTableError, FixedWindow, HostBridgeBlock, parse_srat
+from harness.platform.address_map import MachineLayout
+from harness.platform.memory_range import MemoryRange
 from harness.runs.evidence import Evidence
 from harness.runs.prepare import Prepared
 

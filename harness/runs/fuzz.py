@@ -23,11 +23,11 @@ from hypothesis.errors import NoSuchExample
 from harness.core.errors import UnbuildableError, UsageError
 from harness.machine.layout_probe import machine_layout
 from harness.model.kernel_request import KernelRequest
-from harness.model.layout import MachineLayout
 from harness.model.scenario import Policy
 from harness.model.signature import signature
 from harness.model.topology import Profile
 from harness.model.verdict import RunResult, Verdict
+from harness.platform.address_map import MachineLayout
 from harness.runs.catalogue import Case
 from harness.runs.fuzz_files import DrawnCase, case_of
 from harness.runs.fuzz_layouts import Layout, layouts

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from hypothesis import strategies as st
 
-from harness.model.memory_range import MIB, format_size
+from harness.platform.memory_range import MIB, format_size
 
 GRAIN = 256
 """MiB: the steps of CXL capacity."""

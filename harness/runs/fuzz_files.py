@@ -12,12 +12,12 @@ import msgspec
 import yaml
 
 from harness.core.errors import UsageError
-from harness.model.layout import MachineLayout
 from harness.model.ownership import expected_owners
-from harness.model.placement import FirmwareState, place_firmware
 from harness.model.scenario import POLICIES, read_scenario
 from harness.model.scenario_rules import check_scenario
 from harness.model.topology import Profile, read_profile
+from harness.platform.address_map import MachineLayout
+from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.runs.catalogue import Case
 from harness.runs.fuzz_layouts import Layout
 

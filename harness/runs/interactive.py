@@ -19,10 +19,10 @@ from harness.guest.initramfs import write_acpi_tables
 from harness.machine.firmware import commit_decoders, prove_paths
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_command import Boot, qemu_argv
-from harness.model.command_line import kernel_command_line
 from harness.model.kernel_request import KernelRequest
-from harness.model.placement import FirmwareState
 from harness.model.topology import Profile
+from harness.platform.firmware_state import FirmwareState
+from harness.platform.kernel_cmdline import kernel_command_line
 from harness.runs.catalogue import (
     load_case,
     load_profile,

@@ -37,19 +37,19 @@ from harness.machine.accelerator import AskedAccelerator, choose_accelerator
 from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary, require_qemu
 from harness.machine.qemu_command import Accelerator
-from harness.model.acpi_tables import override_srat
-from harness.model.command_line import kernel_command_line
-from harness.model.decoder_plan import DecoderSetting, plan_decoders
 from harness.model.expected import Expected, check_stated, expectations
 from harness.model.expected_messages import expected_messages
 from harness.model.guest_memory import check_acpi_tables, check_page_structs
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_request import KernelRequest, with_configs
-from harness.model.layout import MachineLayout
 from harness.model.ownership import DRIVER_OPTIONS, as_run
-from harness.model.placement import FirmwareState, place_firmware
 from harness.model.scenario import POLICIES, Policy, Scenario
+from harness.platform.acpi_tables import override_srat
+from harness.platform.address_map import MachineLayout
+from harness.platform.firmware_state import FirmwareState, place_firmware
+from harness.platform.hdm_decoders import DecoderSetting, plan_decoders
+from harness.platform.kernel_cmdline import kernel_command_line
 from harness.runs.applicable import (
     NotApplicableError,
     check_kernel,

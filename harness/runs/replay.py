@@ -13,22 +13,22 @@ from typing import Any
 from harness.core.errors import UsageError
 from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.source_tree import split_ref
-from harness.model.acpi_tables import AcpiTableError
 from harness.model.boot_phases import StepMarks, in_phases
-from harness.model.decoder_plan import plan_decoders
 from harness.model.expected import expectations
 from harness.model.judge import Judgement, judge
 from harness.model.kernel_request import KernelRequest
-from harness.model.memory_range import MemoryRange
 from harness.model.observation import SECTIONS, ObservationError, Undecoded, parse_observation
 from harness.model.ownership import as_run
-from harness.model.placement import FirmwareState, place_firmware
 from harness.model.preflight import window_problems
 from harness.model.run_record import RunRecord
 from harness.model.scenario import POLICIES, Policy, read_scenario
 from harness.model.scenario_rules import check_scenario
 from harness.model.topology import read_profile
 from harness.model.verdict import OwnedRange, RunResult
+from harness.platform.acpi_tables import AcpiTableError
+from harness.platform.firmware_state import FirmwareState, place_firmware
+from harness.platform.hdm_decoders import plan_decoders
+from harness.platform.memory_range import MemoryRange
 from harness.runs.bundle import SERIES, read_json
 from harness.runs.catalogue import Case
 from harness.runs.evidence_of import (

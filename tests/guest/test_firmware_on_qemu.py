@@ -20,13 +20,13 @@ from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu import Qemu, running_qemu
 from harness.machine.qemu_command import qemu_argv
 from harness.machine.qtest import Qtest
-from harness.model.decoder_plan import DecoderSetting, plan_decoders
-from harness.model.layout import MachineLayout
-from harness.model.memory_range import MIB, MemoryRange
-from harness.model.placement import FirmwareState, place_firmware
 from harness.model.scenario import read_scenario
 from harness.model.scenario_rules import check_scenario
 from harness.model.topology import Profile, read_profile
+from harness.platform.address_map import MachineLayout
+from harness.platform.firmware_state import FirmwareState, place_firmware
+from harness.platform.hdm_decoders import DecoderSetting, plan_decoders
+from harness.platform.memory_range import MIB, MemoryRange
 from harness.runs.catalogue import load_profile
 from harness.runs.prepare import Host
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from test_golden_corpus import layout_from, sections_of
 
-from harness.model.command_line import kernel_command_line
-from harness.model.decoder_plan import plan_decoders
 from harness.model.expected_messages import expected_messages
 from harness.model.judge import judge
 from harness.model.load import Load
 from harness.model.observation import parse_observation
-from harness.model.placement import place_firmware
 from harness.model.verdict import RunResult, Verdict
+from harness.platform.firmware_state import place_firmware
+from harness.platform.hdm_decoders import plan_decoders
+from harness.platform.kernel_cmdline import kernel_command_line
 from harness.runs.catalogue import load_case
 from harness.runs.evidence import Evidence
 from harness.runs.evidence_of import JUDGING, LAYOUT, PROFILE, SCENARIO, STATE, layout_as_json

@@ -15,7 +15,7 @@ from layouts import layout_of
 from machines import one_window
 
 from harness.machine.qemu import Qemu
-from harness.model.layout import MachineLayout
+from harness.platform.address_map import MachineLayout
 
 ECAM = 0xB000_0000
 PROFILE = one_window()

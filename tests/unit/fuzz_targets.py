@@ -16,7 +16,6 @@ from pathlib import Path
 from harness.core.errors import UsageError
 from harness.core.paths import PROJECT, SCENARIOS
 from harness.kernels.patch_series import read_series
-from harness.model.acpi_tables import AcpiTableError, parse_cedt, parse_srat, split_tables
 from harness.model.boot_phases import StepMarks, in_phases, require_whole
 from harness.model.dmesg import DmesgError, complaints, parse_dmesg
 from harness.model.iomem import IomemError, parse_iomem
@@ -24,6 +23,7 @@ from harness.model.observation import ObservationError, parse_observation, split
 from harness.model.scenario import read_scenario
 from harness.model.scenario_rules import check_scenario
 from harness.model.topology import Profile
+from harness.platform.acpi_tables import AcpiTableError, parse_cedt, parse_srat, split_tables
 from harness.runs.catalogue import load_profile
 
 FOUND = PROJECT / "tests" / "data" / "fuzz"

@@ -6,11 +6,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-from harness.model.acpi_tables import FixedWindow, HostBridgeBlock, MemoryAffinity
-from harness.model.layout import MachineLayout
-from harness.model.memory_range import GIB, MIB, MemoryRange
-from harness.model.placement import FirmwareState, place_firmware
 from harness.model.topology import Profile
+from harness.platform.acpi_tables import FixedWindow, HostBridgeBlock, MemoryAffinity
+from harness.platform.address_map import MachineLayout
+from harness.platform.firmware_state import FirmwareState, place_firmware
+from harness.platform.memory_range import GIB, MIB, MemoryRange
 from harness.runs.catalogue import Case
 
 GRAIN = 256 * MIB

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from layouts import cedt_table, srat_table, table, window_structure
 from machines import span
 
-from harness.model.acpi_tables import (
+from harness.platform.acpi_tables import (
     AcpiTableError,
     FixedWindow,
     HostBridgeBlock,
@@ -25,7 +25,7 @@ from harness.model.acpi_tables import (
     replace_cedt,
     split_tables,
 )
-from harness.model.memory_range import MemoryRange
+from harness.platform.memory_range import MemoryRange
 
 BRIDGES = (
     HostBridgeBlock(0x70, span("100000000-10000ffff")),

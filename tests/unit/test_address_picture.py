@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.model.address_space import AddressSpace, Box, Lane, Scale, address_space
-from harness.model.memory_range import GIB, MIB, MemoryRange
 from harness.model.run_record import read_record
+from harness.platform.memory_range import GIB, MIB, MemoryRange
 from harness.reports.address_picture import address_picture
 from harness.runs.result_files import StoredRun
 

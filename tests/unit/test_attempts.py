@@ -7,9 +7,9 @@ import pytest
 
 from harness.model.attempts import combine
 from harness.model.load import Load
-from harness.model.memory_range import MemoryRange
 from harness.model.scenario import OwnerName, Ownership
 from harness.model.verdict import Finding, OwnedRange, Piece, RunResult, Verdict
+from harness.platform.memory_range import MemoryRange
 from harness.reports.terminal import result_lines
 
 SR = MemoryRange(0x1000, 0x1FFF)

@@ -11,8 +11,8 @@ from machines import by_cxl, by_hmem, iomem_of, observed, record, span
 
 from harness.model.attribution import disagreements, double_claims, online, pieces_of
 from harness.model.iomem import Iomem
-from harness.model.memory_range import MemoryRange
 from harness.model.observation import CxlRegion, DaxDevice, Observation
+from harness.platform.memory_range import MemoryRange
 
 SR = span("110000000-18fffffff")
 

@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 
 from harness.guest.initramfs import SCENARIO_MODULES, SharedInitramfs
-from harness.model.layout import MachineLayout
-from harness.model.placement import FirmwareState
+from harness.platform.address_map import MachineLayout
+from harness.platform.firmware_state import FirmwareState
 from harness.runs.catalogue import load_case
 from harness.runs.prepare import Bootable, Prepared
 

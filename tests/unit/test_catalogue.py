@@ -9,10 +9,10 @@ from layouts import layout_of, state_of
 
 from harness.core.errors import UsageError
 from harness.core.paths import PROFILES, SCENARIOS
-from harness.model.decoder_plan import plan_decoders
 from harness.model.dmesg import complaints
 from harness.model.expected import check_stated
 from harness.model.scenario import POLICIES, Policy
+from harness.platform.hdm_decoders import plan_decoders
 from harness.runs.catalogue import (
     Case,
     load_case,

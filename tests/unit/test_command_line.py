@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import firmware_state, span
 
-from harness.model.command_line import kernel_command_line, memmap_arguments
-from harness.model.memory_range import MemoryRange, merge_adjacent
+from harness.platform.kernel_cmdline import kernel_command_line, memmap_arguments
+from harness.platform.memory_range import MemoryRange, merge_adjacent
 
 PAGE = 4096
 pages = st.builds(

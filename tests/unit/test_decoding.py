@@ -28,13 +28,13 @@ from machines import (
 from harness.core.errors import GuestCrashedError, MachineLostError
 from harness.machine.firmware import commit_decoders
 from harness.machine.qtest import Qtest
-from harness.model.decoder_plan import plan_decoders
 from harness.model.judge import judge
-from harness.model.memory_range import GIB
 from harness.model.observation import DaxDevice, Observation
-from harness.model.placement import place_firmware
 from harness.model.scenario_rules import check_scenario
 from harness.model.verdict import RULES
+from harness.platform.firmware_state import place_firmware
+from harness.platform.hdm_decoders import plan_decoders
+from harness.platform.memory_range import GIB
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.judged import with_undecoded
 from harness.runs.prepare import Prepared

@@ -11,10 +11,10 @@ from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 
 from harness.core.errors import UsageError
 from harness.model.expected import check_stated, expectations
-from harness.model.memory_range import MemoryRange
 from harness.model.ownership import as_run
 from harness.model.scenario import Ownership
-from harness.model.target_node import NodeRange
+from harness.platform.memory_range import MemoryRange
+from harness.platform.target_node import NodeRange
 
 ALL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
 WINDOW = "110000000-18fffffff"

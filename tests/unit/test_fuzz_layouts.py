@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from layouts import layout_of
 
 from harness.core.errors import UsageError
-from harness.model.decoder_plan import plan_decoders
-from harness.model.memory_range import GIB
 from harness.model.ownership import expected_owners
-from harness.model.placement import place_firmware
 from harness.model.scenario import POLICIES
+from harness.platform.firmware_state import place_firmware
+from harness.platform.hdm_decoders import plan_decoders
+from harness.platform.memory_range import GIB
 from harness.runs.catalogue import load_case
 from harness.runs.fuzz import draw_layouts, shrink_layout
 from harness.runs.fuzz_files import DrawnCase, case_of

@@ -20,17 +20,17 @@ from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary
 from harness.model.expected_messages import expected_messages
 from harness.model.judge import Judgement, judge
-from harness.model.layout import MachineLayout
 from harness.model.observation import (
     Observation,
     ObservationError,
     parse_observation,
     split_sections,
 )
-from harness.model.placement import FirmwareState, place_firmware
 from harness.model.preflight import early_problems, window_problems
-from harness.model.target_node import node_ranges, target_node
 from harness.model.verdict import Verdict
+from harness.platform.address_map import MachineLayout
+from harness.platform.firmware_state import FirmwareState, place_firmware
+from harness.platform.target_node import node_ranges, target_node
 from harness.runs.catalogue import Case, load_case, load_known_issues
 from harness.runs.known_failures import circumstances
 

@@ -30,10 +30,10 @@ from harness.model.observation import (
     parse_observation,
     split_sections,
 )
-from harness.model.placement import FirmwareState, place_firmware
 from harness.model.preflight import window_problems
 from harness.model.scenario import ExpectedLine, Scenario
 from harness.model.verdict import Verdict
+from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.runs.catalogue import load_case
 
 PASSING = sorted(name for name, expected in EXPECTED.items() if not expected.rules)

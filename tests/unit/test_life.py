@@ -20,11 +20,11 @@ from harness.model.expected import Expected, expectations
 from harness.model.guest_steps import GuestStep
 from harness.model.judge import Judgement, judge
 from harness.model.life_plan import Command, RegionMakeup
-from harness.model.memory_range import MemoryRange
 from harness.model.observation import CxlRegion, Observation
-from harness.model.placement import FirmwareState
 from harness.model.scenario import Policy, Scenario
 from harness.model.verdict import Finding, RunResult, Verdict
+from harness.platform.firmware_state import FirmwareState
+from harness.platform.memory_range import MemoryRange
 from harness.runs import life
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.catalogue import load_case

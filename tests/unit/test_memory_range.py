@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.model.memory_range import (
+from harness.platform.memory_range import (
     GIB,
     KIB,
     MIB,

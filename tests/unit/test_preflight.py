@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from machines import firmware_state, observed, record, span
 
-from harness.model.acpi_tables import MemoryAffinity
 from harness.model.dmesg import Record
-from harness.model.layout import MachineLayout
-from harness.model.placement import FirmwareState, NamedRange
 from harness.model.preflight import absent_windows, early_problems, window_problems
+from harness.platform.acpi_tables import MemoryAffinity
+from harness.platform.address_map import MachineLayout
+from harness.platform.firmware_state import FirmwareState, NamedRange
 
 RAM = (
     MemoryAffinity(span("0-9ffff"), 0, hotplug=False),

@@ -15,8 +15,8 @@ from harness.core.paths import PROFILES
 from harness.machine import qemu_command
 from harness.machine.qemu_binary import QemuBinary
 from harness.machine.qemu_command import Boot, ConsolePipe, Control, qemu_argv
-from harness.model.memory_range import GIB
 from harness.model.topology import Profile, read_profile
+from harness.platform.memory_range import GIB
 from harness.runs.catalogue import load_profile, profile_names
 
 QEMU = QemuBinary(

@@ -8,10 +8,10 @@ from machines import bridge, machine, port, scenario_of, switch_port, window
 
 from harness.core.errors import UsageError
 from harness.model.document import Size
-from harness.model.memory_range import GIB, MIB
 from harness.model.scenario import Scenario
 from harness.model.scenario_rules import check_scenario
 from harness.model.topology import Profile, Window, WindowPart
+from harness.platform.memory_range import GIB, MIB
 
 Values = dict[str, Any]
 

@@ -21,7 +21,7 @@ from harness.guest.steps import (
     take_away_modules,
 )
 from harness.model.boot_phases import StepMarks
-from harness.model.memory_range import MemoryRange
+from harness.platform.memory_range import MemoryRange
 
 SR = span("110000000-18fffffff")
 BEFORE = "110000000-18fffffff : CXL Window 0\n"

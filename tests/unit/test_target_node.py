@@ -13,10 +13,10 @@ from layouts import layout_of, srat_table, state_of, table
 from machines import span
 
 from harness.core.paths import SCENARIOS
-from harness.model.acpi_tables import MemoryAffinity
 from harness.model.scenario import POLICIES
-from harness.model.target_node import named_node, node_ranges, target_node, wrong_node
 from harness.model.verdict import Piece
+from harness.platform.acpi_tables import MemoryAffinity
+from harness.platform.target_node import named_node, node_ranges, target_node, wrong_node
 from harness.runs.catalogue import Case, load_case, scenario_names
 
 RAM = MemoryAffinity(span("0-3fffffff"), 0, hotplug=False)

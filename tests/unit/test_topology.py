@@ -10,8 +10,8 @@ from machines import bridge, machine, one_window, port, switch_port, window
 
 from harness.core.errors import UsageError
 from harness.model.document import Size
-from harness.model.memory_range import GIB, MIB
 from harness.model.topology import Profile, Window, WindowPart, read_profile
+from harness.platform.memory_range import GIB, MIB
 
 Values = dict[str, Any]
 

@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.model.acpi_tables import MemoryAffinity
 from harness.model.document import Document
-from harness.model.layout import MachineLayout
-from harness.model.memory_range import MemoryRange, format_size
 from harness.model.scenario import Decoder, Position, Scenario, SratEntry, decoder_name
-from harness.model.target_node import NodeRange, node_ranges
 from harness.model.topology import Profile
+from harness.platform.acpi_tables import MemoryAffinity
+from harness.platform.address_map import MachineLayout
+from harness.platform.memory_range import MemoryRange, format_size
+from harness.platform.target_node import NodeRange, node_ranges
 
 _PAGE = 4096
 # Linux, lib/cmdline.c, memparse().

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.model.memory_range import MemoryRange
+from harness.platform.memory_range import MemoryRange
 
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
 _MEMORY_AFFINITY = struct.Struct("<BBIHQQIIQ")

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.model.memory_range import MemoryRange, merge_adjacent
-from harness.model.placement import FirmwareState
+from harness.platform.firmware_state import FirmwareState
+from harness.platform.memory_range import MemoryRange, merge_adjacent
 
 _SOFT_RESERVED = 0xEFFFFFFF
 _RAM = 1

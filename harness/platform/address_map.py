@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.model.acpi_tables import FixedWindow, HostBridgeBlock, MemoryAffinity
-from harness.model.memory_range import MemoryRange
+from harness.platform.acpi_tables import FixedWindow, HostBridgeBlock, MemoryAffinity
+from harness.platform.memory_range import MemoryRange
 
 
 @dataclass(frozen=True)
