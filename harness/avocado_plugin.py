@@ -277,9 +277,9 @@ def _asked(text: str) -> tuple[Combination, ...]:
     import msgspec
 
     from harness.model.matrix import Combination, configs_of
-    from harness.runs.catalogue import load_cases, suggest
     from harness.runs.matrix import read_combination
     from harness.runs.prepare import policy_for
+    from harness.scenario.scenario_files import load_cases, suggest
 
     pattern, _, query = text.partition("?")
     names = tuple(one.name for one in msgspec.structs.fields(Combination) if one.name != "scenario")

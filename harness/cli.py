@@ -18,7 +18,7 @@ from harness.cli_options import USAGE, accel_options, explains_errors, kernel_op
 from harness.cli_report import bundle, replay, report
 from harness.cli_run import run
 from harness.model.kernel_request import KernelRequest
-from harness.model.scenario import POLICIES, Policy
+from harness.scenario.scenario import POLICIES, Policy
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -64,7 +64,7 @@ def boot(name: str, request: KernelRequest, accel: Any, qemu: str | None, only_p
 @explains_errors
 def list_command(kernel: str | None, policy: Policy) -> None:
     """List the scenarios and profiles."""
-    from harness.runs.catalogue import (
+    from harness.scenario.scenario_files import (
         load_case,
         load_profile,
         profile_names,
@@ -89,9 +89,9 @@ def _known_failures(kernel: str, policy: Policy) -> dict[str, str]:
     """The scenarios that are known to fail on a kernel, each with the issues that it meets."""
     from harness.core.progress import TerminalProgress
     from harness.machine.layout_probe import machine_layout
-    from harness.runs.catalogue import load_case, scenario_names
-    from harness.runs.known_failures import known_failures, version_of
     from harness.runs.prepare import this_host
+    from harness.scenario.known_failures import known_failures, version_of
+    from harness.scenario.scenario_files import load_case, scenario_names
 
     release = version_of(kernel)
     host = this_host(TerminalProgress(), "auto")

@@ -19,17 +19,17 @@ from harness.cli_run import check_writable, write_file
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.core.progress import TerminalProgress
 from harness.model.bisection import Outcome
-from harness.model.scenario import POLICIES
 from harness.model.verdict import Verdict
+from harness.scenario.scenario import POLICIES
 
 if TYPE_CHECKING:
     from harness.model.bisection import Bisected, Step
     from harness.runs.bisection import Ends
     from harness.runs.bisection_ends import Opened
-    from harness.runs.catalogue import Case
     from harness.runs.commit_judge import CommitJudge, Flakiness
     from harness.runs.prepare import Host
     from harness.runs.run_scenario import Session
+    from harness.scenario.scenario_files import Case
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -140,8 +140,8 @@ def bisect_step(
     from harness.kernels.git import ask
     from harness.model.kernel_request import request_of_options
     from harness.reports.bisection import judged_lines
-    from harness.runs.catalogue import load_cases
     from harness.runs.commit_judge import Flakiness
+    from harness.scenario.scenario_files import load_cases
 
     flakiness = Flakiness(*_checked_need(runs, need))
     cases = load_cases(scenarios)
@@ -215,9 +215,9 @@ def bisect(
     """
     from harness.model.kernel_request import request_of_options
     from harness.runs.bisection_ends import Asked, open_bisection
-    from harness.runs.catalogue import load_cases
     from harness.runs.commit_judge import Flakiness
     from harness.runs.prepare import policy_for
+    from harness.scenario.scenario_files import load_cases
 
     flakiness = Flakiness(*_checked_need(runs, need), same_failure)
     request = request_of_options("build:", configs, series, llvm=llvm)
@@ -303,9 +303,9 @@ def _checked_need(runs: int, need: int) -> tuple[int, int]:
 
 def _session(guests: GuestOptions, host: Host) -> Session:
     """A session in which a failure is a failure, known or not, and is not made shorter."""
-    from harness.model.known_issues import KnownIssues
     from harness.runs.run_guest import Judging
     from harness.runs.run_scenario import Session, default_jobs
+    from harness.scenario.known_issues import KnownIssues
 
     judging = Judging(
         guests.policy or POLICIES[0], guests.evidence, KnownIssues(issues=()), guests.timeout

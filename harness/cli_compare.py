@@ -14,8 +14,8 @@ from harness.cli_options import GuestOptions, explains_errors, guest_options
 from harness.cli_run import check_writable, write_file
 from harness.core.errors import UsageError
 from harness.model.kernel_request import KernelRequest
-from harness.model.scenario import POLICIES
 from harness.model.verdict import Verdict
+from harness.scenario.scenario import POLICIES
 
 if TYPE_CHECKING:
     from harness.model.verdict import RunResult
@@ -50,8 +50,8 @@ def compare(
     from harness.model.comparison import Change
     from harness.model.comparison import compare as compare_results
     from harness.reports.comparison import comparison_lines
-    from harness.runs.catalogue import load_cases
     from harness.runs.run_scenario import Skipped
+    from harness.scenario.scenario_files import load_cases
 
     if len(specs) != 2:
         raise UsageError(

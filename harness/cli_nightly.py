@@ -213,17 +213,17 @@ def _bisect(
 ) -> Bisecting:
     """Look for the first bad commit of a combination, in a tree between two commits."""
     from harness.core.deadline import Deadline
-    from harness.model.known_issues import KnownIssues
     from harness.model.night import Bisecting
     from harness.reports.bisection import result_lines, step_lines
     from harness.runs.bisection import Bisection
     from harness.runs.bisection_ends import Asked, open_bisection
     from harness.runs.bisection_record import open_record
-    from harness.runs.catalogue import load_case
     from harness.runs.commit_judge import CommitJudge
     from harness.runs.prepare import this_host
     from harness.runs.run_guest import Judging
     from harness.runs.run_scenario import Session, default_jobs
+    from harness.scenario.known_issues import KnownIssues
+    from harness.scenario.scenario_files import load_case
 
     if one.qemu is not None or one.accel != host.accel:
         host = this_host(host.progress, one.accel, one.qemu)

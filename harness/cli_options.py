@@ -19,8 +19,8 @@ import click
 
 from harness.core.errors import HarnessError, InconclusiveError, UnbuildableError
 from harness.core.paths import evidence_root
-from harness.model.scenario import POLICIES, Policy
 from harness.model.verdict import Verdict
+from harness.scenario.scenario import POLICIES, Policy
 
 if TYPE_CHECKING:
     from harness.model.kernel_request import KernelRequest
@@ -155,10 +155,10 @@ class GuestOptions:
         Raises:
             UsageError: the kernel's series is none.
         """
-        from harness.runs.catalogue import load_known_issues
         from harness.runs.prepare import policy_for
         from harness.runs.run_guest import Judging
         from harness.runs.run_scenario import Session, default_jobs
+        from harness.scenario.scenario_files import load_known_issues
 
         policy = policy_for(self.policy, request)
         judging = Judging(policy, self.evidence, load_known_issues(), self.timeout)

@@ -103,7 +103,7 @@ def report(
         write_file(kcidb, json.dumps(content, indent=1) + "\n", "--kcidb")
     if mail:
         from harness.reports.mail import mail_reply
-        from harness.runs.catalogue import scenario_names
+        from harness.scenario.scenario_files import scenario_names
 
         tester = given or _git_person()
         click.echo(mail_reply(runs, scenario_names(), tester, len(unfinished)), nl=False)

@@ -13,11 +13,11 @@ import pytest
 if TYPE_CHECKING:
     from harness.core.progress import Progress
     from harness.model.kernel_request import KernelRequest
-    from harness.model.known_issues import KnownIssues
     from harness.model.verdict import RunResult
     from harness.pytest_progress import SessionProgress
     from harness.pytest_runs import ScenarioRuns
     from harness.runs.prepare import Host
+    from harness.scenario.known_issues import KnownIssues
 
 _PROGRESS = "cxl_ownership_progress"
 
@@ -80,7 +80,7 @@ def session_progress(config: pytest.Config) -> Progress:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test that takes `scenario_name` one parameter for every scenario."""
     if "scenario_name" in metafunc.fixturenames:
-        from harness.runs.catalogue import scenario_names
+        from harness.scenario.scenario_files import scenario_names
 
         metafunc.parametrize("scenario_name", scenario_names(), scope="session")
 
@@ -106,7 +106,7 @@ def harness_host(request: pytest.FixtureRequest) -> Host:
 @pytest.fixture(scope="session")
 def known_issues() -> KnownIssues:
     """The failures that are known."""
-    from harness.runs.catalogue import load_known_issues
+    from harness.scenario.scenario_files import load_known_issues
 
     return load_known_issues()
 

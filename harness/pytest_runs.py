@@ -13,11 +13,11 @@ from harness.core.errors import UsageError
 if TYPE_CHECKING:
     from harness.model.kernel_request import KernelRequest
     from harness.model.verdict import RunResult
-    from harness.runs.catalogue import Case
     from harness.runs.prepare import Host
     from harness.runs.run_guest import Judging
     from harness.runs.run_scenario import Skipped
     from harness.runs.warm_start import AskedStart
+    from harness.scenario.scenario_files import Case
 
 
 class ScenarioRuns:
@@ -77,8 +77,8 @@ class ScenarioRuns:
         Raises:
             UsageError: there is no such scenario, or it is wrong.
         """
-        from harness.runs.catalogue import load_case
         from harness.runs.reproducer import asked_load
+        from harness.scenario.scenario_files import load_case
 
         case = load_case(name)
         return asked_load(case, self._load) if self._load else case

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.boots import harness
 
-from harness.runs.catalogue import load_case, scenario_names
+from harness.scenario.scenario_files import load_case, scenario_names
 
 
 def single_runs(kernel: str) -> tuple[str, ...]:

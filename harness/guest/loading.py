@@ -10,7 +10,7 @@ from harness.core.deadline import Deadline
 from harness.core.kernel_modules import MODPROBE, module_name
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import load_module
-from harness.model.load import Load
+from harness.scenario.module_load import Load
 
 _SECONDS = 60.0
 _STATUS = re.compile(r"^(?P<name>\S+) (?P<status>\d+) ?(?P<said>.*)$", re.MULTILINE)

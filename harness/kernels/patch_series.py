@@ -14,9 +14,9 @@ from pathlib import Path
 
 from harness.core.errors import UsageError
 from harness.kernels.mail_thread import FETCH_HINT, Mail, choose_series, told
-from harness.model.document import read_document
-from harness.model.scenario import Policy
 from harness.model.series_description import GUIDE, SeriesDescription
+from harness.scenario.scenario import Policy
+from harness.scenario.yaml_document import read_document
 
 _DESCRIPTION = "series.yaml"
 _QUILT = "series"

@@ -19,9 +19,9 @@ from harness.core.errors import InconclusiveError, UsageError
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_binary import QemuBinary
 from harness.machine.qemu_command import Accelerator, Boot, ConsolePipe, qemu_argv
-from harness.model.document import Size
-from harness.model.topology import NumaNode, Profile
 from harness.platform.memory_range import MIB
+from harness.scenario.profile import NumaNode, Profile
+from harness.scenario.yaml_document import Size
 
 AskedAccelerator = Literal["auto", "kvm", "tcg"]
 

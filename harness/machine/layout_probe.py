@@ -18,7 +18,6 @@ from harness.machine.fw_cfg import read_fw_cfg
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_binary import QemuBinary
 from harness.machine.qemu_command import qemu_argv
-from harness.model.topology import Profile
 from harness.platform.acpi_tables import (
     AcpiTableError,
     FixedWindow,
@@ -29,6 +28,7 @@ from harness.platform.acpi_tables import (
 )
 from harness.platform.address_map import MachineLayout
 from harness.platform.memory_range import MemoryRange
+from harness.scenario.profile import Profile
 
 # Part of the key: raise it when what is kept changes its form.
 _FORM = 1

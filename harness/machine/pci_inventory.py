@@ -12,9 +12,9 @@ from typing import Any
 
 from harness.machine.firmware import ECAM
 from harness.machine.qemu import Qemu
-from harness.model.topology import Profile
 from harness.platform.address_map import MachineLayout
 from harness.platform.memory_range import MemoryRange
+from harness.scenario.profile import Profile
 
 CONFIG_SIZE = 4096
 

@@ -12,7 +12,7 @@ import jinja2
 
 from harness.core.errors import UsageError
 from harness.machine.qemu_binary import QemuBinary
-from harness.model.topology import Port, Profile
+from harness.scenario.profile import Port, Profile
 
 Accelerator = Literal["kvm", "tcg"]
 

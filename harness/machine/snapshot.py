@@ -30,11 +30,11 @@ from harness.machine.pci_inventory import (
 )
 from harness.machine.qemu import Qemu
 from harness.machine.qtest import Qtest
-from harness.model.topology import Profile
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import PlacedDecoder
 from harness.platform.hdm_decoders import DecoderSetting
 from harness.platform.memory_range import MemoryRange
+from harness.scenario.profile import Profile
 
 _SECONDS = 60.0
 _POLL_SECONDS = 0.003

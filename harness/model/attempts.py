@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.model.scenario import Ownership
 from harness.model.verdict import Attempt, Finding, RunResult, Verdict
+from harness.scenario.scenario import Ownership
 
 _MOST_NAMED = 3
 _DIFFERENTLY = "guests ended differently"

@@ -11,9 +11,9 @@ from typing import Literal
 
 from harness.model.iomem import Iomem
 from harness.model.observation import DaxDevice, Observation
-from harness.model.scenario import OwnerName, Use
 from harness.model.verdict import Finding, Piece
 from harness.platform.memory_range import MemoryRange, format_size
+from harness.scenario.scenario import OwnerName, Use
 
 KMEM = "System RAM (kmem)"
 _NOT_ENTERED = re.compile(r"construct_region (region\d+) cannot insert resource")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from harness.model.scenario import Ownership
 from harness.model.signature import signature
 from harness.model.verdict import Finding, RunResult, Verdict
+from harness.scenario.scenario import Ownership
 
 
 class Change(Enum):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.model.observation import Observation
-from harness.model.owner import Ownership
+from harness.scenario.owner import Ownership
 
 # Devices of the cxl bus without which Linux assembles no region, and the drivers that one needs to
 # be bound. Decoders and the root have no driver.

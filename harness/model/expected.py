@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.core.errors import UsageError
-from harness.model.document import Document
 from harness.model.life_ownership import no_region_after_steps, owners_after_steps, parts_of
-from harness.model.owner import Ownership
 from harness.model.ownership import (
     ASKED_BY_DAX_HMEM,
     as_run,
@@ -17,9 +15,11 @@ from harness.model.ownership import (
     expected_owners,
     leaves_no_region,
 )
-from harness.model.scenario import POLICIES, Policy, Scenario
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.target_node import NodeRange, named_node
+from harness.scenario.owner import Ownership
+from harness.scenario.scenario import POLICIES, Policy, Scenario
+from harness.scenario.yaml_document import Document
 
 
 @dataclass(frozen=True)

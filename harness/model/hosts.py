@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from harness.model.document import Document, read_document
+from harness.scenario.yaml_document import Document, read_document
 
 _WORD = r"^[^\s-]\S*\Z"
 

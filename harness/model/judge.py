@@ -12,11 +12,11 @@ from harness.model.attribution import disagreements, double_claims, pieces_of
 from harness.model.boot_phases import BEFORE_STEPS
 from harness.model.dmesg import Complaint, complaints
 from harness.model.observation import Observation
-from harness.model.scenario import ExpectedLine, Ownership
 from harness.model.verdict import Finding, OwnedRange, Piece, Verdict
 from harness.platform.firmware_state import FirmwareState, NamedRange
 from harness.platform.memory_range import MemoryRange
 from harness.platform.target_node import wrong_node
+from harness.scenario.scenario import ExpectedLine, Ownership
 
 _ADDRESSES = re.compile(r"(?:0x)?([0-9a-f]{6,16})-(?:0x)?([0-9a-f]{6,16})")
 _MOST_LINES = 12

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from harness.core.kernel_modules import module_name
-from harness.model.guest_steps import GuestStep
-from harness.model.owner import Ownership, Use
 from harness.model.ownership import expected_owners, leaves_no_region
-from harness.model.scenario import Policy, Scenario
 from harness.platform.firmware_state import FirmwareState
+from harness.scenario.owner import Ownership, Use
+from harness.scenario.post_boot_steps import GuestStep
+from harness.scenario.scenario import Policy, Scenario
 
 _NOBODY = Ownership(owner="nobody")
 # What makes a region, and what a region's dax device needs.

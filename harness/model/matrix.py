@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from harness.model.document import Document, read_document
 from harness.model.kernel_request import KernelRequest, with_configs
-from harness.model.scenario import KernelNeeds, Policy
+from harness.scenario.scenario import KernelNeeds, Policy
+from harness.scenario.yaml_document import Document, read_document
 
 NO_SERIES = "none"
 NO_CONFIG = "base"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from harness.model.scenario import Policy
+from harness.scenario.scenario import Policy
 
 GUIDE = "docs/scenarios.md"
 

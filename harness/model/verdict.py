@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
-from harness.model.load import Load
-from harness.model.scenario import OwnerName, Ownership, Policy, Use
 from harness.platform.memory_range import MemoryRange
+from harness.scenario.module_load import Load
+from harness.scenario.scenario import OwnerName, Ownership, Policy, Use
 
 Start = Literal["cold", "warm"]
 """Whether a guest was booted for its run, or restored from one that was saved after its boot."""

@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.model.document import Document
-from harness.model.scenario import Decoder, Position, Scenario, SratEntry, decoder_name
-from harness.model.topology import Profile
 from harness.platform.acpi_tables import MemoryAffinity
 from harness.platform.address_map import MachineLayout
 from harness.platform.memory_range import MemoryRange, format_size
 from harness.platform.target_node import NodeRange, node_ranges
+from harness.scenario.profile import Profile
+from harness.scenario.scenario import Decoder, Position, Scenario, SratEntry, decoder_name
+from harness.scenario.yaml_document import Document
 
 _PAGE = 4096
 # Linux, lib/cmdline.c, memparse().

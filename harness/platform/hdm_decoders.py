@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.core.errors import UsageError
-from harness.model.topology import GRANULARITIES, Port, Profile
 from harness.platform.firmware_state import FirmwareState, PlacedDecoder
 from harness.platform.memory_range import MemoryRange
+from harness.scenario.profile import GRANULARITIES, Port, Profile
 
 # Ports in the target list of one decoder.
 _MOST_TARGETS = 8

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.core.errors import printable
-from harness.model.scenario import Ownership
 from harness.model.verdict import (
     RULES,
     Attempt,
@@ -17,6 +16,7 @@ from harness.model.verdict import (
     Verdict,
 )
 from harness.platform.target_node import wrong_node
+from harness.scenario.scenario import Ownership
 
 _MOST_IOMEM_LINES = 16
 _MOST_TRACE_LINES = 20

@@ -11,7 +11,7 @@ from harness.core.kernel_version import kernel_version
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_request import KernelRequest
-from harness.runs.catalogue import Case
+from harness.scenario.scenario_files import Case
 
 
 class NotApplicableError(UsageError):

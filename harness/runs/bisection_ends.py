@@ -18,12 +18,12 @@ from harness.kernels.kconfig import plan_config
 from harness.kernels.patch_series import read_series
 from harness.kernels.source_tree import look, source_of
 from harness.model.kernel_request import KernelRequest
-from harness.model.scenario import Policy
 from harness.runs.bisection import Ends, History
 from harness.runs.bisection_record import question_key
-from harness.runs.catalogue import Case
 from harness.runs.commit_judge import Flakiness
 from harness.runs.worker import harness_version
+from harness.scenario.scenario import Policy
+from harness.scenario.scenario_files import Case
 
 _DISTRIBUTION = "debian:"
 

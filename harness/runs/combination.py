@@ -19,10 +19,10 @@ from harness.model.kernel_request import KernelRequest
 from harness.model.matrix import Combination
 from harness.model.verdict import RunResult, Verdict
 from harness.runs.applicable import NotApplicableError
-from harness.runs.catalogue import load_case, load_known_issues
 from harness.runs.prepare import this_host
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import Session
+from harness.scenario.scenario_files import load_case, load_known_issues
 
 Message = dict[str, Any]
 """A status message of avocado's, without what only the task knows (id, job_id, time)."""

@@ -23,16 +23,16 @@ from hypothesis.errors import NoSuchExample
 from harness.core.errors import UnbuildableError, UsageError
 from harness.machine.layout_probe import machine_layout
 from harness.model.kernel_request import KernelRequest
-from harness.model.scenario import Policy
 from harness.model.signature import signature
-from harness.model.topology import Profile
 from harness.model.verdict import RunResult, Verdict
 from harness.platform.address_map import MachineLayout
-from harness.runs.catalogue import Case
 from harness.runs.fuzz_files import DrawnCase, case_of
 from harness.runs.fuzz_layouts import Layout, layouts
 from harness.runs.prepare import Host
 from harness.runs.run_scenario import Session, Skipped
+from harness.scenario.profile import Profile
+from harness.scenario.scenario import Policy
+from harness.scenario.scenario_files import Case
 
 ROUND = 20
 """How many layouts are drawn at once; part of what a seed stands for."""

@@ -13,13 +13,13 @@ import yaml
 
 from harness.core.errors import UsageError
 from harness.model.ownership import expected_owners
-from harness.model.scenario import POLICIES, read_scenario
-from harness.model.scenario_rules import check_scenario
-from harness.model.topology import Profile, read_profile
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
-from harness.runs.catalogue import Case
 from harness.runs.fuzz_layouts import Layout
+from harness.scenario.checks import check_scenario
+from harness.scenario.profile import Profile, read_profile
+from harness.scenario.scenario import POLICIES, read_scenario
+from harness.scenario.scenario_files import Case
 
 _LICENCE = "# SPDX-License-Identifier: GPL-2.0-or-later\n"
 

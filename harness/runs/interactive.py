@@ -20,17 +20,17 @@ from harness.machine.firmware import commit_decoders, prove_paths
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_command import Boot, qemu_argv
 from harness.model.kernel_request import KernelRequest
-from harness.model.topology import Profile
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.kernel_cmdline import kernel_command_line
-from harness.runs.catalogue import (
+from harness.runs.prepare import Bootable, Host, Prepared, prepare_case, prepare_kernel, request_for
+from harness.scenario.profile import Profile
+from harness.scenario.scenario_files import (
     load_case,
     load_profile,
     profile_names,
     scenario_names,
     suggest,
 )
-from harness.runs.prepare import Bootable, Host, Prepared, prepare_case, prepare_kernel, request_for
 
 _SESSION_SECONDS = 7 * 24 * 3600.0
 _NO_FIRMWARE = FirmwareState((), (), (), (), (), ())

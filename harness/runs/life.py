@@ -16,7 +16,6 @@ from harness.guest.life_steps import (
 from harness.guest.observe import observe, read_sections
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks
 from harness.model.expected import Expected
-from harness.model.guest_steps import GuestStep
 from harness.model.life_plan import (
     Command,
     RegionMakeup,
@@ -34,6 +33,7 @@ from harness.runs.evidence import Evidence
 from harness.runs.judged import judge_guest, with_undecoded
 from harness.runs.prepare import Prepared
 from harness.runs.timings import Timings
+from harness.scenario.post_boot_steps import GuestStep
 
 # Rules whose break after a step means that the outcome is no longer the same.
 _OUTCOME = ("1", "2", "3", "5", "node", "use")

@@ -18,7 +18,6 @@ from harness.core.errors import UsageError
 from harness.kernels.kconfig import fragment_names, plan_config
 from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.patch_series import read_series
-from harness.model.document import Document
 from harness.model.matrix import (
     BRANCH,
     NO_SERIES,
@@ -32,8 +31,9 @@ from harness.model.matrix import (
     read_matrix,
     shard,
 )
-from harness.model.scenario import KernelNeeds, Policy
-from harness.runs.catalogue import Case, load_cases, suggest
+from harness.scenario.scenario import KernelNeeds, Policy
+from harness.scenario.scenario_files import Case, load_cases, suggest
+from harness.scenario.yaml_document import Document
 
 GUEST_MIB = 1024
 """Memory set aside for a guest, more than twice what the largest profile takes at its peak

@@ -27,7 +27,6 @@ from harness.model.matrix import Combination, Plan
 from harness.model.night import SKIPPED, Bisecting, Line, Row, Seen, line_of, seen_in
 from harness.model.run_record import NotAResultError, read_record
 from harness.model.verdict import RunResult, Verdict
-from harness.runs.catalogue import load_case
 from harness.runs.combination import Message
 from harness.runs.matrix import load_matrix
 from harness.runs.night_bisecting import Bisect, NightBisecting
@@ -36,6 +35,7 @@ from harness.runs.night_tree import NightTree, rebased
 from harness.runs.prepare import request_for
 from harness.runs.watched_pool import Ended
 from harness.runs.worker_messages import NO_HOST
+from harness.scenario.scenario_files import load_case
 
 NIGHTS = "nights"
 LATEST = "latest"

@@ -38,13 +38,10 @@ from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary, require_qemu
 from harness.machine.qemu_command import Accelerator
 from harness.model.expected import Expected, check_stated, expectations
-from harness.model.expected_messages import expected_messages
-from harness.model.guest_memory import check_acpi_tables, check_page_structs
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_request import KernelRequest, with_configs
 from harness.model.ownership import DRIVER_OPTIONS, as_run
-from harness.model.scenario import POLICIES, Policy, Scenario
 from harness.platform.acpi_tables import override_srat
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
@@ -56,8 +53,11 @@ from harness.runs.applicable import (
     check_removable,
     not_about,
 )
-from harness.runs.catalogue import Case, load_quirks
 from harness.runs.live_machines import LiveMachines
+from harness.scenario.allowed_messages import expected_messages
+from harness.scenario.guest_memory import check_acpi_tables, check_page_structs
+from harness.scenario.scenario import POLICIES, Policy, Scenario
+from harness.scenario.scenario_files import Case, load_quirks
 
 # They answer to an ACPI device, a PCI function and the platform device of Soft Reserved memory.
 _FIRST_DRIVERS = ("cxl_acpi", "cxl_pci", "dax_hmem")

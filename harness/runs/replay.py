@@ -21,16 +21,12 @@ from harness.model.observation import SECTIONS, ObservationError, Undecoded, par
 from harness.model.ownership import as_run
 from harness.model.preflight import window_problems
 from harness.model.run_record import RunRecord
-from harness.model.scenario import POLICIES, Policy, read_scenario
-from harness.model.scenario_rules import check_scenario
-from harness.model.topology import read_profile
 from harness.model.verdict import OwnedRange, RunResult
 from harness.platform.acpi_tables import AcpiTableError
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import MemoryRange
 from harness.runs.bundle import SERIES, read_json
-from harness.runs.catalogue import Case
 from harness.runs.evidence_of import (
     JUDGING,
     KERNEL_MANIFEST,
@@ -41,6 +37,10 @@ from harness.runs.evidence_of import (
 )
 from harness.runs.reproducer import asked_load
 from harness.runs.result_files import VERDICT, StoredRun, load_runs, read_text
+from harness.scenario.checks import check_scenario
+from harness.scenario.profile import read_profile
+from harness.scenario.scenario import POLICIES, Policy, read_scenario
+from harness.scenario.scenario_files import Case
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from harness.core.errors import UsageError
 from harness.core.kernel_modules import module_name
 from harness.model.attempts import of_one_guest
 from harness.model.bisection import failures_of
-from harness.model.load import Load, LoadPlan, ModuleName
-from harness.model.load_rules import check_load
 from harness.model.signature import signature
 from harness.model.verdict import RunResult, Verdict
-from harness.runs.catalogue import Case
 from harness.runs.prepare import Prepared
+from harness.scenario.load_checks import check_load
+from harness.scenario.module_load import Load, LoadPlan, ModuleName
+from harness.scenario.scenario_files import Case
 
 
 def loading(case: Case, load: tuple[str, ...] | LoadPlan) -> Case:

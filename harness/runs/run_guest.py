@@ -24,13 +24,9 @@ from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
 from harness.model.boot_phases import without_marks
 from harness.model.driverless import driverless
-from harness.model.issue_conditions import Circumstances
-from harness.model.known_issues import KnownIssues
-from harness.model.load import Load
 from harness.model.observation import Observation
 from harness.model.ownership import DRIVER_OPTIONS
 from harness.model.preflight import absent_windows, window_problems
-from harness.model.scenario import Ownership, Policy
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence, new_evidence
@@ -41,6 +37,10 @@ from harness.runs.life import Life, live_on
 from harness.runs.prepare import Prepared, in_use
 from harness.runs.timings import Timings
 from harness.runs.traces import with_decoded_traces
+from harness.scenario.issue_conditions import Circumstances
+from harness.scenario.known_issues import KnownIssues
+from harness.scenario.module_load import Load
+from harness.scenario.scenario import Ownership, Policy
 
 _TAIL_LINES = 60
 _SETTLING = Settling()

@@ -17,11 +17,9 @@ from typing import Protocol
 from harness.core.errors import InconclusiveError, UnbuildableError
 from harness.model.attempts import combine
 from harness.model.kernel_request import KernelRequest, as_request
-from harness.model.load import Load, TooManyOrdersError, loads_of
 from harness.model.verdict import RunResult, Start, Verdict
 from harness.runs.applicable import NotApplicableError
 from harness.runs.booted_guest import BootedGuest
-from harness.runs.catalogue import Case
 from harness.runs.evidence import Evidence, new_evidence
 from harness.runs.guest_source import GuestSource, confirmed, guest_source
 from harness.runs.prepare import Host, Prepared, prepare_case, request_for
@@ -30,6 +28,8 @@ from harness.runs.run_guest import Judging, ended, run_guest
 from harness.runs.same_evidence import compared
 from harness.runs.timings import Timings
 from harness.runs.warm_start import AskedStart
+from harness.scenario.module_load import Load, TooManyOrdersError, loads_of
+from harness.scenario.scenario_files import Case
 
 
 @dataclass(frozen=True)

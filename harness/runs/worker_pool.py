@@ -21,7 +21,6 @@ from harness.model.hosts import LabHost
 from harness.model.kernel import Kernel
 from harness.model.matrix import Combination
 from harness.runs.applicable import not_about
-from harness.runs.catalogue import load_case
 from harness.runs.combination import Say
 from harness.runs.prepare import request_for
 from harness.runs.worker_messages import (
@@ -37,6 +36,7 @@ from harness.runs.worker_process import (
     started_worker,
     worker_argv,
 )
+from harness.scenario.scenario_files import load_case
 
 _MOST_LOSSES = 3
 """How often a combination may lose its worker, and how many combinations may lose theirs on a host

@@ -15,14 +15,14 @@ from harness.core.deadline import Deadline
 from harness.core.paths import PROJECT, SCENARIOS
 from harness.guest import steps
 from harness.model.kernel_request import KernelRequest
-from harness.model.known_issues import KnownIssues
 from harness.model.verdict import RunResult, Verdict
 from harness.pytest_plugin import asked_kernel, report_text
 from harness.runs.booted_guest import BootedGuest
-from harness.runs.catalogue import load_case
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import run_scenario
+from harness.scenario.known_issues import KnownIssues
+from harness.scenario.scenario_files import load_case
 
 pytestmark = pytest.mark.guest
 

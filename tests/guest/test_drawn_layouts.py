@@ -9,14 +9,14 @@ import pytest
 
 from harness.core.paths import PROJECT
 from harness.model.kernel_request import KernelRequest
-from harness.model.known_issues import KnownIssues
 from harness.model.verdict import Verdict
 from harness.pytest_plugin import asked_kernel, report_text
-from harness.runs.catalogue import load_case
 from harness.runs.fuzz import Campaign, ForgetfulHost, Tally
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import Session
+from harness.scenario.known_issues import KnownIssues
+from harness.scenario.scenario_files import load_case
 
 pytestmark = pytest.mark.guest
 

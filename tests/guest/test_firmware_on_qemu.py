@@ -20,15 +20,15 @@ from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu import Qemu, running_qemu
 from harness.machine.qemu_command import qemu_argv
 from harness.machine.qtest import Qtest
-from harness.model.scenario import read_scenario
-from harness.model.scenario_rules import check_scenario
-from harness.model.topology import Profile, read_profile
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.hdm_decoders import DecoderSetting, plan_decoders
 from harness.platform.memory_range import MIB, MemoryRange
-from harness.runs.catalogue import load_profile
 from harness.runs.prepare import Host
+from harness.scenario.checks import check_scenario
+from harness.scenario.profile import Profile, read_profile
+from harness.scenario.scenario import read_scenario
+from harness.scenario.scenario_files import load_profile
 
 pytestmark = pytest.mark.guest
 

@@ -17,12 +17,12 @@ from bench_room import EARLY, Bench, await_true
 from harness.core.deadline import Deadline
 from harness.guest import loading
 from harness.guest.ssh import GuestShell
-from harness.model.known_issues import KnownIssues
 from harness.pytest_plugin import asked_kernel
-from harness.runs.catalogue import load_case
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import run_scenario
+from harness.scenario.known_issues import KnownIssues
+from harness.scenario.scenario_files import load_case
 
 pytestmark = pytest.mark.guest
 

@@ -18,13 +18,13 @@ from harness.core.deadline import Deadline
 from harness.core.errors import GuestCrashedError
 from harness.guest import loading
 from harness.guest.ssh import GuestShell
-from harness.model.known_issues import KnownIssues
 from harness.model.verdict import Verdict
 from harness.pytest_plugin import asked_kernel
-from harness.runs.catalogue import load_case
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import run_scenario
+from harness.scenario.known_issues import KnownIssues
+from harness.scenario.scenario_files import load_case
 
 pytestmark = pytest.mark.guest
 

@@ -18,14 +18,14 @@ import yaml
 from harness.core.paths import PROJECT
 from harness.guest import loading, steps
 from harness.model.kernel_request import KernelRequest
-from harness.model.known_issues import KnownIssues
-from harness.model.scenario import Policy
 from harness.model.verdict import RULES, Finding, RunResult, Verdict
 from harness.pytest_plugin import report_text
-from harness.runs.catalogue import load_case, scenario_names
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import Session, default_jobs
+from harness.scenario.known_issues import KnownIssues
+from harness.scenario.scenario import Policy
+from harness.scenario.scenario_files import load_case, scenario_names
 
 
 @dataclass(frozen=True)

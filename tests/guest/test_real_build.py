@@ -13,13 +13,13 @@ from harness.kernels.modules import find_modules, index_modules
 from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_request import KernelRequest
-from harness.model.known_issues import KnownIssues
 from harness.model.verdict import Verdict
 from harness.pytest_plugin import report_text
-from harness.runs.catalogue import load_case
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import run_scenario
+from harness.scenario.known_issues import KnownIssues
+from harness.scenario.scenario_files import load_case
 
 pytestmark = pytest.mark.guest
 

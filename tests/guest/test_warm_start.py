@@ -31,12 +31,12 @@ from harness.model.verdict import OwnedRange, Verdict
 from harness.pytest_plugin import asked_kernel
 from harness.runs import warm_start
 from harness.runs.booted_guest import BootedGuest, booted_guest
-from harness.runs.catalogue import load_case
 from harness.runs.evidence import Evidence, new_evidence
 from harness.runs.guest_source import choose_start, guest_source
 from harness.runs.prepare import Host, Prepared, prepare_case, request_for
 from harness.runs.timings import Timings
 from harness.runs.warm_start import WarmMachine, warm_machine
+from harness.scenario.scenario_files import load_case
 
 pytestmark = pytest.mark.guest
 

@@ -15,8 +15,8 @@ from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.applicable import NotApplicableError
-from harness.runs.catalogue import Case
 from harness.runs.run_scenario import Session, Skipped
+from harness.scenario.scenario_files import Case
 
 Answer = Callable[[str, int], Verdict | BaseException]
 

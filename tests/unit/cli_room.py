@@ -12,8 +12,8 @@ import pytest
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
 from harness.model.verdict import RunResult, Verdict
 from harness.runs.applicable import NotApplicableError
-from harness.runs.catalogue import Case
 from harness.runs.run_scenario import Session, Skipped
+from harness.scenario.scenario_files import Case
 
 RELEASE = "7.2.0-made-up"
 FIT_QEMU = QemuBinary(

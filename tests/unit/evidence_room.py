@@ -11,18 +11,18 @@ from typing import Any
 
 from test_golden_corpus import layout_from, sections_of
 
-from harness.model.expected_messages import expected_messages
 from harness.model.judge import judge
-from harness.model.load import Load
 from harness.model.observation import parse_observation
 from harness.model.verdict import RunResult, Verdict
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.kernel_cmdline import kernel_command_line
-from harness.runs.catalogue import load_case
 from harness.runs.evidence import Evidence
 from harness.runs.evidence_of import JUDGING, LAYOUT, PROFILE, SCENARIO, STATE, layout_as_json
 from harness.runs.result_files import StoredRun, load_runs
+from harness.scenario.allowed_messages import expected_messages
+from harness.scenario.module_load import Load
+from harness.scenario.scenario_files import load_case
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -30,8 +30,8 @@ from harness.kernels.stored import kernel_in_use
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import RunResult, Verdict
-from harness.runs.catalogue import Case
 from harness.runs.run_scenario import Session
+from harness.scenario.scenario_files import Case
 
 
 def run_all(_session: Session, cases: Sequence[Case], kernel: KernelRequest) -> Iterator[RunResult]:

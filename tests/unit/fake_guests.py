@@ -26,8 +26,8 @@ from harness.kernels.kconfig import plan_config
 from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import RunResult, Verdict
-from harness.runs.catalogue import Case
 from harness.runs.run_scenario import Session
+from harness.scenario.scenario_files import Case
 
 ROOM = Path(os.environ["HARNESS_STORE"]).parent
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.model.topology import Port
+from harness.scenario.profile import Port
 
 NOTHING_32 = 0xFFFF_FFFF
 BAR_SIZE = 0x10000

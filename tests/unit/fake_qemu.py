@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from fake_pci import BAR_SIZE, NOTHING_32, Function, Registers, memory_behind, ports_of
 
 from harness.machine.qtest import Qtest
-from harness.model.topology import Profile
 from harness.platform.address_map import MachineLayout
+from harness.scenario.profile import Profile
 
 ECAM = 0xB000_0000
 NOTHING_64 = 0xFFFF_FFFF_FFFF_FFFF

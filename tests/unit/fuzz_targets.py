@@ -20,11 +20,11 @@ from harness.model.boot_phases import StepMarks, in_phases, require_whole
 from harness.model.dmesg import DmesgError, complaints, parse_dmesg
 from harness.model.iomem import IomemError, parse_iomem
 from harness.model.observation import ObservationError, parse_observation, split_sections
-from harness.model.scenario import read_scenario
-from harness.model.scenario_rules import check_scenario
-from harness.model.topology import Profile
 from harness.platform.acpi_tables import AcpiTableError, parse_cedt, parse_srat, split_tables
-from harness.runs.catalogue import load_profile
+from harness.scenario.checks import check_scenario
+from harness.scenario.profile import Profile
+from harness.scenario.scenario import read_scenario
+from harness.scenario.scenario_files import load_profile
 
 FOUND = PROJECT / "tests" / "data" / "fuzz"
 """Below it, a folder a parser: inputs that once crashed it."""

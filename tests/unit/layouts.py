@@ -6,12 +6,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-from harness.model.topology import Profile
 from harness.platform.acpi_tables import FixedWindow, HostBridgeBlock, MemoryAffinity
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.memory_range import GIB, MIB, MemoryRange
-from harness.runs.catalogue import Case
+from harness.scenario.profile import Profile
+from harness.scenario.scenario_files import Case
 
 GRAIN = 256 * MIB
 # A q35 has at most this much RAM below 4 GiB, and keeps these 384 KiB for the VGA hole.

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.model.dmesg import Record
-from harness.model.document import Document, Size
 from harness.model.iomem import Iomem, parse_iomem
 from harness.model.observation import CxlRegion, DaxDevice, Observation
-from harness.model.scenario import Ownership, Scenario, read_scenario
-from harness.model.topology import Device, HostBridge, NumaNode, Port, Profile, Switch, Window
 from harness.platform.firmware_state import FirmwareState, NamedRange, PlacedDecoder
 from harness.platform.memory_range import GIB, MemoryRange
+from harness.scenario.profile import Device, HostBridge, NumaNode, Port, Profile, Switch, Window
+from harness.scenario.scenario import Ownership, Scenario, read_scenario
+from harness.scenario.yaml_document import Document, Size
 
 CXL = Ownership(owner="dax_cxl", use="system_ram")
 HMEM = Ownership(owner="dax_hmem", use="system_ram")

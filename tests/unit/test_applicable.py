@@ -13,7 +13,7 @@ from harness.core.kernel_version import kernel_version
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest
 from harness.runs.applicable import NotApplicableError, check_kernel, check_removable
-from harness.runs.catalogue import Case, load_case
+from harness.scenario.scenario_files import Case, load_case
 
 REQUEST = KernelRequest("build:linux")
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 import pytest
 
 from harness.model.attempts import combine
-from harness.model.load import Load
-from harness.model.scenario import OwnerName, Ownership
 from harness.model.verdict import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.platform.memory_range import MemoryRange
 from harness.reports.terminal import result_lines
+from harness.scenario.module_load import Load
+from harness.scenario.scenario import OwnerName, Ownership
 
 SR = MemoryRange(0x1000, 0x1FFF)
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE

@@ -24,10 +24,10 @@ from harness.core.paths import PROJECT
 from harness.model.matrix import Combination
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.applicable import NotApplicableError
-from harness.runs.catalogue import scenario_names
 from harness.runs.combination import Message, decode, encode, ending_of, ending_of_error
 from harness.runs.live_machines import LiveMachines
 from harness.runs.run_scenario import Session
+from harness.scenario.scenario_files import scenario_names
 
 MATRIX = "kernels: [debian:7.2]\nscenarios: [exact_cover, partial_region, no_cxl]\nbuild: false\n"
 

@@ -25,8 +25,8 @@ from harness.model.bisection import (
     steps_left,
     together,
 )
-from harness.model.scenario import Ownership
 from harness.model.verdict import Finding, OwnedRange, RunResult, Verdict
+from harness.scenario.scenario import Ownership
 
 GOOD, BAD, UNKNOWN = Outcome.GOOD, Outcome.BAD, Outcome.UNKNOWN
 SR0 = OwnedRange("sr0", span("10000000-1fffffff"), Ownership(owner="dax_hmem"), ())

@@ -10,8 +10,8 @@ import pytest
 from harness.guest.initramfs import SCENARIO_MODULES, SharedInitramfs
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState
-from harness.runs.catalogue import load_case
 from harness.runs.prepare import Bootable, Prepared
+from harness.scenario.scenario_files import load_case
 
 
 def prepared(*modules: str, missing: tuple[str, ...] = (), name: str = "exact_cover") -> Prepared:

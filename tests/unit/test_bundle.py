@@ -20,7 +20,6 @@ from harness.core.paths import PROFILES, PROJECT, SCENARIOS
 from harness.kernels.patch_series import read_series
 from harness.model.verdict import RunResult, Verdict
 from harness.runs.bundle import INDEX, pack, unpack
-from harness.runs.catalogue import load_case
 from harness.runs.evidence import Evidence
 from harness.runs.evidence_of import (
     JUDGING,
@@ -43,6 +42,7 @@ from harness.runs.replay import (
     run_differences,
 )
 from harness.runs.reproducer import asked_load
+from harness.scenario.scenario_files import load_case
 
 SERIES = PROJECT / "patches/mutants/deferral/hmem-does-not-wait"
 

@@ -11,9 +11,9 @@ from harness.core.errors import UsageError
 from harness.core.paths import PROFILES, SCENARIOS
 from harness.model.dmesg import complaints
 from harness.model.expected import check_stated
-from harness.model.scenario import POLICIES, Policy
 from harness.platform.hdm_decoders import plan_decoders
-from harness.runs.catalogue import (
+from harness.scenario.scenario import POLICIES, Policy
+from harness.scenario.scenario_files import (
     Case,
     load_case,
     load_known_issues,

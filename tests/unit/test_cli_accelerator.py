@@ -24,10 +24,10 @@ from harness.machine.accelerator import AskedAccelerator, choose_accelerator
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
 from harness.machine.qemu_command import qemu_argv
-from harness.runs.catalogue import (
+from harness.runs.prepare import Host
+from harness.scenario.scenario_files import (
     load_profile,
 )
-from harness.runs.prepare import Host
 
 pytestmark = pytest.mark.usefixtures("room")
 

@@ -18,7 +18,7 @@ from layouts import layout_of
 
 from harness.core.paths import PROJECT
 from harness.doctor import Check
-from harness.runs.catalogue import (
+from harness.scenario.scenario_files import (
     profile_names,
     scenario_names,
 )

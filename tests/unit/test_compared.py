@@ -7,7 +7,7 @@ import fnmatch
 import re
 
 from harness.core.paths import SCENARIOS
-from harness.runs.catalogue import load_case, scenario_names
+from harness.scenario.scenario_files import load_case, scenario_names
 
 COMPARED = (SCENARIOS.parents[1] / "docs" / "compared.md").read_text()
 ROWS = [line for line in COMPARED.splitlines() if line.startswith("| `")]

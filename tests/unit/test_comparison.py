@@ -13,11 +13,11 @@ from cli_room import Harness, assert_one_message
 from machines import span
 
 from harness.model.comparison import Change, Row, Side, compare, side_of
-from harness.model.scenario import OwnerName, Ownership
 from harness.model.verdict import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.reports.comparison import comparison_lines
-from harness.runs.catalogue import Case
 from harness.runs.run_scenario import Session, Skipped
+from harness.scenario.scenario import OwnerName, Ownership
+from harness.scenario.scenario_files import Case
 
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
 

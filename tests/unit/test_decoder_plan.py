@@ -10,11 +10,11 @@ from layouts import layout_of
 from machines import bridge, machine, port, scenario_of, span, switch_port, window
 
 from harness.core.errors import UsageError
-from harness.model.scenario_rules import check_scenario
-from harness.model.topology import GRANULARITIES, Profile
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import DecoderSetting, plan_decoders
 from harness.platform.memory_range import GIB
+from harness.scenario.checks import check_scenario
+from harness.scenario.profile import GRANULARITIES, Profile
 
 Values = dict[str, Any]
 

@@ -30,7 +30,6 @@ from harness.machine.firmware import commit_decoders
 from harness.machine.qtest import Qtest
 from harness.model.judge import judge
 from harness.model.observation import DaxDevice, Observation
-from harness.model.scenario_rules import check_scenario
 from harness.model.verdict import RULES
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
@@ -38,6 +37,7 @@ from harness.platform.memory_range import GIB
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.judged import with_undecoded
 from harness.runs.prepare import Prepared
+from harness.scenario.checks import check_scenario
 
 PROFILE = machine(
     [bridge("hb0", 0x35, port("rp0", "mem0"), port("rp1", "mem1"))], [window("hb0", size=4 * GIB)]

@@ -13,15 +13,15 @@ import pytest
 
 from harness.model.attempts import combine
 from harness.model.determinism import Guest, comparable_parts, differences
-from harness.model.load import Load
 from harness.model.observation import split_sections
-from harness.model.scenario import Ownership
 from harness.model.stable_names import stable_names
 from harness.model.varying_messages import comparable_messages
 from harness.model.verdict import Difference, Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.platform.memory_range import MemoryRange
 from harness.reports.terminal import result_lines
 from harness.runs.same_evidence import compared
+from harness.scenario.module_load import Load
+from harness.scenario.scenario import Ownership
 
 CORPUS = Path(__file__).parents[1] / "data" / "observations"
 SECTIONS = split_sections((CORPUS / "partial_region-7.2" / "sections").read_text(), "captured")

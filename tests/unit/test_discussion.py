@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 
 from harness.core.paths import SCENARIOS
-from harness.runs.catalogue import scenario_names
+from harness.scenario.scenario_files import scenario_names
 
 DISCUSSION = SCENARIOS.parents[1] / "docs" / "discussion.md"
 

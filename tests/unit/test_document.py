@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from harness.core.errors import UsageError
 from harness.core.paths import PROFILES, SCENARIOS
-from harness.model.document import Address, Document, Size, read_document
-from harness.model.scenario import read_scenario
-from harness.model.topology import read_profile
+from harness.scenario.profile import read_profile
+from harness.scenario.scenario import read_scenario
+from harness.scenario.yaml_document import Address, Document, Size, read_document
 
 
 class Leaf(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

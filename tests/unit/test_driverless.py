@@ -10,7 +10,7 @@ import pytest
 
 from harness.model.driverless import driverless
 from harness.model.observation import Observation, parse_observation, split_sections
-from harness.model.owner import Ownership
+from harness.scenario.owner import Ownership
 
 CORPUS = Path(__file__).parents[1] / "data" / "observations"
 BY_CXL = {"sr0": Ownership(owner="dax_cxl", use="system_ram")}

@@ -12,9 +12,9 @@ from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 from harness.core.errors import UsageError
 from harness.model.expected import check_stated, expectations
 from harness.model.ownership import as_run
-from harness.model.scenario import Ownership
 from harness.platform.memory_range import MemoryRange
 from harness.platform.target_node import NodeRange
+from harness.scenario.scenario import Ownership
 
 ALL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
 WINDOW = "110000000-18fffffff"

@@ -21,12 +21,12 @@ from harness.machine.firmware import (
     unanswered,
 )
 from harness.machine.qtest import Qtest
-from harness.model.scenario_rules import check_scenario
-from harness.model.topology import Profile
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.hdm_decoders import DecoderSetting, plan_decoders
 from harness.platform.memory_range import GIB, MemoryRange
+from harness.scenario.checks import check_scenario
+from harness.scenario.profile import Profile
 
 Values = dict[str, Any]
 

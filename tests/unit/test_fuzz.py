@@ -23,10 +23,10 @@ from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs import fuzz
 from harness.runs.applicable import NotApplicableError
-from harness.runs.catalogue import Case, load_case
 from harness.runs.fuzz import Campaign, ForgetfulHost, NewFailure, Tally
 from harness.runs.prepare import Host
 from harness.runs.run_scenario import Session, Skipped
+from harness.scenario.scenario_files import Case, load_case
 
 Judge = Callable[[Case], tuple[Verdict, tuple[Finding, ...]]]
 SPLAT = Finding("6", "a WARN: cxl fell over at 0x123")
@@ -182,7 +182,7 @@ def test_a_kernel_that_does_not_build_ends_it(tmp_path: Path) -> None:
 def test_layouts_that_are_refused_are_counted_by_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.model.scenario_rules._DECODERS_PER_COMPONENT", 0)
+    monkeypatch.setattr("harness.scenario.checks._DECODERS_PER_COMPONENT", 0)
     guests = Guests(tmp_path, passing)
     tally = campaign(guests)
     assert tally.refused.total() > 0

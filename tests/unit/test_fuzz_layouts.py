@@ -13,14 +13,14 @@ from layouts import layout_of
 
 from harness.core.errors import UsageError
 from harness.model.ownership import expected_owners
-from harness.model.scenario import POLICIES
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import GIB
-from harness.runs.catalogue import load_case
 from harness.runs.fuzz import draw_layouts, shrink_layout
 from harness.runs.fuzz_files import DrawnCase, case_of
 from harness.runs.fuzz_layouts import Layout, layouts
+from harness.scenario.scenario import POLICIES
+from harness.scenario.scenario_files import load_case
 
 
 def drawn(rounds: int) -> list[Layout]:

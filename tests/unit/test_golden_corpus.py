@@ -18,7 +18,6 @@ from layouts import layout_of
 
 from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary
-from harness.model.expected_messages import expected_messages
 from harness.model.judge import Judgement, judge
 from harness.model.observation import (
     Observation,
@@ -31,8 +30,9 @@ from harness.model.verdict import Verdict
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.target_node import node_ranges, target_node
-from harness.runs.catalogue import Case, load_case, load_known_issues
-from harness.runs.known_failures import circumstances
+from harness.scenario.allowed_messages import expected_messages
+from harness.scenario.known_failures import circumstances
+from harness.scenario.scenario_files import Case, load_case, load_known_issues
 
 CORPUS = Path(__file__).parents[1] / "data" / "observations"
 TOO_EARLY = "exact_cover-7.2-too_early"

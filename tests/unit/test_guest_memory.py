@@ -6,8 +6,8 @@ from layouts import state_of
 from machines import committed, firmware_state, scenario_of
 
 from harness.core.errors import UsageError
-from harness.model.guest_memory import check_acpi_tables, check_page_structs
-from harness.runs.catalogue import load_case, scenario_names
+from harness.scenario.guest_memory import check_acpi_tables, check_page_structs
+from harness.scenario.scenario_files import load_case, scenario_names
 
 ONE_GIB = ["0-9ffff", "100000-3fffffff"]
 RESERVED = {"sr0": {"node": 0}}  # where it lies, the state has

@@ -11,10 +11,10 @@ import pytest
 from machines import scenario_of
 
 from harness.core.errors import UsageError
-from harness.model.guest_steps import GuestStep
-from harness.model.scenario import read_scenario
-from harness.model.scenario_rules import check_scenario
-from harness.runs.catalogue import load_profile
+from harness.scenario.checks import check_scenario
+from harness.scenario.post_boot_steps import GuestStep
+from harness.scenario.scenario import read_scenario
+from harness.scenario.scenario_files import load_profile
 
 Values = dict[str, Any]
 

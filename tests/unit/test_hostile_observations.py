@@ -31,10 +31,10 @@ from harness.model.observation import (
     split_sections,
 )
 from harness.model.preflight import window_problems
-from harness.model.scenario import ExpectedLine, Scenario
 from harness.model.verdict import Verdict
 from harness.platform.firmware_state import FirmwareState, place_firmware
-from harness.runs.catalogue import load_case
+from harness.scenario.scenario import ExpectedLine, Scenario
+from harness.scenario.scenario_files import load_case
 
 PASSING = sorted(name for name, expected in EXPECTED.items() if not expected.rules)
 STRANDED = ("partial_region-7.2", "partial_region-6.12")

@@ -22,8 +22,8 @@ from harness.model.boot_phases import StepMarks, in_phases
 from harness.model.dmesg import Record
 from harness.model.judge import Judgement, judge
 from harness.model.observation import DaxDevice, Observation
-from harness.model.scenario import ExpectedLine, Ownership
 from harness.model.verdict import RULES, Finding, Verdict
+from harness.scenario.scenario import ExpectedLine, Ownership
 
 WINDOW = "110000000-18fffffff"
 STATE = firmware_state(

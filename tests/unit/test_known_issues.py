@@ -10,13 +10,13 @@ from layouts import layout_of
 from machines import HMEM, committed, firmware_state, scenario_of, span
 
 from harness.core.errors import UsageError
-from harness.model.issue_conditions import Circumstances, Conditions
-from harness.model.known_issues import KnownIssues, read_known_issues
-from harness.model.load import Load
 from harness.model.ownership import DRIVER_OPTIONS, as_run
 from harness.model.verdict import RULES, Finding
-from harness.runs.catalogue import load_case, load_known_issues, scenario_names
-from harness.runs.known_failures import known_failures
+from harness.scenario.issue_conditions import Circumstances, Conditions
+from harness.scenario.known_failures import known_failures
+from harness.scenario.known_issues import KnownIssues, read_known_issues
+from harness.scenario.module_load import Load
+from harness.scenario.scenario_files import load_case, load_known_issues, scenario_names
 
 Values = dict[str, Any]
 

@@ -9,10 +9,10 @@ from layouts import cedt_table, layout_of, srat_table
 from harness.core.errors import MachineLostError
 from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary
-from harness.model.topology import Profile
 from harness.platform.acpi_tables import FixedWindow, parse_cedt
 from harness.platform.address_map import MachineLayout
-from harness.runs.catalogue import load_profile
+from harness.scenario.profile import Profile
+from harness.scenario.scenario_files import load_profile
 
 QEMU = QemuBinary(Path("qemu"), (10, 0, 2), "10.0.2", "0" * 64, True, ())
 

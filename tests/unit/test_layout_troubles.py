@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from machines import committed, firmware_state, span
 
-from harness.model.layout_troubles import Trouble, troubled
 from harness.model.signature import signature
 from harness.model.verdict import Finding
+from harness.scenario.issue_layouts import Trouble, troubled
 
 WINDOW = "110000000-18fffffff"
 

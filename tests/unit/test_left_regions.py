@@ -22,8 +22,8 @@ from harness.model.judge import judge
 from harness.model.life_ownership import no_region_after_steps
 from harness.model.observation import CxlRegion, DaxDevice
 from harness.model.ownership import leaves_no_region
-from harness.model.scenario import Policy
 from harness.model.verdict import Verdict
+from harness.scenario.scenario import Policy
 
 ALL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
 # As SR1 to SR3 and R1 to R3 of the discussion of version 4: R1 is shorter than SR1.

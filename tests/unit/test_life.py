@@ -17,20 +17,20 @@ from harness.core.errors import GuestCrashedError
 from harness.guest.life_steps import StepDone
 from harness.guest.steps import Settling
 from harness.model.expected import Expected, expectations
-from harness.model.guest_steps import GuestStep
 from harness.model.judge import Judgement, judge
 from harness.model.life_plan import Command, RegionMakeup
 from harness.model.observation import CxlRegion, Observation
-from harness.model.scenario import Policy, Scenario
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import MemoryRange
 from harness.runs import life
 from harness.runs.booted_guest import BootedGuest
-from harness.runs.catalogue import load_case
 from harness.runs.evidence import Evidence
 from harness.runs.prepare import Prepared
 from harness.runs.timings import Timings
+from harness.scenario.post_boot_steps import GuestStep
+from harness.scenario.scenario import Policy, Scenario
+from harness.scenario.scenario_files import load_case
 
 WINDOW = "110000000-18fffffff"
 STATE = firmware_state({"sr0": WINDOW}, decoders=[committed("decoder0", WINDOW)], windows=[WINDOW])

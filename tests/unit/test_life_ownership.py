@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 
-from harness.model.guest_steps import GuestStep
 from harness.model.life_ownership import owners_after_steps
-from harness.model.owner import Ownership
 from harness.platform.firmware_state import FirmwareState
+from harness.scenario.owner import Ownership
+from harness.scenario.post_boot_steps import GuestStep
 
 WINDOW = "110000000-18fffffff"
 OUTSIDE = "1c0000000-1ffffffff"

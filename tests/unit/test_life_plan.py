@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from machines import by_cxl, by_hmem, committed, firmware_state, observed, span
 
-from harness.model.guest_steps import BindingStep, GuestStep
 from harness.model.life_plan import (
     Command,
     RegionMakeup,
@@ -23,6 +22,7 @@ from harness.model.life_plan import (
     reload_commands,
 )
 from harness.model.observation import CxlRegion, Observation
+from harness.scenario.post_boot_steps import BindingStep, GuestStep
 
 WINDOW = "110000000-18fffffff"
 OTHER = "190000000-197ffffff"

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from machines import one_window
 
 from harness.core.errors import UsageError
-from harness.model.load import Load, LoadPlan, TooManyOrdersError, loads_of, orders_of
-from harness.model.scenario import read_scenario
-from harness.model.scenario_rules import check_scenario
+from harness.scenario.checks import check_scenario
+from harness.scenario.module_load import Load, LoadPlan, TooManyOrdersError, loads_of, orders_of
+from harness.scenario.scenario import read_scenario
 
 DEPENDS = {
     "cxl_acpi": ("cxl_core",),

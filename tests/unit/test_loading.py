@@ -12,7 +12,7 @@ from harness.core.deadline import Deadline
 from harness.guest.loading import load_modules
 from harness.guest.ssh import GuestCommand, GuestShell
 from harness.model.boot_phases import StepMarks
-from harness.model.load import How, Load
+from harness.scenario.module_load import How, Load
 
 
 class Guest:

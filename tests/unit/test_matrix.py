@@ -11,8 +11,8 @@ import pytest
 from harness.core.errors import UsageError
 from harness.core.paths import PROJECT
 from harness.model.matrix import Combination, Facts, Matrix, plan_matrix, read_matrix, shard
-from harness.model.scenario import KernelNeeds, Policy
 from harness.runs.matrix import is_matrix, load_matrix, parse_shard, this_capacity
+from harness.scenario.scenario import KernelNeeds, Policy
 
 NO_FACTS = Facts({}, {}, {})
 
@@ -264,7 +264,7 @@ def test_only_a_file_with_axes_is_a_matrix(tmp_path: Path) -> None:
 
 def test_the_usual_matrix_has_every_scenario_on_every_kernel_that_serves_it() -> None:
     plan = load_matrix(PROJECT / "ci" / "matrix.yaml")
-    from harness.runs.catalogue import scenario_names
+    from harness.scenario.scenario_files import scenario_names
 
     assert {one.scenario for one in plan.chosen} == set(scenario_names())
 

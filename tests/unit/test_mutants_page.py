@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 
 from harness.core.paths import PROJECT
-from harness.model.document import read_document
 from harness.model.series_description import GUIDE, SeriesDescription
-from harness.runs.catalogue import scenario_names
+from harness.scenario.scenario_files import scenario_names
+from harness.scenario.yaml_document import read_document
 
 PAGE = (PROJECT / "docs" / "mutants.md").read_text()
 ROW = re.compile(r"^\| `([a-z0-9-]+)` \|.*\| (?:`(\w+)` \| (\w+)|survives \|) \|$", re.M)

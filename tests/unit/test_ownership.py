@@ -11,9 +11,9 @@ import pytest
 from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 
 from harness.model.ownership import expected_owners
-from harness.model.scenario import Ownership, Policy
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import MemoryRange
+from harness.scenario.scenario import Ownership, Policy
 
 ALL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
 WINDOW = "110000000-18fffffff"

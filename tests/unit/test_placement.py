@@ -9,11 +9,11 @@ from machines import bridge, machine, port, scenario_of, span, window
 from msgspec import structs
 
 from harness.core.errors import UsageError
-from harness.model.document import Size
-from harness.model.topology import HmatEntry, NumaNode, Profile, Window, WindowPart
 from harness.platform.acpi_tables import MemoryAffinity
 from harness.platform.firmware_state import FirmwareState, NamedRange, given_as_ram, place_firmware
 from harness.platform.memory_range import GIB, merge_adjacent
+from harness.scenario.profile import HmatEntry, NumaNode, Profile, Window, WindowPart
+from harness.scenario.yaml_document import Size
 
 Values = dict[str, Any]
 

@@ -20,10 +20,10 @@ from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest
 from harness.model.verdict import RunResult, Verdict
 from harness.runs.applicable import NotApplicableError
-from harness.runs.catalogue import load_case
 from harness.runs.prepare import Bootable, Host, policy_for, prepare_case
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import Session, Skipped
+from harness.scenario.scenario_files import load_case
 
 __all__ = ["builder"]
 

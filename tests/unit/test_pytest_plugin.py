@@ -18,7 +18,7 @@ from harness.model.verdict import Finding, RunResult, Verdict
 # Both imported here: pytester forgets the modules that were first imported below it.
 from harness.runs import prepare, run_scenario
 from harness.runs.applicable import NotApplicableError
-from harness.runs.catalogue import Case, scenario_names
+from harness.scenario.scenario_files import Case, scenario_names
 
 pytest_plugins = ["pytester"]
 
@@ -34,7 +34,7 @@ def test_ownership(scenario_result):
 # In place of the project's own issues, which come and go.
 ISSUES = """
 import pytest
-from harness.model.known_issues import read_known_issues
+from harness.scenario.known_issues import read_known_issues
 
 TEXT = '''
 issues:

@@ -15,9 +15,9 @@ from harness.core.paths import PROFILES
 from harness.machine import qemu_command
 from harness.machine.qemu_binary import QemuBinary
 from harness.machine.qemu_command import Boot, ConsolePipe, Control, qemu_argv
-from harness.model.topology import Profile, read_profile
 from harness.platform.memory_range import GIB
-from harness.runs.catalogue import load_profile, profile_names
+from harness.scenario.profile import Profile, read_profile
+from harness.scenario.scenario_files import load_profile, profile_names
 
 QEMU = QemuBinary(
     path=Path("/usr/bin/qemu-system-x86_64"),

@@ -5,8 +5,8 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.model.dmesg import complaints, splat
-from harness.model.quirks import read_quirks
-from harness.runs.catalogue import load_quirks
+from harness.scenario.qemu_quirks import read_quirks
+from harness.scenario.scenario_files import load_quirks
 
 HOGGED = (
     "workqueue: dax_hmem_work hogged CPU for >10000us 4 times, consider switching to WQ_UNBOUND"

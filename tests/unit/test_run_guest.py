@@ -15,12 +15,12 @@ from harness.machine.crash_watch import CrashWatch
 from harness.model.boot_phases import StepMarks
 from harness.model.expected import Expected
 from harness.model.judge import Judgement
-from harness.model.known_issues import KnownIssues
-from harness.model.load import Load
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs import judged
 from harness.runs.prepare import Prepared
 from harness.runs.run_guest import Judging, require_kernel, require_loaded, run_guest
+from harness.scenario.known_issues import KnownIssues
+from harness.scenario.module_load import Load
 
 SEEN = replace(observed("100-1ff : System RAM"), modules=("kmem", "dax_hmem"))
 NOTHING = Expected({}, False, {})

@@ -14,15 +14,15 @@ from machines import observed
 
 from harness.model.expected import Expected, expectations
 from harness.model.judge import Judgement
-from harness.model.known_issues import KnownIssues
-from harness.model.load import Load
-from harness.model.scenario import Policy
 from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs import run_guest
-from harness.runs.catalogue import load_case
 from harness.runs.evidence import Evidence
 from harness.runs.run_guest import Judging
 from harness.runs.timings import Timings
+from harness.scenario.known_issues import KnownIssues
+from harness.scenario.module_load import Load
+from harness.scenario.scenario import Policy
+from harness.scenario.scenario_files import load_case
 
 SEEN = observed("100-1ff : System RAM")
 

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from harness.core.errors import UsageError
-from harness.model import known_issues, topology
-from harness.model import scenario as scenario_module
-from harness.model.scenario import (
+from harness.scenario import known_issues, profile
+from harness.scenario import scenario as scenario_module
+from harness.scenario.scenario import (
     POLICIES,
     Ownership,
     Policy,
@@ -67,7 +67,7 @@ def refused(values: Values) -> UsageError:
 
 STRUCTS = [
     one
-    for module in (scenario_module, topology, known_issues)
+    for module in (scenario_module, profile, known_issues)
     for one in vars(module).values()
     if isinstance(one, type) and issubclass(one, msgspec.Struct) and one is not msgspec.Struct
 ]

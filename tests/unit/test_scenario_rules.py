@@ -7,11 +7,11 @@ import pytest
 from machines import bridge, machine, port, scenario_of, switch_port, window
 
 from harness.core.errors import UsageError
-from harness.model.document import Size
-from harness.model.scenario import Scenario
-from harness.model.scenario_rules import check_scenario
-from harness.model.topology import Profile, Window, WindowPart
 from harness.platform.memory_range import GIB, MIB
+from harness.scenario.checks import check_scenario
+from harness.scenario.profile import Profile, Window, WindowPart
+from harness.scenario.scenario import Scenario
+from harness.scenario.yaml_document import Size
 
 Values = dict[str, Any]
 

@@ -19,18 +19,18 @@ from harness.core.errors import MachineLostError, UnbuildableError, UsageError
 from harness.core.paths import SCENARIOS
 from harness.core.progress import SilentProgress
 from harness.model.expected import expectations
-from harness.model.known_issues import KnownIssues
-from harness.model.load import Load, LoadPlan
 from harness.model.run_record import read_record
 from harness.model.verdict import Difference, Finding, RunResult, Verdict
 from harness.runs import run_scenario as runs
 from harness.runs.applicable import NotApplicableError
-from harness.runs.catalogue import Case, load_case, load_cases
 from harness.runs.live_machines import LiveMachines, StoppedError
 from harness.runs.prepare import Host
 from harness.runs.reproducer import asked_load, loading
 from harness.runs.run_guest import Judging
 from harness.runs.run_scenario import Session, Skipped
+from harness.scenario.known_issues import KnownIssues
+from harness.scenario.module_load import Load, LoadPlan
+from harness.scenario.scenario_files import Case, load_case, load_cases
 
 ALL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
 JUDGING = Judging("per_range", Path("/nowhere"), KnownIssues(issues=()))

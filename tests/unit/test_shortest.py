@@ -11,11 +11,11 @@ import pytest
 from machines import CXL, span
 
 from harness.model.attempts import combine
-from harness.model.load import Load
 from harness.model.verdict import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.runs import reproducer
-from harness.runs.catalogue import load_case
 from harness.runs.prepare import Prepared
+from harness.scenario.module_load import Load
+from harness.scenario.scenario_files import load_case
 
 LOAD = ("cxl_acpi", "dax_hmem", "kmem", "dax_cxl")
 LOWER, UPPER = span("110000000-14fffffff"), span("150000000-18fffffff")

@@ -13,11 +13,11 @@ from layouts import layout_of, srat_table, state_of, table
 from machines import span
 
 from harness.core.paths import SCENARIOS
-from harness.model.scenario import POLICIES
 from harness.model.verdict import Piece
 from harness.platform.acpi_tables import MemoryAffinity
 from harness.platform.target_node import named_node, node_ranges, target_node, wrong_node
-from harness.runs.catalogue import Case, load_case, scenario_names
+from harness.scenario.scenario import POLICIES
+from harness.scenario.scenario_files import Case, load_case, scenario_names
 
 RAM = MemoryAffinity(span("0-3fffffff"), 0, hotplug=False)
 WINDOWS = (span("110000000-18fffffff"), span("190000000-20fffffff"))

@@ -7,7 +7,6 @@ import pytest
 from machines import CXL, HMEM, by_hmem, committed, firmware_state, observed, record, span
 
 from harness.model.judge import judge
-from harness.model.owner import Ownership
 from harness.model.verdict import (
     Finding,
     OwnedRange,
@@ -17,6 +16,7 @@ from harness.model.verdict import (
     Verdict,
 )
 from harness.reports.terminal import headline, result_lines, summary_line
+from harness.scenario.owner import Ownership
 
 SR = span("110000000-18fffffff")
 CONFLICT = "kmem dax2.0: mapping0: 0x110000000-0x18fffffff could not reserve region"

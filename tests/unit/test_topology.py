@@ -9,9 +9,9 @@ import pytest
 from machines import bridge, machine, one_window, port, switch_port, window
 
 from harness.core.errors import UsageError
-from harness.model.document import Size
-from harness.model.topology import Profile, Window, WindowPart, read_profile
 from harness.platform.memory_range import GIB, MIB
+from harness.scenario.profile import Profile, Window, WindowPart, read_profile
+from harness.scenario.yaml_document import Size
 
 Values = dict[str, Any]
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import msgspec
 
-from harness.model.document import Document, Size, read_document
-from harness.model.machine_limits import check_limits
 from harness.platform.memory_range import GIB, MIB, format_size
+from harness.scenario.machine_limits import check_limits
+from harness.scenario.yaml_document import Document, Size, read_document
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=32)]
 

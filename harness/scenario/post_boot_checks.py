@@ -6,10 +6,10 @@ from __future__ import annotations
 import errno
 
 from harness.core.kernel_modules import module_name
-from harness.model.document import Document
-from harness.model.guest_steps import MEMORY_VERBS, REGION_VERBS, BindingStep, GuestStep
-from harness.model.scenario import Scenario, decoder_name
-from harness.model.topology import Profile
+from harness.scenario.post_boot_steps import MEMORY_VERBS, REGION_VERBS, BindingStep, GuestStep
+from harness.scenario.profile import Profile
+from harness.scenario.scenario import Scenario, decoder_name
+from harness.scenario.yaml_document import Document
 
 _FEWEST_CPUS = 2
 # What each of these needs to have been done to the same decoder before.

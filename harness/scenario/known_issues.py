@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from harness.core.kernel_version import VERSION, kernel_version
-from harness.model.document import Document, read_document
-from harness.model.guest_steps import VERBS
-from harness.model.issue_conditions import Circumstances, Conditions
-from harness.model.scenario import Policy
 from harness.model.verdict import Finding
 from harness.platform.memory_range import MemoryRange
+from harness.scenario.issue_conditions import Circumstances, Conditions
+from harness.scenario.post_boot_steps import VERBS
+from harness.scenario.scenario import Policy
+from harness.scenario.yaml_document import Document, read_document
 
 IssueName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=64)]
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
-from harness.model.owner import Ownership
 from harness.platform.firmware_state import FirmwareState, NamedRange
 from harness.platform.memory_range import GIB, MIB, MemoryRange, merge_adjacent
+from harness.scenario.owner import Ownership
 
 Owners = Mapping[str, Ownership]
 Trouble = Literal[

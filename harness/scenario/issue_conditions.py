@@ -10,15 +10,15 @@ from typing import Annotated, Literal
 import msgspec
 
 from harness.core.kernel_modules import module_name
-from harness.model.guest_steps import VERBS, BindingStep, GuestStep
-from harness.model.layout_troubles import Trouble, troubled
-from harness.model.load import How, Load, LoadPlan
-from harness.model.owner import Ownership
 from harness.model.ownership import DRIVER_OPTIONS, available
-from harness.model.scenario import Policy, Scenario
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import MemoryRange
 from harness.platform.module_denials import denied_modules
+from harness.scenario.issue_layouts import Trouble, troubled
+from harness.scenario.module_load import How, Load, LoadPlan
+from harness.scenario.owner import Ownership
+from harness.scenario.post_boot_steps import VERBS, BindingStep, GuestStep
+from harness.scenario.scenario import Policy, Scenario
 
 # The place of a driver in a load is twice that of its module; a built-in driver is before all.
 _BUILT_IN = -2

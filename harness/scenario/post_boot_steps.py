@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from harness.model.owner import Ownership, RangeName
-from harness.model.topology import Name
+from harness.scenario.owner import Ownership, RangeName
+from harness.scenario.profile import Name
 
 # A word that stands for itself in sysfs and in the guest's shell.
 _Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]*\Z", max_length=64)]

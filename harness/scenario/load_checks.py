@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from harness.core.kernel_modules import module_name
-from harness.model.document import Document
-from harness.model.load import LoadPlan
-from harness.model.scenario import Scenario
 from harness.platform.module_denials import denied_modules
+from harness.scenario.module_load import LoadPlan
+from harness.scenario.scenario import Scenario
+from harness.scenario.yaml_document import Document
 
 
 def check_load(document: Document[Scenario]) -> None:

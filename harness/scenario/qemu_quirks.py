@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from harness.model.dmesg import ANY_MESSAGE
-from harness.model.document import Document, read_document
+from harness.scenario.yaml_document import Document, read_document
 
 
 class Quirk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from harness.core.errors import UsageError
 from harness.core.paths import KNOWN_ISSUES, PROFILES, QEMU_QUIRKS, SCENARIOS
-from harness.model.document import Document
-from harness.model.known_issues import KnownIssues, read_known_issues
-from harness.model.quirks import Quirks, read_quirks
-from harness.model.scenario import Scenario, read_scenario
-from harness.model.scenario_rules import check_scenario
-from harness.model.topology import Profile, read_profile
+from harness.scenario.checks import check_scenario
+from harness.scenario.known_issues import KnownIssues, read_known_issues
+from harness.scenario.profile import Profile, read_profile
+from harness.scenario.qemu_quirks import Quirks, read_quirks
+from harness.scenario.scenario import Scenario, read_scenario
+from harness.scenario.yaml_document import Document
 
 
 @dataclass(frozen=True)

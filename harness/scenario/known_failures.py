@@ -8,12 +8,12 @@ import re
 from harness.core.errors import UsageError
 from harness.core.kernel_version import kernel_version
 from harness.model.expected import expectations
-from harness.model.issue_conditions import Circumstances
-from harness.model.known_issues import KnownIssue
-from harness.model.scenario import Policy
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import place_firmware
-from harness.runs.catalogue import Case, load_known_issues
+from harness.scenario.issue_conditions import Circumstances
+from harness.scenario.known_issues import KnownIssue
+from harness.scenario.scenario import Policy
+from harness.scenario.scenario_files import Case, load_known_issues
 
 _VERSION = re.compile(r"(?:(?:build:)?debian:)?(?P<version>\d+\.\d+(?:\.\d+)?)")
 

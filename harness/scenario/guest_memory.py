@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from harness.model.document import Document
 from harness.model.expected import contract_owners
-from harness.model.scenario import POLICIES, Scenario
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import GIB, KIB, MIB, MemoryRange, format_size
+from harness.scenario.scenario import POLICIES, Scenario
+from harness.scenario.yaml_document import Document
 
 # The kernel has a struct page of 64 bytes for each page of 4 KiB.
 _PAGES_SHARE = 64

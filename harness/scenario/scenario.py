@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 import msgspec
 
 from harness.model.dmesg import ANY_MESSAGE
-from harness.model.document import Address, Document, Size, read_document
-from harness.model.guest_steps import GuestStep
-from harness.model.load import LoadPlan, ModuleName
-from harness.model.owner import OwnerName as OwnerName
-from harness.model.owner import Ownership as Ownership
-from harness.model.owner import RangeName as RangeName
-from harness.model.owner import Use as Use
-from harness.model.topology import Name
+from harness.scenario.module_load import LoadPlan, ModuleName
+from harness.scenario.owner import OwnerName as OwnerName
+from harness.scenario.owner import Ownership as Ownership
+from harness.scenario.owner import RangeName as RangeName
+from harness.scenario.owner import Use as Use
+from harness.scenario.post_boot_steps import GuestStep
+from harness.scenario.profile import Name
+from harness.scenario.yaml_document import Address, Document, Size, read_document
 
 Policy = Literal["per_range", "all_or_nothing"]
 POLICIES: tuple[Policy, ...] = ("per_range", "all_or_nothing")

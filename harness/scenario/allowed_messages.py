@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 
-from harness.model.scenario import Scenario
-from harness.model.topology import Profile
+from harness.scenario.profile import Profile
+from harness.scenario.scenario import Scenario
 
 
 def expected_messages(scenario: Scenario, profile: Profile) -> tuple[re.Pattern[str], ...]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness.model.document import Document
+from harness.scenario.yaml_document import Document
 
 if TYPE_CHECKING:
-    from harness.model.topology import Port, Profile
+    from harness.scenario.profile import Port, Profile
 
 # With 17, QEMU starts, but the last one's registers lie outside the 1 MiB that it has for them.
 _MOST_HOST_BRIDGES = 16

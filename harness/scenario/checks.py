@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from harness.core.errors import UsageError
-from harness.model.document import Document
-from harness.model.guest_step_rules import check_steps
-from harness.model.load_rules import check_load
-from harness.model.scenario import POLICIES, Decoder, Position, Scenario, decoder_name
-from harness.model.topology import GRANULARITIES, WAYS, WINDOW_GRAIN, Profile
 from harness.platform.firmware_state import PlacedDecoder
 from harness.platform.hdm_decoders import plan_decoder
 from harness.platform.memory_range import MemoryRange, format_size
+from harness.scenario.load_checks import check_load
+from harness.scenario.post_boot_checks import check_steps
+from harness.scenario.profile import GRANULARITIES, WAYS, WINDOW_GRAIN, Profile
+from harness.scenario.scenario import POLICIES, Decoder, Position, Scenario, decoder_name
+from harness.scenario.yaml_document import Document
 
 # HDM decoders that QEMU's host bridges, switches and type-3 devices have (CXL 3.1 allows 10).
 _DECODERS_PER_COMPONENT = 4
