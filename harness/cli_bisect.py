@@ -16,10 +16,10 @@ import click
 
 from harness.cli_options import GuestOptions, explains_errors, guest_options
 from harness.cli_run import check_writable, write_file
+from harness.contract.result import Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.core.progress import TerminalProgress
 from harness.model.bisection import Outcome
-from harness.model.verdict import Verdict
 from harness.scenario.scenario import POLICIES
 
 if TYPE_CHECKING:

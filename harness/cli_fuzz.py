@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.cli_options import GuestOptions, explains_errors, guest_options, kernel_options
-from harness.model.verdict import Verdict
+from harness.contract.result import Verdict
 
 if TYPE_CHECKING:
     from harness.model.kernel_request import KernelRequest

@@ -14,8 +14,8 @@ import click
 
 from harness.cli_options import explains_errors
 from harness.cli_run import check_writable, make_folder, write_file
+from harness.contract.result import Verdict
 from harness.core.paths import PROJECT, evidence_root
-from harness.model.verdict import Verdict
 
 if TYPE_CHECKING:
     from harness.model.matrix import Combination, Plan

@@ -16,11 +16,11 @@ import click
 from harness.cli_matrix import avocado_job
 from harness.cli_options import explains_errors
 from harness.cli_run import make_folder
+from harness.contract.result import Verdict
 from harness.core.errors import UsageError
 from harness.core.paths import PROJECT, evidence_root
 from harness.core.progress import TerminalProgress
 from harness.model.kernel_request import KernelRequest
-from harness.model.verdict import Verdict
 
 if TYPE_CHECKING:
     from harness.model.matrix import Combination

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from harness.contract.result import Verdict
 from harness.core.errors import HarnessError, InconclusiveError, UnbuildableError
 from harness.core.paths import evidence_root
-from harness.model.verdict import Verdict
 from harness.scenario.scenario import POLICIES, Policy
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import click
 
 from harness.cli_options import GuestOptions, explains_errors, guest_options
 from harness.cli_run import check_writable, write_file
+from harness.contract.result import RunResult, Verdict
 from harness.core.errors import HarnessError, UsageError
 from harness.core.paths import evidence_root
-from harness.model.verdict import RunResult, Verdict
 
 if TYPE_CHECKING:
     from harness.reports.mail import Person

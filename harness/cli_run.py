@@ -19,12 +19,12 @@ from harness.cli_options import (
     guest_options,
     kernel_options,
 )
+from harness.contract.result import Verdict
 from harness.core.errors import UsageError
-from harness.model.verdict import Verdict
 
 if TYPE_CHECKING:
+    from harness.contract.result import RunResult
     from harness.model.kernel_request import KernelRequest
-    from harness.model.verdict import RunResult
 
 
 @click.command()

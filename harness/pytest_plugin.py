@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from harness.contract.result import RunResult
     from harness.core.progress import Progress
     from harness.model.kernel_request import KernelRequest
-    from harness.model.verdict import RunResult
     from harness.pytest_progress import SessionProgress
     from harness.pytest_runs import ScenarioRuns
     from harness.runs.prepare import Host
@@ -161,7 +161,7 @@ def scenario_result(
 
     A run without a judgement is an error of the test's set-up, not a failed assertion.
     """
-    from harness.model.verdict import Verdict
+    from harness.contract.result import Verdict
     from harness.runs.run_scenario import Skipped
 
     result = scenario_runs.result(scenario_name)
@@ -196,7 +196,7 @@ def assert_owners(result: RunResult) -> None:
         KnownIssueError: in the known way.
         OwnershipError: in any other way.
     """
-    from harness.model.verdict import Verdict
+    from harness.contract.result import Verdict
 
     __tracebackhide__ = True
     if result.verdict is Verdict.FAIL:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from harness.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from harness.contract.result import RunResult
     from harness.model.kernel_request import KernelRequest
-    from harness.model.verdict import RunResult
     from harness.runs.prepare import Host
     from harness.runs.run_guest import Judging
     from harness.runs.run_scenario import Skipped

@@ -6,9 +6,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from harness.contract.blocked_tasks import Task, parse_tasks, stuck
 from harness.core.deadline import Deadline
 from harness.guest.ssh import GuestShell
-from harness.model.guest_tasks import Task, parse_tasks, stuck
 
 _SECONDS = 15.0
 _BETWEEN_SECONDS = 1.0

@@ -6,17 +6,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from harness.core.deadline import Deadline
-from harness.core.errors import GuestLostError
-from harness.guest.ssh import GuestShell
-from harness.model.boot_phases import StepMarks, require_whole
-from harness.model.dmesg import DmesgError, Record, parse_dmesg
-from harness.model.observation import (
+from harness.contract.boot_phases import StepMarks, require_whole
+from harness.contract.dmesg import DmesgError, Record, parse_dmesg
+from harness.contract.observation import (
     Observation,
     ObservationError,
     parse_observation,
     split_sections,
 )
+from harness.core.deadline import Deadline
+from harness.core.errors import GuestLostError
+from harness.guest.ssh import GuestShell
 
 _SECONDS = 60.0
 _NOT_KEPT = "has the guest run out of memory? see serial.log in the evidence, and run it again"

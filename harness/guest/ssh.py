@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.contract.boot_phases import StepMarks
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError
 from harness.guest.keys import RunKeys
-from harness.model.boot_phases import StepMarks
 
 if TYPE_CHECKING:
     import paramiko

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from harness.contract.iomem import Iomem, IomemError, parse_iomem
+from harness.contract.observed_owners import online
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError
 from harness.core.kernel_modules import MODPROBE, module_name
 from harness.guest.ssh import GuestShell
-from harness.model.attribution import online
-from harness.model.iomem import Iomem, IomemError, parse_iomem
 from harness.platform.memory_range import MemoryRange
 
 _LOAD_SECONDS = 60.0

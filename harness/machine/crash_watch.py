@@ -9,10 +9,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from harness.contract.blocked_tasks import names_the_drivers
+from harness.contract.boot_phases import KERNEL, without_marks
+from harness.contract.dmesg import ends_the_guest, is_about_time, splat
 from harness.core.errors import GuestCrashedError, GuestEndedError, GuestLostError
-from harness.model.boot_phases import KERNEL, without_marks
-from harness.model.dmesg import ends_the_guest, is_about_time, splat
-from harness.model.guest_tasks import names_the_drivers
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
 _END_OF_PANIC = re.compile(r"---\[ end Kernel panic|Rebooting in|reboot: |Kernel Offset:")

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness.model.attribution import KMEM
-from harness.model.observation import Observation
-from harness.model.run_record import OwnedRecord, OwnershipRecord, RunRecord
+from harness.contract.observation import Observation
+from harness.contract.observed_owners import KMEM
+from harness.contract.result_record import OwnedRecord, OwnershipRecord, RunRecord
 from harness.platform.memory_range import MIB, MemoryRange
 
 Kind = Literal["reserved", "window", "decoder", "region", "dax", "ram", "owner"]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.model.verdict import Attempt, Finding, RunResult, Verdict
+from harness.contract.result import Attempt, Finding, RunResult, Verdict
 from harness.scenario.scenario import Ownership
 
 _MOST_NAMED = 3

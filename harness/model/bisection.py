@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from harness.model.verdict import RunResult, Verdict
+from harness.contract.result import RunResult, Verdict
 from harness.platform.memory_range import MemoryRange
 
 _GOLDEN = (math.sqrt(5) - 1) / 2

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from harness.model.signature import signature
-from harness.model.verdict import Finding, RunResult, Verdict
+from harness.contract.failure_signature import signature
+from harness.contract.result import Finding, RunResult, Verdict
 from harness.scenario.scenario import Ownership
 
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from difflib import unified_diff
 from typing import Any
 
-from harness.model.observation import SECTIONS
+from harness.contract.observation import SECTIONS
+from harness.contract.result import Difference, Finding, OwnedRange, RunResult
 from harness.model.stable_names import StableNames, stable_names
 from harness.model.varying_messages import comparable_messages, masked
-from harness.model.verdict import Difference, Finding, OwnedRange, RunResult
 
 NOT_COMPARED = {
     "verdict.json": "its parts are compared one by one",

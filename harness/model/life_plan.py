@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.contract.observation import CxlRegion, DaxDevice, Observation
 from harness.core.kernel_modules import MODPROBE, module_name
-from harness.model.observation import CxlRegion, DaxDevice, Observation
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import MemoryRange
 from harness.scenario.post_boot_steps import Binding, BindingStep, GuestStep

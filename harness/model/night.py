@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from harness.contract.result import Verdict
+from harness.contract.result_record import RunRecord
 from harness.model.bisection import failure_names
 from harness.model.matrix import BRANCH, NO_CONFIG, Combination
-from harness.model.run_record import RunRecord
-from harness.model.verdict import Verdict
 from harness.platform.memory_range import MemoryRange
 
 SKIPPED = "SKIPPED"

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.model.run_record import FindingRecord, RunRecord
-from harness.model.verdict import Verdict
+from harness.contract.result import Verdict
+from harness.contract.result_record import FindingRecord, RunRecord
 
 # In the order in which a person wants to hear of them.
 OUTCOMES = ("FAIL", "UNBUILDABLE", "INCONCLUSIVE", "KNOWN", "PASS")

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from harness.model.verdict import Piece
+from harness.contract.result import Piece
 from harness.platform.acpi_tables import MemoryAffinity, parse_cpu_domains, parse_srat
 from harness.platform.memory_range import MemoryRange
 

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from harness.contract.result_record import FindingRecord, RunRecord
 from harness.model.report_data import (
     KernelColumn,
     configs_of,
@@ -21,7 +22,6 @@ from harness.model.report_data import (
     run_labels,
     telling_findings,
 )
-from harness.model.run_record import FindingRecord, RunRecord
 from harness.runs.result_files import StoredRun
 
 COLUMNS = 72

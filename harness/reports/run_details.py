@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from harness.contract.dmesg import Record
+from harness.contract.iomem_diff import Mark, marked_iomem
+from harness.contract.result_record import FindingRecord, OwnedRecord, RunRecord
 from harness.model.address_space import address_space
-from harness.model.dmesg import Record
-from harness.model.iomem_marks import Mark, marked_iomem
 from harness.model.report_data import outcome_of, telling_findings
-from harness.model.run_record import FindingRecord, OwnedRecord, RunRecord
 from harness.platform.memory_range import MemoryRange
 from harness.reports.address_picture import address_picture
 from harness.runs.result_files import StoredRun

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.core.errors import printable
-from harness.model.verdict import (
+from harness.contract.result import (
     RULES,
     Attempt,
     Finding,
@@ -15,6 +14,7 @@ from harness.model.verdict import (
     StepOutcome,
     Verdict,
 )
+from harness.core.errors import printable
 from harness.platform.target_node import wrong_node
 from harness.scenario.scenario import Ownership
 

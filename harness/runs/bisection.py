@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
+from harness.contract.result import Verdict
 from harness.core.deadline import Deadline
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.model.bisection import (
@@ -22,7 +23,6 @@ from harness.model.bisection import (
     together,
 )
 from harness.model.kernel_request import KernelRequest
-from harness.model.verdict import Verdict
 from harness.runs.bisection_record import Record
 from harness.runs.commit_judge import SKIPPED, Judgement
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 
+from harness.contract.preflight import early_problems
+from harness.contract.result import Start
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestEndedError, GuestLostError, PreflightError
 from harness.guest.initramfs import write_run_initramfs
@@ -19,8 +21,6 @@ from harness.machine.crash_watch import CrashWatch
 from harness.machine.firmware import check_committed, commit_decoders, prove_paths
 from harness.machine.qemu import PATIENCE, Qemu, running_qemu
 from harness.machine.qemu_command import Boot, ConsolePipe, Control, qemu_argv
-from harness.model.preflight import early_problems
-from harness.model.verdict import Start
 from harness.runs.evidence import Evidence
 from harness.runs.evidence_of import write_inputs
 from harness.runs.prepare import Host, Prepared

@@ -20,9 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from harness.contract.result_record import RunRecord
 from harness.core.errors import UsageError
 from harness.kernels.patch_series import read_series
-from harness.model.run_record import RunRecord
 from harness.runs.evidence_of import KERNEL_MANIFEST, LAYOUT, PROFILE, SCENARIO
 from harness.runs.result_files import VERDICT, load_runs
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.contract.result import RunResult, Verdict
 from harness.core.errors import HarnessError, UnbuildableError
 from harness.core.progress import Progress
 from harness.model.kernel_request import KernelRequest
 from harness.model.matrix import Combination
-from harness.model.verdict import RunResult, Verdict
 from harness.runs.applicable import NotApplicableError
 from harness.runs.prepare import this_host
 from harness.runs.run_guest import Judging

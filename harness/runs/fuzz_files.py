@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import yaml
 
+from harness.contract.oracle import expected_owners
 from harness.core.errors import UsageError
-from harness.model.ownership import expected_owners
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.runs.fuzz_layouts import Layout

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from harness.contract.preflight import early_problems
+from harness.contract.result import RunResult, Start, Verdict
 from harness.core.errors import GuestCrashedError, HarnessError, InconclusiveError, PreflightError
 from harness.guest.observe import early_messages
-from harness.model.preflight import early_problems
-from harness.model.verdict import RunResult, Start, Verdict
 from harness.runs.booted_guest import BootedGuest, booted_guest
 from harness.runs.evidence import Evidence
 from harness.runs.prepare import Host, Prepared, in_use

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from harness.contract.blocked_tasks import blocked_tasks, names_the_drivers
 from harness.core.errors import (
     DeadlineExpiredError,
     GuestCrashedError,
@@ -11,7 +12,6 @@ from harness.core.errors import (
     MachineLostError,
 )
 from harness.guest.hang import stuck_tasks
-from harness.model.guest_tasks import blocked_tasks, names_the_drivers
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence
 

@@ -6,17 +6,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from harness.contract.boot_phases import in_phases
+from harness.contract.dmesg import is_about_time
+from harness.contract.expected import Expected
+from harness.contract.judge import Judgement, judge
+from harness.contract.observation import Observation, Undecoded
+from harness.contract.observed_owners import pieces_of
+from harness.contract.result import Piece
 from harness.core.errors import GuestEndedError, MachineLostError
 from harness.guest.observe import require_whole_log
 from harness.machine.firmware import check_committed, unanswered
 from harness.machine.qemu import Qemu
-from harness.model.attribution import pieces_of
-from harness.model.boot_phases import in_phases
-from harness.model.dmesg import is_about_time
-from harness.model.expected import Expected
-from harness.model.judge import Judgement, judge
-from harness.model.observation import Observation, Undecoded
-from harness.model.verdict import Piece
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.prepare import Prepared
 

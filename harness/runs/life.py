@@ -6,6 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from harness.contract.expected import Expected
+from harness.contract.module_holders import HeldError, check_unloadable, workable_orders
+from harness.contract.observation import Observation
+from harness.contract.result import Finding, RunResult, StepOutcome, Verdict
 from harness.guest.life_steps import (
     StepDone,
     read_module_holders,
@@ -15,7 +19,6 @@ from harness.guest.life_steps import (
 )
 from harness.guest.observe import observe, read_sections
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks
-from harness.model.expected import Expected
 from harness.model.life_plan import (
     Command,
     RegionMakeup,
@@ -25,9 +28,6 @@ from harness.model.life_plan import (
     region_over,
     reload_commands,
 )
-from harness.model.module_holders import HeldError, check_unloadable, workable_orders
-from harness.model.observation import Observation
-from harness.model.verdict import Finding, RunResult, StepOutcome, Verdict
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence
 from harness.runs.judged import judge_guest, with_undecoded

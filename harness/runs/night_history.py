@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.contract.result import Verdict
 from harness.core.errors import UsageError
 from harness.model.night import Bisecting, Earlier, Line, Seen
-from harness.model.verdict import Verdict
 from harness.runs.history_rows import check_rows, check_times, give_back_room, shorten_results
 
 FILE = "history.sqlite"

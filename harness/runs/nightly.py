@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.contract.result import RunResult, Verdict
+from harness.contract.result_record import NotAResultError, read_record
 from harness.core.errors import (
     HarnessError,
     InconclusiveError,
@@ -25,8 +27,6 @@ from harness.core.errors import (
 from harness.model.kernel_request import KernelRequest
 from harness.model.matrix import Combination, Plan
 from harness.model.night import SKIPPED, Bisecting, Line, Row, Seen, line_of, seen_in
-from harness.model.run_record import NotAResultError, read_record
-from harness.model.verdict import RunResult, Verdict
 from harness.runs.combination import Message
 from harness.runs.matrix import load_matrix
 from harness.runs.night_bisecting import Bisect, NightBisecting

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from harness.contract.expected import Expected, check_stated, expectations
+from harness.contract.oracle import DRIVER_OPTIONS, as_run
 from harness.core.cache import Store
 from harness.core.errors import NotConfigurableError, UsageError
 from harness.core.files import made_again, require_whole
@@ -37,11 +39,9 @@ from harness.machine.accelerator import AskedAccelerator, choose_accelerator
 from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary, require_qemu
 from harness.machine.qemu_command import Accelerator
-from harness.model.expected import Expected, check_stated, expectations
 from harness.model.kernel import Kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_request import KernelRequest, with_configs
-from harness.model.ownership import DRIVER_OPTIONS, as_run
 from harness.platform.acpi_tables import override_srat
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware

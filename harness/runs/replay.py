@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.contract.boot_phases import StepMarks, in_phases
+from harness.contract.expected import expectations
+from harness.contract.judge import Judgement, judge
+from harness.contract.observation import SECTIONS, ObservationError, Undecoded, parse_observation
+from harness.contract.oracle import as_run
+from harness.contract.preflight import window_problems
+from harness.contract.result import OwnedRange, RunResult
+from harness.contract.result_record import RunRecord
 from harness.core.errors import UsageError
 from harness.kernels.kernel_spec import parse_kernel_spec
 from harness.kernels.source_tree import split_ref
-from harness.model.boot_phases import StepMarks, in_phases
-from harness.model.expected import expectations
-from harness.model.judge import Judgement, judge
 from harness.model.kernel_request import KernelRequest
-from harness.model.observation import SECTIONS, ObservationError, Undecoded, parse_observation
-from harness.model.ownership import as_run
-from harness.model.preflight import window_problems
-from harness.model.run_record import RunRecord
-from harness.model.verdict import OwnedRange, RunResult
 from harness.platform.acpi_tables import AcpiTableError
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.hdm_decoders import plan_decoders

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.contract.observation import SECTIONS, Observation, ObservationError, parse_observation
+from harness.contract.result_record import NotAResultError, RunRecord, read_record
 from harness.core.errors import UsageError
-from harness.model.observation import SECTIONS, Observation, ObservationError, parse_observation
-from harness.model.run_record import NotAResultError, RunRecord, read_record
 
 VERDICT = "verdict.json"
 # More than any guest prints; a file of another kind must not fill the memory.

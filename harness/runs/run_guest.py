@@ -8,6 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.contract.boot_phases import without_marks
+from harness.contract.driverless import driverless
+from harness.contract.observation import Observation
+from harness.contract.oracle import DRIVER_OPTIONS
+from harness.contract.preflight import absent_windows, window_problems
+from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import (
     DeadlineExpiredError,
     GuestCrashedError,
@@ -22,12 +28,6 @@ from harness.guest.loading import load_modules
 from harness.guest.observe import observe, read_sections
 from harness.guest.ssh import GuestShell
 from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
-from harness.model.boot_phases import without_marks
-from harness.model.driverless import driverless
-from harness.model.observation import Observation
-from harness.model.ownership import DRIVER_OPTIONS
-from harness.model.preflight import absent_windows, window_problems
-from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence, new_evidence
 from harness.runs.evidence_of import JUDGING

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from harness.contract.result import Finding, RunResult
 from harness.model.kernel import Kernel
-from harness.model.verdict import Finding, RunResult
 from harness.runs.evidence import Evidence
 
 _FILE = "decoded.txt"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from harness.model.expected import contract_owners
+from harness.contract.expected import contract_owners
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import GIB, KIB, MIB, MemoryRange, format_size
 from harness.scenario.scenario import POLICIES, Scenario

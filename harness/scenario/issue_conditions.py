@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from harness.contract.oracle import DRIVER_OPTIONS, available
 from harness.core.kernel_modules import module_name
-from harness.model.ownership import DRIVER_OPTIONS, available
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import MemoryRange
 from harness.platform.module_denials import denied_modules

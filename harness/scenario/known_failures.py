@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 
+from harness.contract.expected import expectations
 from harness.core.errors import UsageError
 from harness.core.kernel_version import kernel_version
-from harness.model.expected import expectations
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import place_firmware
 from harness.scenario.issue_conditions import Circumstances

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from harness.contract.result import Finding
 from harness.core.kernel_version import VERSION, kernel_version
-from harness.model.verdict import Finding
 from harness.platform.memory_range import MemoryRange
 from harness.scenario.issue_conditions import Circumstances, Conditions
 from harness.scenario.post_boot_steps import VERBS

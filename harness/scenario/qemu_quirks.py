@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from harness.model.dmesg import ANY_MESSAGE
+from harness.contract.dmesg import ANY_MESSAGE
 from harness.scenario.yaml_document import Document, read_document
 
 

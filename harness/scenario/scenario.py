@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from harness.model.dmesg import ANY_MESSAGE
+from harness.contract.dmesg import ANY_MESSAGE
 from harness.scenario.module_load import LoadPlan, ModuleName
 from harness.scenario.owner import OwnerName as OwnerName
 from harness.scenario.owner import Ownership as Ownership

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from bench_room import Bench
 
-from harness.model.verdict import Verdict
+from harness.contract.result import Verdict
 
 pytestmark = pytest.mark.guest
 RUN = ("run", "exact_cover", "--start", "cold")

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.contract.result import Verdict
 from harness.core.paths import SCENARIOS
-from harness.model.verdict import Verdict
 
 # Against hanging only.
 SECONDS = 240.0

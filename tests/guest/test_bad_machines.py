@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from bench_room import EARLY, SECONDS, Bench, assert_inconclusive, finished, scenario
 
-from harness.model.verdict import Verdict
+from harness.contract.result import Verdict
 from harness.runs.prepare import Host
 
 pytestmark = pytest.mark.guest

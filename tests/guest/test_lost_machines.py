@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from bench_room import EARLY, LATE, Bench, assert_inconclusive, await_true, finished
 
+from harness.contract.result import Verdict
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestCrashedError
 from harness.guest import loading
 from harness.guest.ssh import GuestShell
-from harness.model.verdict import Verdict
 from harness.pytest_plugin import asked_kernel
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging

@@ -8,12 +8,12 @@ from typing import NoReturn
 
 import pytest
 
+from harness.contract.result import Verdict
 from harness.core.progress import TerminalProgress
 from harness.kernels.modules import find_modules, index_modules
 from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel_config import parse_config
 from harness.model.kernel_request import KernelRequest
-from harness.model.verdict import Verdict
 from harness.pytest_plugin import report_text
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging

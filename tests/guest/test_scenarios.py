@@ -3,7 +3,7 @@
 
 import pytest
 
-from harness.model.verdict import RunResult
+from harness.contract.result import RunResult
 from harness.pytest_plugin import assert_owners
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from harness.contract.judge import judge
+from harness.contract.result import OwnedRange, Verdict
 from harness.core.deadline import Deadline
 from harness.core.errors import InconclusiveError, MachineLostError
 from harness.core.progress import TerminalProgress
@@ -26,8 +28,6 @@ from harness.machine import snapshot
 from harness.machine.qemu import Qemu
 from harness.machine.qtest import Qtest
 from harness.machine.snapshot import RestoreError, SavedMachine
-from harness.model.judge import judge
-from harness.model.verdict import OwnedRange, Verdict
 from harness.pytest_plugin import asked_kernel
 from harness.runs import warm_start
 from harness.runs.booted_guest import BootedGuest, booted_guest

@@ -13,7 +13,7 @@ import pytest
 from evidence_room import stored, unjudged
 from test_html_report import NOW
 
-from harness.model.verdict import Verdict
+from harness.contract.result import Verdict
 from harness.reports.html_page import html_report, run_names
 from harness.runs.result_files import StoredRun
 

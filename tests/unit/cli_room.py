@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.contract.result import RunResult, Verdict
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
-from harness.model.verdict import RunResult, Verdict
 from harness.runs.applicable import NotApplicableError
 from harness.runs.run_scenario import Session, Skipped
 from harness.scenario.scenario_files import Case

@@ -11,9 +11,9 @@ from typing import Any
 
 from test_golden_corpus import layout_from, sections_of
 
-from harness.model.judge import judge
-from harness.model.observation import parse_observation
-from harness.model.verdict import RunResult, Verdict
+from harness.contract.judge import judge
+from harness.contract.observation import parse_observation
+from harness.contract.result import RunResult, Verdict
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.kernel_cmdline import kernel_command_line

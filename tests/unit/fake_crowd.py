@@ -20,6 +20,7 @@ import pytest
 from cli_room import FIT_QEMU
 
 from harness.cli import main
+from harness.contract.result import RunResult, Verdict
 from harness.core.cache import Store
 from harness.core.paths import store_root
 from harness.core.process import spawn
@@ -29,7 +30,6 @@ from harness.kernels.resolve import resolve_kernel
 from harness.kernels.stored import kernel_in_use
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest
-from harness.model.verdict import RunResult, Verdict
 from harness.runs.run_scenario import Session
 from harness.scenario.scenario_files import Case
 

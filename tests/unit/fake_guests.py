@@ -19,13 +19,13 @@ from cli_room import FIT_QEMU
 from fake_sources import small_configs
 
 from harness.cli import main
+from harness.contract.result import RunResult, Verdict
 from harness.core.cache import Store
 from harness.core.paths import store_root
 from harness.core.progress import SilentProgress
 from harness.kernels.kconfig import plan_config
 from harness.kernels.resolve import resolve_kernel
 from harness.model.kernel_request import KernelRequest
-from harness.model.verdict import RunResult, Verdict
 from harness.runs.run_scenario import Session
 from harness.scenario.scenario_files import Case
 

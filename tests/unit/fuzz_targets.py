@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from harness.contract.boot_phases import StepMarks, in_phases, require_whole
+from harness.contract.dmesg import DmesgError, complaints, parse_dmesg
+from harness.contract.iomem import IomemError, parse_iomem
+from harness.contract.observation import ObservationError, parse_observation, split_sections
 from harness.core.errors import UsageError
 from harness.core.paths import PROJECT, SCENARIOS
 from harness.kernels.patch_series import read_series
-from harness.model.boot_phases import StepMarks, in_phases, require_whole
-from harness.model.dmesg import DmesgError, complaints, parse_dmesg
-from harness.model.iomem import IomemError, parse_iomem
-from harness.model.observation import ObservationError, parse_observation, split_sections
 from harness.platform.acpi_tables import AcpiTableError, parse_cedt, parse_srat, split_tables
 from harness.scenario.checks import check_scenario
 from harness.scenario.profile import Profile

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.model.dmesg import Record
-from harness.model.iomem import Iomem, parse_iomem
-from harness.model.observation import CxlRegion, DaxDevice, Observation
+from harness.contract.dmesg import Record
+from harness.contract.iomem import Iomem, parse_iomem
+from harness.contract.observation import CxlRegion, DaxDevice, Observation
 from harness.platform.firmware_state import FirmwareState, NamedRange, PlacedDecoder
 from harness.platform.memory_range import GIB, MemoryRange
 from harness.scenario.profile import Device, HostBridge, NumaNode, Port, Profile, Switch, Window

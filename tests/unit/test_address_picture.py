@@ -13,8 +13,8 @@ from evidence_room import stored
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.contract.result_record import read_record
 from harness.model.address_space import AddressSpace, Box, Lane, Scale, address_space
-from harness.model.run_record import read_record
 from harness.platform.memory_range import GIB, MIB, MemoryRange
 from harness.reports.address_picture import address_picture
 from harness.runs.result_files import StoredRun

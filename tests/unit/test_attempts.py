@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.model.attempts import combine
-from harness.model.verdict import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.platform.memory_range import MemoryRange
 from harness.reports.terminal import result_lines
 from harness.scenario.module_load import Load

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import by_cxl, by_hmem, iomem_of, observed, record, span
 
-from harness.model.attribution import disagreements, double_claims, online, pieces_of
-from harness.model.iomem import Iomem
-from harness.model.observation import CxlRegion, DaxDevice, Observation
+from harness.contract.iomem import Iomem
+from harness.contract.observation import CxlRegion, DaxDevice, Observation
+from harness.contract.observed_owners import disagreements, double_claims, online, pieces_of
 from harness.platform.memory_range import MemoryRange
 
 SR = span("110000000-18fffffff")

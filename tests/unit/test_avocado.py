@@ -19,10 +19,10 @@ from cli_room import FIT_QEMU
 
 from harness.avocado_plugin import OwnershipResolver, OwnershipRunner, runnable_of
 from harness.cli_matrix import exit_code
+from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.core.paths import PROJECT
 from harness.model.matrix import Combination
-from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs.applicable import NotApplicableError
 from harness.runs.combination import Message, decode, encode, ending_of, ending_of_error
 from harness.runs.live_machines import LiveMachines

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import span
 
+from harness.contract.result import Finding, OwnedRange, RunResult, Verdict
 from harness.model.bisection import (
     Choice,
     Commit,
@@ -25,7 +26,6 @@ from harness.model.bisection import (
     steps_left,
     together,
 )
-from harness.model.verdict import Finding, OwnedRange, RunResult, Verdict
 from harness.scenario.scenario import Ownership
 
 GOOD, BAD, UNKNOWN = Outcome.GOOD, Outcome.BAD, Outcome.UNKNOWN

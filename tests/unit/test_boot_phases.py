@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from machines import record
 
-from harness.model.boot_phases import (
+from harness.contract.boot_phases import (
     KERNEL,
     USERSPACE,
     StepMarks,
@@ -14,7 +14,7 @@ from harness.model.boot_phases import (
     require_whole,
     without_marks,
 )
-from harness.model.dmesg import DmesgError, Record, complaints
+from harness.contract.dmesg import DmesgError, Record, complaints
 
 MARKS = StepMarks("0123456789abcdef")
 INIT = record(6, "Run /init as init process")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from layouts import layout_of, state_of
 
+from harness.contract.dmesg import complaints
+from harness.contract.expected import check_stated
 from harness.core.errors import UsageError
 from harness.core.paths import PROFILES, SCENARIOS
-from harness.model.dmesg import complaints
-from harness.model.expected import check_stated
 from harness.platform.hdm_decoders import plan_decoders
 from harness.scenario.scenario import POLICIES, Policy
 from harness.scenario.scenario_files import (

@@ -13,7 +13,7 @@ from bisect_room import Guests, builder, guests, made_tree, tree
 from cli_room import Harness, assert_one_message
 from fake_sources import HMEM, Builder, edit, format_patch, git, git_fake
 
-from harness.model.verdict import Verdict
+from harness.contract.result import Verdict
 from harness.runs import bisection_ends
 
 __all__ = ["builder", "guests", "made_tree", "tree"]

@@ -11,8 +11,8 @@ from bisect_room import Guests, builder, guests, made_tree, tree
 from cli_room import Harness
 from fake_sources import copy_fake, edit, git
 
+from harness.contract.result import Verdict
 from harness.core.errors import UnbuildableError
-from harness.model.verdict import Verdict
 from harness.runs.applicable import NotApplicableError
 from harness.runs.prepare import MissingModuleError
 

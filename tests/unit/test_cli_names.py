@@ -13,9 +13,9 @@ import pytest
 from cli_room import Harness, assert_one_message, files, use_verdicts
 
 from harness.apt import Package
+from harness.contract.result import Verdict
 from harness.core.cache import Store
 from harness.core.paths import SCENARIOS
-from harness.model.verdict import Verdict
 
 pytestmark = pytest.mark.usefixtures("room")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from cli_room import Harness, assert_one_message, files, use_verdicts
 
+from harness.contract.result import Verdict
 from harness.core.errors import UsageError
-from harness.model.verdict import Verdict
 
 pytestmark = pytest.mark.usefixtures("room")
 

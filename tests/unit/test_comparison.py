@@ -12,8 +12,8 @@ import pytest
 from cli_room import Harness, assert_one_message
 from machines import span
 
+from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.model.comparison import Change, Row, Side, compare, side_of
-from harness.model.verdict import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.reports.comparison import comparison_lines
 from harness.runs.run_scenario import Session, Skipped
 from harness.scenario.scenario import OwnerName, Ownership

@@ -7,10 +7,10 @@ from contextlib import nullcontext
 
 import pytest
 
+from harness.contract.boot_phases import StepMarks
 from harness.core.errors import GuestCrashedError, GuestEndedError, GuestLostError
 from harness.machine import crash_watch
 from harness.machine.crash_watch import CrashWatch
-from harness.model.boot_phases import StepMarks
 
 PANIC = "[    4.567890] Kernel panic - not syncing: Fatal exception in interrupt"
 END = "[    4.600000] ---[ end Kernel panic - not syncing: Fatal exception in interrupt ]---"

@@ -25,12 +25,12 @@ from machines import (
     window,
 )
 
+from harness.contract.judge import judge
+from harness.contract.observation import DaxDevice, Observation
+from harness.contract.result import RULES
 from harness.core.errors import GuestCrashedError, MachineLostError
 from harness.machine.firmware import commit_decoders
 from harness.machine.qtest import Qtest
-from harness.model.judge import judge
-from harness.model.observation import DaxDevice, Observation
-from harness.model.verdict import RULES
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import GIB

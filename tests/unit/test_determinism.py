@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.contract.observation import split_sections
+from harness.contract.result import Difference, Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.model.attempts import combine
 from harness.model.determinism import Guest, comparable_parts, differences
-from harness.model.observation import split_sections
 from harness.model.stable_names import stable_names
 from harness.model.varying_messages import comparable_messages
-from harness.model.verdict import Difference, Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.platform.memory_range import MemoryRange
 from harness.reports.terminal import result_lines
 from harness.runs.same_evidence import compared

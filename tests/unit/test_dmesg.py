@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import record
 
-from harness.model.dmesg import DmesgError, Record, complaints, ends_the_guest, parse_dmesg, splat
+from harness.contract.dmesg import (
+    DmesgError,
+    Record,
+    complaints,
+    ends_the_guest,
+    parse_dmesg,
+    splat,
+)
 
 
 def test_records_have_level_time_and_text() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.model.driverless import driverless
-from harness.model.observation import Observation, parse_observation, split_sections
+from harness.contract.driverless import driverless
+from harness.contract.observation import Observation, parse_observation, split_sections
 from harness.scenario.owner import Ownership
 
 CORPUS = Path(__file__).parents[1] / "data" / "observations"

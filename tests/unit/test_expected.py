@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 
+from harness.contract.expected import check_stated, expectations
+from harness.contract.oracle import as_run
 from harness.core.errors import UsageError
-from harness.model.expected import check_stated, expectations
-from harness.model.ownership import as_run
 from harness.platform.memory_range import MemoryRange
 from harness.platform.target_node import NodeRange
 from harness.scenario.scenario import Ownership

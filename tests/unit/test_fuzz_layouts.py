@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from layouts import layout_of
 
+from harness.contract.oracle import expected_owners
 from harness.core.errors import UsageError
-from harness.model.ownership import expected_owners
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import GIB

@@ -16,17 +16,17 @@ from typing import NamedTuple
 import pytest
 from layouts import layout_of
 
-from harness.machine.layout_probe import machine_layout
-from harness.machine.qemu_binary import QemuBinary
-from harness.model.judge import Judgement, judge
-from harness.model.observation import (
+from harness.contract.judge import Judgement, judge
+from harness.contract.observation import (
     Observation,
     ObservationError,
     parse_observation,
     split_sections,
 )
-from harness.model.preflight import early_problems, window_problems
-from harness.model.verdict import Verdict
+from harness.contract.preflight import early_problems, window_problems
+from harness.contract.result import Verdict
+from harness.machine.layout_probe import machine_layout
+from harness.machine.qemu_binary import QemuBinary
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.target_node import node_ranges, target_node

@@ -14,10 +14,10 @@ from typing import Any, cast
 import pytest
 from cli_room import FIT_QEMU
 
+from harness.contract.result import RunResult, Start, Verdict
 from harness.core.errors import GuestCrashedError, GuestLostError, HarnessError, MachineLostError
 from harness.guest.initramfs import SCENARIO_MODULES, SharedInitramfs
 from harness.machine.snapshot import RestoreError
-from harness.model.verdict import RunResult, Start, Verdict
 from harness.runs import guest_source as under_test
 from harness.runs.evidence import Evidence
 from harness.runs.guest_source import GuestSource, choose_start, confirmed, guest_source

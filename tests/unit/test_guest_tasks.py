@@ -3,7 +3,13 @@ from __future__ import annotations
 
 import pytest
 
-from harness.model.guest_tasks import Task, blocked_tasks, names_the_drivers, parse_tasks, stuck
+from harness.contract.blocked_tasks import (
+    Task,
+    blocked_tasks,
+    names_the_drivers,
+    parse_tasks,
+    stuck,
+)
 
 # From a 7.2 guest; the name may have spaces and brackets in it.
 STAT = """\

@@ -13,7 +13,7 @@ from harness.runs import worker
 @pytest.mark.parametrize(
     "name",
     [
-        *("harness/model/judge.py", "harness/guest/init.sh", "kernel_configs/base.config"),
+        *("harness/contract/judge.py", "harness/guest/init.sh", "kernel_configs/base.config"),
         *("qemu_profiles/machine.j2", "tests/scenarios/exact_cover.yaml"),
         *("tests/known_issues.yaml", "tests/qemu_quirks.yaml"),
     ],

@@ -19,19 +19,19 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_golden_corpus import EXPECTED, layout_from, sections_of
 
-from harness.model.attribution import double_claims, pieces_of
-from harness.model.boot_phases import KERNEL, StepMarks, in_phases, require_whole
-from harness.model.dmesg import DmesgError
-from harness.model.judge import judge
-from harness.model.observation import (
+from harness.contract.boot_phases import KERNEL, StepMarks, in_phases, require_whole
+from harness.contract.dmesg import DmesgError
+from harness.contract.judge import judge
+from harness.contract.observation import (
     SECTIONS,
     Observation,
     ObservationError,
     parse_observation,
     split_sections,
 )
-from harness.model.preflight import window_problems
-from harness.model.verdict import Verdict
+from harness.contract.observed_owners import double_claims, pieces_of
+from harness.contract.preflight import window_problems
+from harness.contract.result import Verdict
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.scenario.scenario import ExpectedLine, Scenario
 from harness.scenario.scenario_files import load_case

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from evidence_room import stored, unjudged
 
+from harness.contract.result import Verdict
 from harness.core.paths import PROJECT
-from harness.model.verdict import Verdict
 from harness.reports.html_page import html_report, run_names
 from harness.reports.run_details import Strings
 from harness.runs.result_files import StoredRun

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import iomem_of, span
 
-from harness.model.iomem import Iomem, IomemEntry, IomemError, parse_iomem
+from harness.contract.iomem import Iomem, IomemEntry, IomemError, parse_iomem
 from harness.platform.memory_range import MemoryRange
 
 # The tree of the discussion, of a 7.2 kernel with the decoders committed.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from evidence_room import stored
 
-from harness.model.iomem_marks import MarkedLine, marked_iomem
+from harness.contract.iomem_diff import MarkedLine, marked_iomem
 from harness.runs.result_files import StoredRun
 
 

@@ -18,11 +18,11 @@ from machines import (
     span,
 )
 
-from harness.model.boot_phases import StepMarks, in_phases
-from harness.model.dmesg import Record
-from harness.model.judge import Judgement, judge
-from harness.model.observation import DaxDevice, Observation
-from harness.model.verdict import RULES, Finding, Verdict
+from harness.contract.boot_phases import StepMarks, in_phases
+from harness.contract.dmesg import Record
+from harness.contract.judge import Judgement, judge
+from harness.contract.observation import DaxDevice, Observation
+from harness.contract.result import RULES, Finding, Verdict
 from harness.scenario.scenario import ExpectedLine, Ownership
 
 WINDOW = "110000000-18fffffff"

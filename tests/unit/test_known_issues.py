@@ -9,9 +9,9 @@ import pytest
 from layouts import layout_of
 from machines import HMEM, committed, firmware_state, scenario_of, span
 
+from harness.contract.oracle import DRIVER_OPTIONS, as_run
+from harness.contract.result import RULES, Finding
 from harness.core.errors import UsageError
-from harness.model.ownership import DRIVER_OPTIONS, as_run
-from harness.model.verdict import RULES, Finding
 from harness.scenario.issue_conditions import Circumstances, Conditions
 from harness.scenario.known_failures import known_failures
 from harness.scenario.known_issues import KnownIssues, read_known_issues

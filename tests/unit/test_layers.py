@@ -101,7 +101,7 @@ def test_imports_go_down_only(path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "text", "count"),
     [
-        (("model", "iomem"), "import re\nfrom harness.model.dmesg import Record\n", 0),
+        (("model", "iomem"), "import re\nfrom harness.contract.dmesg import Record\n", 0),
         (("model", "iomem"), "from harness.core.errors import UsageError\n", 0),
         (("model", "iomem"), "from harness import deadline\n", 1),
         (("model", "iomem"), "def f():\n    import harness.core.process\n", 1),

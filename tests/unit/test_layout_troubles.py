@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from machines import committed, firmware_state, span
 
-from harness.model.signature import signature
-from harness.model.verdict import Finding
+from harness.contract.failure_signature import signature
+from harness.contract.result import Finding
 from harness.scenario.issue_layouts import Trouble, troubled
 
 WINDOW = "110000000-18fffffff"

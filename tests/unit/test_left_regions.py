@@ -18,11 +18,11 @@ from machines import (
     span,
 )
 
-from harness.model.judge import judge
-from harness.model.life_ownership import no_region_after_steps
-from harness.model.observation import CxlRegion, DaxDevice
-from harness.model.ownership import leaves_no_region
-from harness.model.verdict import Verdict
+from harness.contract.judge import judge
+from harness.contract.observation import CxlRegion, DaxDevice
+from harness.contract.oracle import leaves_no_region
+from harness.contract.post_boot_oracle import no_region_after_steps
+from harness.contract.result import Verdict
 from harness.scenario.scenario import Policy
 
 ALL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")

@@ -13,14 +13,14 @@ import msgspec
 import pytest
 from machines import CXL, by_cxl, committed, firmware_state, observed, record
 
+from harness.contract.expected import Expected, expectations
+from harness.contract.judge import Judgement, judge
+from harness.contract.observation import CxlRegion, Observation
+from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import GuestCrashedError
 from harness.guest.life_steps import StepDone
 from harness.guest.steps import Settling
-from harness.model.expected import Expected, expectations
-from harness.model.judge import Judgement, judge
 from harness.model.life_plan import Command, RegionMakeup
-from harness.model.observation import CxlRegion, Observation
-from harness.model.verdict import Finding, RunResult, Verdict
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import MemoryRange
 from harness.runs import life

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 
-from harness.model.life_ownership import owners_after_steps
+from harness.contract.post_boot_oracle import owners_after_steps
 from harness.platform.firmware_state import FirmwareState
 from harness.scenario.owner import Ownership
 from harness.scenario.post_boot_steps import GuestStep

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from machines import by_cxl, by_hmem, committed, firmware_state, observed, span
 
+from harness.contract.observation import CxlRegion, Observation
 from harness.model.life_plan import (
     Command,
     RegionMakeup,
@@ -21,7 +22,6 @@ from harness.model.life_plan import (
     region_over,
     reload_commands,
 )
-from harness.model.observation import CxlRegion, Observation
 from harness.scenario.post_boot_steps import BindingStep, GuestStep
 
 WINDOW = "110000000-18fffffff"

@@ -11,6 +11,8 @@ from typing import cast
 
 import pytest
 
+from harness.contract.boot_phases import StepMarks
+from harness.contract.observation import CxlRegion
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError, MomentMissedError
 from harness.guest.life_steps import (
@@ -20,9 +22,7 @@ from harness.guest.life_steps import (
     run_while_pending,
 )
 from harness.guest.ssh import GuestCommand, GuestShell
-from harness.model.boot_phases import StepMarks
 from harness.model.life_plan import Command
-from harness.model.observation import CxlRegion
 
 BUSY = "sh: write error: Device or resource busy"
 LOAD = Command("load kmem", "modprobe kmem")

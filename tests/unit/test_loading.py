@@ -8,10 +8,10 @@ from typing import cast
 
 import pytest
 
+from harness.contract.boot_phases import StepMarks
 from harness.core.deadline import Deadline
 from harness.guest.loading import load_modules
 from harness.guest.ssh import GuestCommand, GuestShell
-from harness.model.boot_phases import StepMarks
 from harness.scenario.module_load import How, Load
 
 

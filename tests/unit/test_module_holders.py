@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.model.module_holders import (
+from harness.contract.module_holders import (
     HeldError,
     check_unloadable,
     parse_holders,

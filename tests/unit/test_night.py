@@ -5,9 +5,9 @@ import dataclasses
 
 import pytest
 
+from harness.contract.result_record import read_record
 from harness.model.matrix import Combination
 from harness.model.night import Change, Earlier, Line, Row, Seen, counts_of, line_of, seen_in
-from harness.model.run_record import read_record
 from harness.runs.nightly import seen_at_end
 
 BRANCH = "build:/state/trees/x@0123456789"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import span
 
-from harness.model.observation import (
+from harness.contract.observation import (
     SECTIONS,
     CxlDecoder,
     CxlRegion,

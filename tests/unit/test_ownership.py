@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from machines import CXL, HMEM, NOBODY, committed, firmware_state, scenario_of
 
-from harness.model.ownership import expected_owners
+from harness.contract.oracle import expected_owners
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import MemoryRange
 from harness.scenario.scenario import Ownership, Policy

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from machines import firmware_state, observed, record, span
 
-from harness.model.dmesg import Record
-from harness.model.preflight import absent_windows, early_problems, window_problems
+from harness.contract.dmesg import Record
+from harness.contract.preflight import absent_windows, early_problems, window_problems
 from harness.platform.acpi_tables import MemoryAffinity
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, NamedRange

@@ -12,13 +12,13 @@ from cli_room import FIT_QEMU, Harness
 from fake_sources import Builder, builder, copy_fake
 from layouts import layout_of
 
+from harness.contract.result import RunResult, Verdict
 from harness.core.cache import Store
 from harness.core.errors import NotConfigurableError, UnbuildableError, UsageError
 from harness.core.progress import SilentProgress
 from harness.guest.initramfs import SharedInitramfs
 from harness.model.kernel import Kernel
 from harness.model.kernel_request import KernelRequest
-from harness.model.verdict import RunResult, Verdict
 from harness.runs.applicable import NotApplicableError
 from harness.runs.prepare import Bootable, Host, policy_for, prepare_case
 from harness.runs.run_guest import Judging

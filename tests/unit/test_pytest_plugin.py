@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 import pytest
 from cli_room import FIT_QEMU
 
+from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import SilentProgress
-from harness.model.verdict import Finding, RunResult, Verdict
 
 # Both imported here: pytester forgets the modules that were first imported below it.
 from harness.runs import prepare, run_scenario

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.contract.dmesg import complaints, splat
 from harness.core.errors import UsageError
-from harness.model.dmesg import complaints, splat
 from harness.scenario.qemu_quirks import read_quirks
 from harness.scenario.scenario_files import load_quirks
 

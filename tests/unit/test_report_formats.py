@@ -14,8 +14,8 @@ from evidence_room import stored, unjudged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.model.run_record import read_record
-from harness.model.verdict import Verdict
+from harness.contract.result import Verdict
+from harness.contract.result_record import read_record
 from harness.reports.junit import junit_report
 from harness.reports.kcidb import kcidb_report
 from harness.reports.mail import COLUMNS, Person, mail_reply, reasons_against_tag

@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 from machines import observed
 
+from harness.contract.boot_phases import StepMarks
+from harness.contract.expected import Expected
+from harness.contract.judge import Judgement
+from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import GuestLostError, HarnessError, MomentMissedError
 from harness.machine.crash_watch import CrashWatch
-from harness.model.boot_phases import StepMarks
-from harness.model.expected import Expected
-from harness.model.judge import Judgement
-from harness.model.verdict import Finding, RunResult, Verdict
 from harness.runs import judged
 from harness.runs.prepare import Prepared
 from harness.runs.run_guest import Judging, require_kernel, require_loaded, run_guest

@@ -12,9 +12,9 @@ import pytest
 from layouts import state_of
 from machines import observed
 
-from harness.model.expected import Expected, expectations
-from harness.model.judge import Judgement
-from harness.model.verdict import Finding, RunResult, Verdict
+from harness.contract.expected import Expected, expectations
+from harness.contract.judge import Judgement
+from harness.contract.result import Finding, RunResult, Verdict
 from harness.runs import run_guest
 from harness.runs.evidence import Evidence
 from harness.runs.run_guest import Judging

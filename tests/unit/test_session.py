@@ -15,12 +15,12 @@ from unittest.mock import Mock
 
 import pytest
 
+from harness.contract.expected import expectations
+from harness.contract.result import Difference, Finding, RunResult, Verdict
+from harness.contract.result_record import read_record
 from harness.core.errors import MachineLostError, UnbuildableError, UsageError
 from harness.core.paths import SCENARIOS
 from harness.core.progress import SilentProgress
-from harness.model.expected import expectations
-from harness.model.run_record import read_record
-from harness.model.verdict import Difference, Finding, RunResult, Verdict
 from harness.runs import run_scenario as runs
 from harness.runs.applicable import NotApplicableError
 from harness.runs.live_machines import LiveMachines, StoppedError

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 from machines import CXL, span
 
+from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.model.attempts import combine
-from harness.model.verdict import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.runs import reproducer
 from harness.runs.prepare import Prepared
 from harness.scenario.module_load import Load

@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 from machines import span
 
+from harness.contract.boot_phases import StepMarks
 from harness.core.deadline import Deadline
 from harness.core.errors import DeadlineExpiredError, GuestLostError
 from harness.guest.ssh import GuestCommand, GuestShell
@@ -20,7 +21,6 @@ from harness.guest.steps import (
     scan_for_leaks,
     take_away_modules,
 )
-from harness.model.boot_phases import StepMarks
 from harness.platform.memory_range import MemoryRange
 
 SR = span("110000000-18fffffff")

@@ -12,8 +12,8 @@ import pytest
 from layouts import layout_of, srat_table, state_of, table
 from machines import span
 
+from harness.contract.result import Piece
 from harness.core.paths import SCENARIOS
-from harness.model.verdict import Piece
 from harness.platform.acpi_tables import MemoryAffinity
 from harness.platform.target_node import named_node, node_ranges, target_node, wrong_node
 from harness.scenario.scenario import POLICIES

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from machines import CXL, HMEM, by_hmem, committed, firmware_state, observed, record, span
 
-from harness.model.judge import judge
-from harness.model.verdict import (
+from harness.contract.judge import judge
+from harness.contract.result import (
     Finding,
     OwnedRange,
     Piece,

@@ -5,7 +5,7 @@ import json
 
 from machines import CXL, span
 
-from harness.model.verdict import RULES, Finding, OwnedRange, Piece, RunResult, Verdict
+from harness.contract.result import RULES, Finding, OwnedRange, Piece, RunResult, Verdict
 
 SR = span("110000000-18fffffff")
 HALF = span("110000000-14fffffff")

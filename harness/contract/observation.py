@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.model.agreement import contradictions
-from harness.model.dmesg import DmesgError, Record, parse_dmesg
-from harness.model.iomem import Iomem, IomemError, parse_iomem
+from harness.contract.consistency import contradictions
+from harness.contract.dmesg import DmesgError, Record, parse_dmesg
+from harness.contract.iomem import Iomem, IomemError, parse_iomem
 from harness.platform.memory_range import MemoryRange
 
 SECTIONS = (

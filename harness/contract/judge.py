@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from harness.model.attribution import disagreements, double_claims, pieces_of
-from harness.model.boot_phases import BEFORE_STEPS
-from harness.model.dmesg import Complaint, complaints
-from harness.model.observation import Observation
-from harness.model.verdict import Finding, OwnedRange, Piece, Verdict
+from harness.contract.boot_phases import BEFORE_STEPS
+from harness.contract.dmesg import Complaint, complaints
+from harness.contract.observation import Observation
+from harness.contract.observed_owners import disagreements, double_claims, pieces_of
+from harness.contract.result import Finding, OwnedRange, Piece, Verdict
 from harness.platform.firmware_state import FirmwareState, NamedRange
 from harness.platform.memory_range import MemoryRange
 from harness.platform.target_node import wrong_node

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from harness.contract.oracle import expected_owners, leaves_no_region
 from harness.core.kernel_modules import module_name
-from harness.model.ownership import expected_owners, leaves_no_region
 from harness.platform.firmware_state import FirmwareState
 from harness.scenario.owner import Ownership, Use
 from harness.scenario.post_boot_steps import GuestStep

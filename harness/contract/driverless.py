@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.model.observation import Observation
+from harness.contract.observation import Observation
 from harness.scenario.owner import Ownership
 
 # Devices of the cxl bus without which Linux assembles no region, and the drivers that one needs to

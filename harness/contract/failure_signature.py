@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from harness.model.verdict import Finding
+from harness.contract.result import Finding
 
 _WHO = re.compile(r"^\w+: ")
 _PHASE = re.compile(r" \(during [^)]*\)$")

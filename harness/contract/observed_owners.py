@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from harness.model.iomem import Iomem
-from harness.model.observation import DaxDevice, Observation
-from harness.model.verdict import Finding, Piece
+from harness.contract.iomem import Iomem
+from harness.contract.observation import DaxDevice, Observation
+from harness.contract.result import Finding, Piece
 from harness.platform.memory_range import MemoryRange, format_size
 from harness.scenario.scenario import OwnerName, Use
 

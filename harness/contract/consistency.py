@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.platform.memory_range import MemoryRange
 
 if TYPE_CHECKING:
-    from harness.model.observation import Observation
+    from harness.contract.observation import Observation
 
 KMEM_RAM = r"System RAM \(kmem\)"
 # Modules that are dax drivers, which have the module's name.

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from harness.model.dmesg import Record
-from harness.model.observation import Observation
+from harness.contract.dmesg import Record
+from harness.contract.observation import Observation
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import MemoryRange, merge_adjacent

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from harness.model.verdict import RULES, Verdict
+from harness.contract.result import RULES, Verdict
 from harness.platform.memory_range import MemoryRange
 
 VerdictName = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNBUILDABLE"]

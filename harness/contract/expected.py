@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.core.errors import UsageError
-from harness.model.life_ownership import no_region_after_steps, owners_after_steps, parts_of
-from harness.model.ownership import (
+from harness.contract.oracle import (
     ASKED_BY_DAX_HMEM,
     as_run,
     dax_hmem_asks,
     expected_owners,
     leaves_no_region,
 )
+from harness.contract.post_boot_oracle import no_region_after_steps, owners_after_steps, parts_of
+from harness.core.errors import UsageError
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.target_node import NodeRange, named_node
 from harness.scenario.owner import Ownership

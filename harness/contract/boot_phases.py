@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.model.dmesg import DmesgError, Record
+from harness.contract.dmesg import DmesgError, Record
 
 KERNEL = "boot"
 """Before the first process of userspace."""

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.model.attribution import KMEM
-from harness.model.iomem import IomemEntry
-from harness.model.observation import Observation
-from harness.model.run_record import OwnedRecord, OwnershipRecord, RunRecord
+from harness.contract.iomem import IomemEntry
+from harness.contract.observation import Observation
+from harness.contract.observed_owners import KMEM
+from harness.contract.result_record import OwnedRecord, OwnershipRecord, RunRecord
 from harness.platform.memory_range import MemoryRange
 
 Mark = Literal["same", "wrong", "missing"]
