@@ -16,7 +16,7 @@ from harness.core.errors import UsageError
 from harness.core.progress import Progress
 
 if TYPE_CHECKING:
-    from harness.apt import Package
+    from harness.debian.apt import Package
 
 PACKAGES = ("busybox-static", "cxl", "daxctl", "dropbear-bin", "kmod", "util-linux")
 
@@ -151,7 +151,7 @@ def _library(root: Path, name: str, own: list[str], user: Path) -> Path:
 
 
 def _choose(store: Store, progress: Progress, refresh: bool) -> tuple[Package, ...]:
-    from harness.apt import open_apt
+    from harness.debian.apt import open_apt
 
     refused: list[str] = []
     with open_apt(store, progress) as apt:
@@ -172,7 +172,7 @@ def _choose(store: Store, progress: Progress, refresh: bool) -> tuple[Package, .
 
 
 def _make(folder: Path, packages: tuple[Package, ...], store: Store, progress: Progress) -> None:
-    from harness.apt import open_apt, unpack
+    from harness.debian.apt import open_apt, unpack
 
     fetched, root = folder / "fetched", folder / "root"
     fetched.mkdir()

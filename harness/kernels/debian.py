@@ -9,11 +9,11 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from harness.apt import Apt, open_apt, unpack
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.process import CommandError
 from harness.core.progress import Progress
+from harness.debian.apt import Apt, open_apt, unpack
 from harness.kernels.debian_versions import PACKAGES, DebianKernel, choose_kernel, list_kernels
 from harness.kernels.image import read_release
 from harness.kernels.kernel_spec import KernelSpec

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.apt import Apt, SourcePackage, open_apt, unpack
 from harness.core.cache import Store
 from harness.core.deadline import Deadline
 from harness.core.errors import UsageError
 from harness.core.process import CommandError, run
 from harness.core.progress import Progress
+from harness.debian.apt import Apt, SourcePackage, open_apt, unpack
 from harness.kernels.debian_versions import newest_of_each, version_key
 from harness.kernels.kernel_spec import KernelSpec
 from harness.kernels.mirror_files import AnyPackage, files_on_mirror

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from harness.apt import Package
 from harness.core.errors import UsageError
+from harness.debian.apt import Package
 
 PACKAGES = r"linux-(image|binary|binary-unsigned|modules|base)-\d\S*-cloud-amd64"
 

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
-from harness.apt import Apt, Package, SourcePackage
+from harness.debian.apt import Apt, Package, SourcePackage
 
 AnyPackage = Package | SourcePackage
 

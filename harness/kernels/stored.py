@@ -18,7 +18,7 @@ from harness.core.progress import Progress
 from harness.model.kernel import Kernel
 
 if TYPE_CHECKING:
-    from harness.apt import Package
+    from harness.debian.apt import Package
 
 # To be changed when the content of an entry changes: old entries are then not found any more.
 KIND = "kernels"

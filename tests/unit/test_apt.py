@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import debian_mirror
-from harness.apt import (
+from harness.core.cache import Store
+from harness.core.errors import UsageError
+from harness.core.process import CommandError
+from harness.core.progress import SilentProgress
+from harness.debian import mirror
+from harness.debian.apt import (
     SUITES,
     Apt,
     Package,
@@ -18,11 +22,7 @@ from harness.apt import (
     parse_simulation,
     updated_suites,
 )
-from harness.core.cache import Store
-from harness.core.errors import UsageError
-from harness.core.process import CommandError
-from harness.core.progress import SilentProgress
-from harness.debian_mirror import (
+from harness.debian.mirror import (
     MIRROR_VARIABLE,
     find_mirror,
     parse_index_targets,
@@ -319,5 +319,5 @@ def test_downloads(asked: Path, tmp_path: Path) -> None:
 
 
 def test_no_registry_is_named() -> None:
-    for module in (debian_mirror, __import__("harness.apt").apt):
+    for module in (mirror, __import__("harness.debian.apt").apt):
         assert "://" not in Path(str(module.__file__)).read_text()

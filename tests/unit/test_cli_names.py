@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from cli_room import Harness, assert_one_message, files, use_verdicts
 
-from harness.apt import Package
 from harness.contract.result import Verdict
 from harness.core.cache import Store
 from harness.core.paths import SCENARIOS
+from harness.debian.apt import Package
 
 pytestmark = pytest.mark.usefixtures("room")
 

@@ -16,11 +16,11 @@ from urllib.request import Request
 
 import pytest
 
-from harness.apt import Apt, Package, SourcePackage
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.process import CommandError
 from harness.core.progress import Progress, SilentProgress
+from harness.debian.apt import Apt, Package, SourcePackage
 from harness.kernels import debian
 from harness.kernels.debian import arrange, kernel_key
 from harness.kernels.debian_versions import (

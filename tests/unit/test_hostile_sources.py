@@ -18,11 +18,11 @@ import pytest
 from fake_sources import Builder, Listener, builder, git, git_fake
 from machines import scenario_of
 
-from harness.apt import SUITES, open_apt, unpack
 from harness.core.cache import Store
 from harness.core.errors import HarnessError, UnbuildableError, UsageError
 from harness.core.progress import SilentProgress
-from harness.debian_mirror import MIRROR_VARIABLE
+from harness.debian.apt import SUITES, open_apt, unpack
+from harness.debian.mirror import MIRROR_VARIABLE
 from harness.kernels.apply_series import series_commit
 from harness.kernels.patch_series import read_series
 from harness.kernels.sandbox import find_sandbox

@@ -84,7 +84,7 @@ from harness.kernels.resolve import resolve_kernel
 from harness.core.progress import SilentProgress
 from harness.core.cache import Store
 resolve_kernel("debian:7.2", Store(Path(sys.argv[1])), SilentProgress())
-heavy = {"rich", "elftools", "zstandard", "subprocess", "harness.apt"}
+heavy = {"rich", "elftools", "zstandard", "subprocess", "harness.debian.apt"}
 sys.exit(", ".join(heavy & set(sys.modules)))
 """
     done = subprocess.run(

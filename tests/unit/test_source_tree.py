@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from fake_sources import HMEM, Listener, copy_fake, edit, git, git_fake
 
-from harness.apt import Package, SourcePackage, parse_showsrc
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.process import CommandError
 from harness.core.progress import Progress
+from harness.debian.apt import Package, SourcePackage, parse_showsrc
 from harness.kernels import debian_source as module
 from harness.kernels.debian_source import choose_source, debian_source
 from harness.kernels.kernel_spec import KernelSpec

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import apt
-from harness.apt import Package
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import Progress, SilentProgress
+from harness.debian import apt
+from harness.debian.apt import Package
 from harness.guest.userland import PACKAGES, find_program, library_closure, tidy, userland
 
 LOADER = "/lib64/ld-linux-x86-64.so.2"

@@ -22,7 +22,7 @@ from harness.core.deadline import Deadline
 from harness.core.errors import UsageError
 from harness.core.process import CommandError, Completed, ending, run, spawn
 from harness.core.progress import Progress
-from harness.debian_mirror import MIRROR_HINT, Mirror, find_mirror
+from harness.debian.mirror import MIRROR_HINT, Mirror, find_mirror
 
 SUITES = ("bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid", "experimental")
 
