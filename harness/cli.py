@@ -17,7 +17,7 @@ from harness.cli_matrix import matrix, matrix_worker
 from harness.cli_options import USAGE, accel_options, explains_errors, kernel_options
 from harness.cli_report import bundle, replay, report
 from harness.cli_run import run
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.scenario.scenario import POLICIES, Policy
 
 

@@ -137,8 +137,8 @@ def bisect_step(
     Exit code: 0 good, 1 bad, 125 nobody can tell (not built, not judged, or a kernel that the
     scenario is not about), 128 wrong input or a broken machine, which ends the bisection.
     """
-    from harness.kernels.git import ask
-    from harness.model.kernel_request import request_of_options
+    from harness.kernels.build.git import ask
+    from harness.kernels.request import request_of_options
     from harness.reports.bisection import judged_lines
     from harness.runs.commit_judge import Flakiness
     from harness.scenario.scenario_files import load_cases
@@ -213,7 +213,7 @@ def bisect(
     Exit code: 0 found, 2 wrong input or ends that do not differ, 3 nobody can tell (the commits
     that it may be are listed, or an end could not be judged), 4 an end does not build.
     """
-    from harness.model.kernel_request import request_of_options
+    from harness.kernels.request import request_of_options
     from harness.runs.bisection_ends import Asked, open_bisection
     from harness.runs.commit_judge import Flakiness
     from harness.runs.prepare import policy_for

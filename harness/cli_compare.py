@@ -14,7 +14,7 @@ from harness.cli_options import GuestOptions, explains_errors, guest_options
 from harness.cli_run import check_writable, write_file
 from harness.contract.result import Verdict
 from harness.core.errors import UsageError
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.scenario.scenario import POLICIES
 
 if TYPE_CHECKING:

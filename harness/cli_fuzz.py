@@ -14,7 +14,7 @@ from harness.cli_options import GuestOptions, explains_errors, guest_options, ke
 from harness.contract.result import Verdict
 
 if TYPE_CHECKING:
-    from harness.model.kernel_request import KernelRequest
+    from harness.kernels.request import KernelRequest
     from harness.runs.fuzz import Tally
 
 

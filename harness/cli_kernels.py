@@ -92,8 +92,8 @@ def _build(
     from harness.core.cache import Store
     from harness.core.paths import store_root
     from harness.core.progress import TerminalProgress
+    from harness.kernels.request import request_of_options
     from harness.kernels.resolve import resolve_kernel
-    from harness.model.kernel_request import request_of_options
 
     request = request_of_options(spec, configs, series, llvm=llvm, upto=upto)
     kernel = resolve_kernel(request, Store(store_root()), TerminalProgress(), refresh)
@@ -106,7 +106,7 @@ def _list(full: bool) -> None:
         return
     from harness.core.cache import Store
     from harness.core.paths import store_root
-    from harness.kernels.kernel_store import size_of_the_rest, stored_items
+    from harness.kernels.prune import size_of_the_rest, stored_items
 
     store = Store(store_root())
     items, rest = stored_items(store), size_of_the_rest(store)
@@ -139,7 +139,7 @@ def _prune(keep: str | None, older_than: str | None) -> None:
     from harness.core.cache import Store
     from harness.core.paths import store_root
     from harness.core.progress import TerminalProgress
-    from harness.kernels.kernel_store import prune
+    from harness.kernels.prune import prune
     from harness.platform.memory_range import parse_size
 
     if keep is None and older_than is None:

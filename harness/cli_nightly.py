@@ -20,7 +20,7 @@ from harness.contract.result import Verdict
 from harness.core.errors import UsageError
 from harness.core.paths import PROJECT, evidence_root
 from harness.core.progress import TerminalProgress
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 
 if TYPE_CHECKING:
     from harness.model.matrix import Combination

@@ -23,7 +23,7 @@ from harness.core.paths import evidence_root
 from harness.scenario.scenario import POLICIES, Policy
 
 if TYPE_CHECKING:
-    from harness.model.kernel_request import KernelRequest
+    from harness.kernels.request import KernelRequest
     from harness.runs.prepare import Host
     from harness.runs.run_scenario import Session
     from harness.runs.warm_start import AskedStart
@@ -244,7 +244,7 @@ def kernel_options(command: Command) -> Command:
 
     @wraps(command)
     def packed(*args: Any, **kwargs: Any) -> Any:
-        from harness.model.kernel_request import request_of_options
+        from harness.kernels.request import request_of_options
 
         named = (kwargs.pop("spec"), kwargs.pop("configs"), kwargs.pop("series"))
         request = request_of_options(*named, llvm=kwargs.pop("llvm"))

@@ -241,7 +241,7 @@ def _judge_again(recording: Recording) -> Verdict:
 def _run_again(
     recording: Recording, spec: str | None, guests: GuestOptions, json_file: Path | None
 ) -> Verdict:
-    from harness.model.kernel_request import KernelRequest
+    from harness.kernels.request import KernelRequest
     from harness.reports.terminal import result_lines
     from harness.runs.replay import owner_differences, request_of, run_differences
 

@@ -24,7 +24,7 @@ from harness.core.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.contract.result import RunResult
-    from harness.model.kernel_request import KernelRequest
+    from harness.kernels.request import KernelRequest
 
 
 @click.command()

@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from harness.contract.result import RunResult
     from harness.core.progress import Progress
-    from harness.model.kernel_request import KernelRequest
+    from harness.kernels.request import KernelRequest
     from harness.pytest_progress import SessionProgress
     from harness.pytest_runs import ScenarioRuns
     from harness.runs.prepare import Host
@@ -178,7 +178,7 @@ def scenario_result(
 
 def asked_kernel(config: pytest.Config) -> KernelRequest:
     """The kernel that the options ask for."""
-    from harness.model.kernel_request import request_of_options
+    from harness.kernels.request import request_of_options
 
     series = config.getoption("series")
     return request_of_options(

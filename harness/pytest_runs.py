@@ -12,7 +12,7 @@ from harness.core.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.contract.result import RunResult
-    from harness.model.kernel_request import KernelRequest
+    from harness.kernels.request import KernelRequest
     from harness.runs.prepare import Host
     from harness.runs.run_guest import Judging
     from harness.runs.run_scenario import Skipped

@@ -18,14 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.kernels.build import BuildJob, make_argv
-from harness.kernels.debian_source import debian_source
-from harness.kernels.from_source import CCACHE, OUTPUTS
-from harness.kernels.kconfig import plan_config
-from harness.kernels.kernel_spec import parse_kernel_spec
-from harness.kernels.sandbox import find_sandbox
-from harness.kernels.source_tree import SourceTree
-from harness.kernels.toolchain import find_toolchain, jobs
+from harness.kernels.build.build import BuildJob, make_argv
+from harness.kernels.debian.source import debian_source
+from harness.kernels.build.from_source import CCACHE, OUTPUTS
+from harness.kernels.build.config import plan_config
+from harness.kernels.spec import parse_kernel_spec
+from harness.kernels.build.sandbox import find_sandbox
+from harness.kernels.build.tree import SourceTree
+from harness.kernels.build.toolchain import find_toolchain, jobs
 from harness.core.paths import store_root
 from harness.core.progress import TerminalProgress
 from harness.core.cache import Store

@@ -20,7 +20,7 @@ from harness.core.progress import Progress
 from harness.guest.cpio import CpioWriter
 from harness.guest.keys import RunKeys
 from harness.guest.userland import find_program, library_closure
-from harness.model.kernel import Kernel
+from harness.kernels.kernel import Kernel
 
 # What the guest needs before anybody can log in.
 BOOT_MODULES = ("virtio_pci", "virtio_net")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.errors import UsageError
-from harness.kernels.kernel_spec import KernelSpec
+from harness.kernels.kernel import Kernel
 from harness.kernels.modules import is_build_tree, module_files, read_vermagic
-from harness.kernels.stored import found_scripts, found_symbols
-from harness.model.kernel import Kernel
+from harness.kernels.spec import KernelSpec
+from harness.kernels.store import found_scripts, found_symbols
 
 _TREE_IMAGE = Path("arch", "x86", "boot", "bzImage")
 _IMAGE_NAMES = ("vmlinuz", "bzImage")

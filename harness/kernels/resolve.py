@@ -9,10 +9,10 @@ from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.files import made_again
 from harness.core.progress import Progress
-from harness.kernels.kernel_spec import KernelSpec, parse_kernel_spec
-from harness.kernels.stored import KIND, discard_damaged, read_stored
-from harness.model.kernel import Kernel
-from harness.model.kernel_request import KernelRequest, as_request
+from harness.kernels.kernel import Kernel
+from harness.kernels.request import KernelRequest, as_request
+from harness.kernels.spec import KernelSpec, parse_kernel_spec
+from harness.kernels.store import KIND, discard_damaged, read_stored
 
 
 def resolve_kernel(
@@ -49,7 +49,7 @@ def _resolve(
     if request.stored is not None:
         return read_stored(str(request), _stored(request.stored, store))
     if parsed.source.startswith("build"):
-        from harness.kernels.from_source import build_from_source
+        from harness.kernels.build.from_source import build_from_source
 
         entry = build_from_source(request, parsed, store, progress, refresh=refresh)
         return read_stored(str(request), entry)
@@ -65,7 +65,9 @@ def _resolve(
         return find_image(parsed)
     entry_or_none = None if refresh else store.find_alias(KIND, str(parsed))
     if entry_or_none is None:
-        from harness.kernels.debian import fetch_debian_kernel  # the way of a second use is short
+        from harness.kernels.debian.packages import (
+            fetch_debian_kernel,  # the way of a second use is short
+        )
 
         entry_or_none = fetch_debian_kernel(parsed, store, progress, refresh=refresh)
     return read_stored(str(parsed), entry_or_none)

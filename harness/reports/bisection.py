@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from harness.kernels.request import KernelRequest
 from harness.model.bisection import Bisected, Commit, Judged, Outcome, Step, steps_left
-from harness.model.kernel_request import KernelRequest
 from harness.runs.bisection import Ends, verdicts_text
 
 _MOST_CANDIDATES = 40

@@ -11,6 +11,7 @@ from typing import NoReturn, Protocol
 from harness.contract.result import Verdict
 from harness.core.deadline import Deadline
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
+from harness.kernels.request import KernelRequest
 from harness.model.bisection import (
     Bisected,
     Commit,
@@ -22,7 +23,6 @@ from harness.model.bisection import (
     differing,
     together,
 )
-from harness.model.kernel_request import KernelRequest
 from harness.runs.bisection_record import Record
 from harness.runs.commit_judge import SKIPPED, Judgement
 

@@ -13,11 +13,11 @@ import msgspec
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import Progress
+from harness.kernels.build.config import plan_config
+from harness.kernels.build.series import read_series
+from harness.kernels.build.tree import look, source_of
 from harness.kernels.history import GitHistory, SeriesHistory
-from harness.kernels.kconfig import plan_config
-from harness.kernels.patch_series import read_series
-from harness.kernels.source_tree import look, source_of
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.runs.bisection import Ends, History
 from harness.runs.bisection_record import question_key
 from harness.runs.commit_judge import Flakiness

@@ -22,7 +22,7 @@ from typing import Any
 
 from harness.contract.result_record import RunRecord
 from harness.core.errors import UsageError
-from harness.kernels.patch_series import read_series
+from harness.kernels.build.series import read_series
 from harness.runs.evidence_of import KERNEL_MANIFEST, LAYOUT, PROFILE, SCENARIO
 from harness.runs.result_files import VERDICT, load_runs
 

@@ -16,7 +16,7 @@ from typing import Any
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import HarnessError, UnbuildableError
 from harness.core.progress import Progress
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.model.matrix import Combination
 from harness.runs.applicable import NotApplicableError
 from harness.runs.prepare import this_host

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError
+from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
 from harness.model.bisection import Failures, Judged, Outcome, judge_runs
-from harness.model.kernel_request import KernelRequest
 from harness.runs.prepare import Host, MissingModuleError, request_for
 from harness.runs.run_scenario import Session, Skipped
 from harness.scenario.scenario_files import Case

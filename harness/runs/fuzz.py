@@ -23,8 +23,8 @@ from hypothesis.errors import NoSuchExample
 from harness.contract.failure_signature import signature
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import UnbuildableError, UsageError
+from harness.kernels.request import KernelRequest
 from harness.machine.layout_probe import machine_layout
-from harness.model.kernel_request import KernelRequest
 from harness.platform.address_map import MachineLayout
 from harness.runs.fuzz_files import DrawnCase, case_of
 from harness.runs.fuzz_layouts import Layout, layouts

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from harness.core.errors import UsageError
-from harness.kernels.kconfig import fragment_names, plan_config
-from harness.kernels.kernel_spec import parse_kernel_spec
-from harness.kernels.patch_series import read_series
+from harness.kernels.build.config import fragment_names, plan_config
+from harness.kernels.build.series import read_series
+from harness.kernels.spec import parse_kernel_spec
 from harness.model.matrix import (
     BRANCH,
     NO_SERIES,

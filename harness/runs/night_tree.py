@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.core.errors import InconclusiveError, UsageError
 from harness.core.process import Completed
-from harness.kernels.git import Repository, ask
+from harness.kernels.build.git import Repository, ask
 
 FOLDER = "trees"
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|[^/\s]+@?[^/\s:]*:(?!//)", re.I)

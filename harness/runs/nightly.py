@@ -24,7 +24,7 @@ from harness.core.errors import (
     UnbuildableError,
     UsageError,
 )
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.model.matrix import Combination, Plan
 from harness.model.night import SKIPPED, Bisecting, Line, Row, Seen, line_of, seen_in
 from harness.runs.combination import Message

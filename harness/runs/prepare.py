@@ -28,8 +28,11 @@ from harness.guest.initramfs import (
     shared_initramfs,
 )
 from harness.guest.userland import userland
+from harness.kernels.build.kernel_config import parse_config
+from harness.kernels.kernel import Kernel
+from harness.kernels.request import KernelRequest, with_configs
 from harness.kernels.resolve import resolve_kernel
-from harness.kernels.stored import (
+from harness.kernels.store import (
     discard_damaged,
     entry_in_use,
     kernel_in_use,
@@ -39,9 +42,6 @@ from harness.machine.accelerator import AskedAccelerator, choose_accelerator
 from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary, require_qemu
 from harness.machine.qemu_command import Accelerator
-from harness.model.kernel import Kernel
-from harness.model.kernel_config import parse_config
-from harness.model.kernel_request import KernelRequest, with_configs
 from harness.platform.acpi_tables import override_srat
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
@@ -228,7 +228,7 @@ def policy_for(asked: Policy | None, request: KernelRequest) -> Policy:
         UsageError: the series is none.
     """
     if asked is None and request.series is not None:
-        from harness.kernels.patch_series import read_series
+        from harness.kernels.build.series import read_series
 
         asked = read_series(request.series).policy
     return asked or POLICIES[0]
@@ -252,7 +252,7 @@ def _prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...]
     wanted = tuple(dict.fromkeys((*BOOT_MODULES, *SCENARIO_MODULES, *sorted(modules))))
 
     def modules_in(folder: Path) -> tuple[ModulePlan, Mapping[str, bytes]]:
-        from harness.kernels.depmod import guest_modules
+        from harness.kernels.build.depmod import guest_modules
 
         require_whole_modules(kernel, host.store)
         return guest_modules(kernel.modules, wanted, programs, folder)

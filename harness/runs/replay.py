@@ -19,9 +19,9 @@ from harness.contract.preflight import window_problems
 from harness.contract.result import OwnedRange, RunResult
 from harness.contract.result_record import RunRecord
 from harness.core.errors import UsageError
-from harness.kernels.kernel_spec import parse_kernel_spec
-from harness.kernels.source_tree import split_ref
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.build.tree import split_ref
+from harness.kernels.request import KernelRequest
+from harness.kernels.spec import parse_kernel_spec
 from harness.platform.acpi_tables import AcpiTableError
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.hdm_decoders import plan_decoders

@@ -16,8 +16,8 @@ from typing import Protocol
 
 from harness.contract.result import RunResult, Start, Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError
+from harness.kernels.request import KernelRequest, as_request
 from harness.model.attempts import combine
-from harness.model.kernel_request import KernelRequest, as_request
 from harness.runs.applicable import NotApplicableError
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence, new_evidence

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harness.contract.result import Finding, RunResult
-from harness.model.kernel import Kernel
+from harness.kernels.kernel import Kernel
 from harness.runs.evidence import Evidence
 
 _FILE = "decoded.txt"
@@ -21,7 +21,7 @@ def with_decoded_traces(result: RunResult, kernel: Kernel, evidence: Evidence) -
         evidence: gets `decoded.txt`.
     """
     # Not imported for a run without a trace, as nearly all are.
-    from harness.kernels.decode import NotDecodableError, decode_trace, has_code
+    from harness.kernels.build.decode_trace import NotDecodableError, decode_trace, has_code
 
     findings: list[Finding] = []
     decoded: list[str] = []

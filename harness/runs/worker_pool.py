@@ -15,10 +15,10 @@ from harness.core.cache import Store
 from harness.core.errors import HarnessError, NotConfigurableError, UsageError
 from harness.core.progress import Progress
 from harness.guest.userland import PACKAGES, userland
+from harness.kernels.kernel import Kernel
 from harness.kernels.resolve import resolve_kernel
-from harness.kernels.stored import kernel_in_use
+from harness.kernels.store import kernel_in_use
 from harness.model.hosts import LabHost
-from harness.model.kernel import Kernel
 from harness.model.matrix import Combination
 from harness.runs.applicable import not_about
 from harness.runs.combination import Say

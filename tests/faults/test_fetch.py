@@ -25,9 +25,9 @@ import sys
 from pathlib import Path
 from harness import apt
 from harness.cli_options import explains_errors
-from harness.kernels.debian import _build
-from harness.kernels.debian_versions import DebianKernel
-from harness.kernels.kernel_spec import parse_kernel_spec
+from harness.kernels.debian.packages import _build
+from harness.kernels.debian.versions import DebianKernel
+from harness.kernels.spec import parse_kernel_spec
 from harness.core.progress import SilentProgress
 from harness.core.cache import Store
 

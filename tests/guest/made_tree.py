@@ -7,10 +7,10 @@ from pathlib import Path
 
 from harness.core.cache import Store
 from harness.core.progress import Progress
-from harness.kernels.debian_source import debian_source
-from harness.kernels.git import Repository
-from harness.kernels.kernel_spec import parse_kernel_spec
-from harness.kernels.patch_series import read_series
+from harness.kernels.build.git import Repository
+from harness.kernels.build.series import read_series
+from harness.kernels.debian.source import debian_source
+from harness.kernels.spec import parse_kernel_spec
 
 FOLDER = "trees"
 # Each is compiled by the base configuration.

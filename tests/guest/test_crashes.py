@@ -15,7 +15,7 @@ from harness.contract.result import RunResult, Verdict
 from harness.core.deadline import Deadline
 from harness.core.paths import PROJECT, SCENARIOS
 from harness.guest import steps
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.pytest_plugin import asked_kernel, report_text
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.prepare import Host

@@ -9,7 +9,7 @@ import pytest
 
 from harness.contract.result import Verdict
 from harness.core.paths import PROJECT
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.pytest_plugin import asked_kernel, report_text
 from harness.runs.fuzz import Campaign, ForgetfulHost, Tally
 from harness.runs.prepare import Host

@@ -15,7 +15,7 @@ from harness.core.process import run
 from harness.core.progress import TerminalProgress
 from harness.guest.initramfs import BOOT_MODULES, SCENARIO_MODULES
 from harness.guest.userland import userland
-from harness.kernels.depmod import guest_modules, module_indexes
+from harness.kernels.build.depmod import guest_modules, module_indexes
 from harness.kernels.modules import index_modules, open_module
 from harness.kernels.resolve import resolve_kernel
 

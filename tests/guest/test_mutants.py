@@ -18,7 +18,7 @@ import yaml
 from harness.contract.result import RULES, Finding, RunResult, Verdict
 from harness.core.paths import PROJECT
 from harness.guest import loading, steps
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.pytest_plugin import report_text
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging

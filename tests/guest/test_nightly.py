@@ -20,7 +20,7 @@ from made_tree import made_tree
 from harness.core.deadline import Deadline
 from harness.core.paths import PROJECT
 from harness.core.progress import TerminalProgress
-from harness.kernels.git import Repository
+from harness.kernels.build.git import Repository
 from harness.runs.prepare import Host
 
 pytestmark = pytest.mark.guest

@@ -9,7 +9,7 @@ import pytest
 
 from harness.contract.result import RunResult, Verdict
 from harness.core.paths import PROJECT
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.pytest_plugin import report_text
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging

@@ -10,10 +10,10 @@ import pytest
 
 from harness.contract.result import Verdict
 from harness.core.progress import TerminalProgress
+from harness.kernels.build.kernel_config import parse_config
 from harness.kernels.modules import find_modules, index_modules
+from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
-from harness.model.kernel_config import parse_config
-from harness.model.kernel_request import KernelRequest
 from harness.pytest_plugin import report_text
 from harness.runs.prepare import Host
 from harness.runs.run_guest import Judging
@@ -43,7 +43,7 @@ def test_a_kernel_built_from_source_owns_what_it_should(
     assert plan.missing == ()
     assert {module.release for module in plan.order} == {kernel.release}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("harness.kernels.build.build", _must_not_build)
+        patched.setattr("harness.kernels.build.build.build", _must_not_build)
         assert resolve_kernel(SPEC, harness_host.store, progress) == kernel
     result = run_scenario(
         harness_host,

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from harness.core.errors import NotConfigurableError, UnbuildableError
-from harness.kernels import build as under_test
-from harness.kernels.build import BuildJob, build
-from harness.kernels.debian_source import debian_source
-from harness.kernels.from_source import CCACHE
-from harness.kernels.kconfig import FRAGMENTS, fragment_names, plan_config
-from harness.kernels.kernel_spec import parse_kernel_spec
-from harness.kernels.make_run import run_make
+from harness.kernels.build import build as under_test
+from harness.kernels.build.build import BuildJob, build
+from harness.kernels.build.config import FRAGMENTS, fragment_names, plan_config
+from harness.kernels.build.from_source import CCACHE
+from harness.kernels.build.kernel_config import KernelConfig, parse_config
+from harness.kernels.build.make import run_make
+from harness.kernels.build.sandbox import find_sandbox
+from harness.kernels.build.toolchain import find_toolchain
+from harness.kernels.debian.source import debian_source
+from harness.kernels.request import Toolchain
 from harness.kernels.resolve import resolve_kernel
-from harness.kernels.sandbox import find_sandbox
-from harness.kernels.toolchain import find_toolchain
-from harness.model.kernel_config import KernelConfig, parse_config
-from harness.model.kernel_request import Toolchain
+from harness.kernels.spec import parse_kernel_spec
 from harness.runs.prepare import Host
 
 pytestmark = pytest.mark.guest

@@ -12,8 +12,8 @@ from fake_sources import Builder, edit, git, git_fake
 
 from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.progress import SilentProgress
+from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
-from harness.model.kernel_request import KernelRequest
 from harness.runs.applicable import NotApplicableError
 from harness.runs.run_scenario import Session, Skipped
 from harness.scenario.scenario_files import Case

@@ -25,11 +25,11 @@ from harness.core.cache import Store
 from harness.core.paths import store_root
 from harness.core.process import spawn
 from harness.core.progress import SilentProgress
-from harness.kernels.kconfig import plan_config
+from harness.kernels.build.config import plan_config
+from harness.kernels.kernel import Kernel
+from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
-from harness.kernels.stored import kernel_in_use
-from harness.model.kernel import Kernel
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.store import kernel_in_use
 from harness.runs.run_scenario import Session
 from harness.scenario.scenario_files import Case
 
@@ -57,9 +57,9 @@ if __name__ == "__main__":
     configs = Path(os.environ["CROWD_ROOM"]) / "configs"
     patched = pytest.MonkeyPatch()
     patched.setattr(
-        "harness.kernels.from_source.plan_config", lambda names: plan_config(names, configs)
+        "harness.kernels.build.from_source.plan_config", lambda names: plan_config(names, configs)
     )
-    patched.setattr("harness.kernels.kernel_store._GRACE_SECONDS", float(os.environ["CROWD_GRACE"]))
+    patched.setattr("harness.kernels.prune._GRACE_SECONDS", float(os.environ["CROWD_GRACE"]))
     patched.setattr("harness.runs.prepare.require_qemu", lambda _asked: FIT_QEMU)
     patched.setattr(Session, "run_all", run_all)
     main.main(sys.argv[1:], prog_name="harness")

@@ -23,9 +23,9 @@ from harness.contract.result import RunResult, Verdict
 from harness.core.cache import Store
 from harness.core.paths import store_root
 from harness.core.progress import SilentProgress
-from harness.kernels.kconfig import plan_config
+from harness.kernels.build.config import plan_config
+from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
-from harness.model.kernel_request import KernelRequest
 from harness.runs.run_scenario import Session
 from harness.scenario.scenario_files import Case
 
@@ -57,7 +57,7 @@ def without_guests() -> pytest.MonkeyPatch:
         small_configs(configs)
     patched = pytest.MonkeyPatch()
     patched.setattr(
-        "harness.kernels.from_source.plan_config", lambda names: plan_config(names, configs)
+        "harness.kernels.build.from_source.plan_config", lambda names: plan_config(names, configs)
     )
     patched.setattr("harness.runs.prepare.require_qemu", lambda _asked: FIT_QEMU)
     patched.setattr(Session, "run_all", run_all)

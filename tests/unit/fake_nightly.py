@@ -16,7 +16,7 @@ from pathlib import Path
 from fake_guests import ROOM, run_all, without_guests
 
 from harness import cli_nightly
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.model.matrix import Combination
 from harness.runs.combination import ending_of
 from harness.runs.night_history import NightHistory

@@ -12,10 +12,10 @@ import pytest
 
 from harness.core.cache import Store
 from harness.core.progress import SilentProgress
-from harness.kernels.kconfig import plan_config
+from harness.kernels.build.config import plan_config
+from harness.kernels.kernel import Kernel
+from harness.kernels.request import KernelRequest, Toolchain
 from harness.kernels.resolve import resolve_kernel
-from harness.model.kernel import Kernel
-from harness.model.kernel_request import KernelRequest, Toolchain
 
 FAKE_KERNEL = Path(__file__).resolve().parents[1] / "data" / "fake_kernel"
 HMEM = "drivers/dax/hmem/hmem.c"
@@ -116,7 +116,8 @@ class Builder:
             hmem_builtin="CONFIG_DEV_DAX_HMEM=y\nCONFIG_NO_SUCH_THING=y\n",
         )
         monkeypatch.setattr(
-            "harness.kernels.from_source.plan_config", lambda names: plan_config(names, configs)
+            "harness.kernels.build.from_source.plan_config",
+            lambda names: plan_config(names, configs),
         )
         self.store = Store(root / "store")
         self.progress = Listener()

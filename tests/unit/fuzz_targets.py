@@ -19,7 +19,7 @@ from harness.contract.iomem import IomemError, parse_iomem
 from harness.contract.observation import ObservationError, parse_observation, split_sections
 from harness.core.errors import UsageError
 from harness.core.paths import PROJECT, SCENARIOS
-from harness.kernels.patch_series import read_series
+from harness.kernels.build.series import read_series
 from harness.platform.acpi_tables import AcpiTableError, parse_cedt, parse_srat, split_tables
 from harness.scenario.checks import check_scenario
 from harness.scenario.profile import Profile

@@ -10,9 +10,9 @@ from fake_sources import HMEM, Listener, builder, format_patch, git_fake
 
 from harness.core.cache import Store
 from harness.core.errors import UnbuildableError
-from harness.kernels.apply_series import series_commit
-from harness.kernels.patch_series import read_series
-from harness.kernels.source_tree import SourceState, SourceTree, look
+from harness.kernels.build.apply_series import series_commit
+from harness.kernels.build.series import read_series
+from harness.kernels.build.tree import SourceState, SourceTree, look
 
 __all__ = ["builder"]
 KMEM = "drivers/dax/kmem.c"

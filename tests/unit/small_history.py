@@ -13,8 +13,8 @@ from fake_sources import Listener as Notes
 
 from harness.core.cache import Store
 from harness.core.deadline import Deadline
+from harness.kernels.request import KernelRequest
 from harness.model.bisection import Bisected, Failures, Judged, Outcome, Step
-from harness.model.kernel_request import KernelRequest
 from harness.runs.bisection import Bisection, Ends
 from harness.runs.bisection_ends import Asked, Opened, open_bisection
 from harness.runs.bisection_record import Record, open_record

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from harness.core.kernel_version import kernel_version
-from harness.model.kernel import Kernel
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.kernel import Kernel
+from harness.kernels.request import KernelRequest
 from harness.runs.applicable import NotApplicableError, check_kernel, check_removable
 from harness.scenario.scenario_files import Case, load_case
 

@@ -15,7 +15,7 @@ from harness.core.cache import Store
 from harness.core.errors import (
     UsageError,
 )
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.runs.bisection_ends import Asked, open_bisection
 
 __all__ = ["store", "tree"]

@@ -27,11 +27,11 @@ from fake_sources import (
 
 from harness.core.errors import UnbuildableError, UsageError
 from harness.core.paths import PROJECT
+from harness.kernels.build.make import failure, first_error
+from harness.kernels.build.toolchain import find_toolchain, jobs
 from harness.kernels.image import read_release
-from harness.kernels.make_run import failure, first_error
+from harness.kernels.kernel import Kernel
 from harness.kernels.modules import find_modules, index_modules
-from harness.kernels.toolchain import find_toolchain, jobs
-from harness.model.kernel import Kernel
 
 __all__ = ["builder"]
 
@@ -206,7 +206,9 @@ def test_a_compiler_with_a_version_in_its_name(
         shutil.copy(tools / "gcc", tools / name)
     shutil.copy(tools / "gcc", tools / "llvm-nm-19")
     monkeypatch.setenv("PATH", str(tools))
-    monkeypatch.setattr("harness.kernels.toolchain._first_line", lambda program: f"{program} 19.1")
+    monkeypatch.setattr(
+        "harness.kernels.build.toolchain._first_line", lambda program: f"{program} 19.1"
+    )
     found = find_toolchain("clang")
     assert found.version == "clang-19 19.1\nld.lld-19 19.1"
     assert found.make_words == ("LLVM=-19", "CC=clang-19", "HOSTCC=clang-19")
@@ -214,7 +216,7 @@ def test_a_compiler_with_a_version_in_its_name(
     shutil.copy(tools / "gcc", tools / "clang")
     for own, suffix in ((14, "-19"), (21, "")):
         monkeypatch.setattr(
-            "harness.kernels.toolchain._first_line",
+            "harness.kernels.build.toolchain._first_line",
             lambda program, own=own: f"Debian {program} version {own}.0.6",
         )
         for name in ("ld.lld", "llvm-ar", "llvm-nm"):
@@ -234,7 +236,7 @@ def test_jobs(
     """By cores, and by memory that can be had: 512 MiB for each compiler, and always one."""
     file = tmp_path / "meminfo"
     file.write_text(f"MemFree:  1024 kB\nMemAvailable:  {megabytes << 10} kB\nCached:  7 kB\n")
-    monkeypatch.setattr("harness.kernels.toolchain._MEMINFO", file)
+    monkeypatch.setattr("harness.kernels.build.toolchain._MEMINFO", file)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
     assert jobs() == number
 

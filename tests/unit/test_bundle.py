@@ -18,7 +18,7 @@ from layouts import layout_of, state_of
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import UsageError
 from harness.core.paths import PROFILES, PROJECT, SCENARIOS
-from harness.kernels.patch_series import read_series
+from harness.kernels.build.series import read_series
 from harness.runs.bundle import INDEX, pack, unpack
 from harness.runs.evidence import Evidence
 from harness.runs.evidence_of import (

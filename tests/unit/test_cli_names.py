@@ -180,8 +180,10 @@ class Archive:
 def test_a_version_that_debian_does_not_have(
     harness: Harness, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.kernels.debian.open_apt", Archive().open)
-    monkeypatch.setattr("harness.kernels.debian.files_on_mirror", lambda *_: lambda _package: True)
+    monkeypatch.setattr("harness.kernels.debian.packages.open_apt", Archive().open)
+    monkeypatch.setattr(
+        "harness.kernels.debian.packages.files_on_mirror", lambda *_: lambda _package: True
+    )
     ended = harness("run", "exact_cover", "--kernel", "debian:99.9")
     note, _, message = ended.err.partition("\n")
     assert note == "asking the mirror which kernels it has"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fake_sources import Builder, builder, edit, git_fake
 
-from harness.kernels.build import cache_use
+from harness.kernels.build.build import cache_use
 
 __all__ = ["builder"]
 

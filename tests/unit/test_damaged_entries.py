@@ -19,9 +19,9 @@ from harness.core.errors import UsageError
 from harness.core.files import DamagedEntryError
 from harness.core.kernel_modules import ModulePlan
 from harness.guest.initramfs import shared_initramfs
-from harness.kernels.stored import kernel_in_use, require_whole_modules
-from harness.model.kernel import Kernel
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.kernel import Kernel
+from harness.kernels.request import KernelRequest
+from harness.kernels.store import kernel_in_use, require_whole_modules
 from harness.runs.prepare import Host, prepare_kernel
 
 __all__ = ["builder"]
@@ -94,7 +94,7 @@ MAKE_AGAIN = """
 import sys
 import time
 from pathlib import Path
-from harness.kernels.stored import discard_damaged
+from harness.kernels.store import discard_damaged
 from harness.core.progress import SilentProgress
 from harness.core.cache import Store
 from harness.core.files import made_again, require_whole

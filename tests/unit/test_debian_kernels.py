@@ -21,15 +21,15 @@ from harness.core.errors import UsageError
 from harness.core.process import CommandError
 from harness.core.progress import Progress, SilentProgress
 from harness.debian.apt import Apt, Package, SourcePackage
-from harness.kernels import debian
-from harness.kernels.debian import arrange, kernel_key
-from harness.kernels.debian_versions import (
+from harness.kernels.debian import packages as debian
+from harness.kernels.debian.mirror_files import files_on_mirror
+from harness.kernels.debian.packages import arrange, kernel_key
+from harness.kernels.debian.versions import (
     DebianKernel,
     choose_kernel,
     list_kernels,
     version_key,
 )
-from harness.kernels.mirror_files import files_on_mirror
 from harness.kernels.resolve import resolve_kernel
 
 LISTING = Path(__file__).resolve().parents[1] / "data" / "debian_cloud_kernels.txt"

@@ -13,7 +13,7 @@ from test_modules import put
 
 from harness.core.errors import UnbuildableError
 from harness.core.process import CommandError
-from harness.kernels.depmod import guest_modules, module_indexes
+from harness.kernels.build.depmod import guest_modules, module_indexes
 
 # Finds its folders behind depmod's options, as depmod does.
 LOADER = """\

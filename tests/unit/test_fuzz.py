@@ -20,7 +20,7 @@ from harness.cli import main
 from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import UnbuildableError
 from harness.core.progress import SilentProgress
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.request import KernelRequest
 from harness.runs import fuzz
 from harness.runs.applicable import NotApplicableError
 from harness.runs.fuzz import Campaign, ForgetfulHost, NewFailure, Tally

@@ -15,11 +15,11 @@ from fake_sources import Builder, builder, edit, git_fake
 
 from harness.core.errors import NotConfigurableError, UnbuildableError, UsageError
 from harness.core.progress import TerminalProgress
-from harness.kernels.kconfig import ConfigPlan, check_config, plan_config
-from harness.kernels.sandbox import find_sandbox
-from harness.kernels.untrusted import UntrustedFolder
-from harness.model.kconfig import parse_fragment
-from harness.model.kernel_config import parse_config
+from harness.kernels.build.config import ConfigPlan, check_config, plan_config
+from harness.kernels.build.kernel_config import parse_config
+from harness.kernels.build.sandbox import find_sandbox
+from harness.kernels.build.unmet_options import parse_fragment
+from harness.kernels.build.untrusted_files import UntrustedFolder
 
 __all__ = ["builder"]
 
@@ -74,7 +74,7 @@ def test_the_harness_writes_to_no_file_that_a_link_names(
         start.write_text("CONFIG_CXL_ACPI=m\n")
         tree = attacking(tmp_path / "other", "modules", f"cd $(O); ln -sfn {secret} {name}")
         plan = plan_config([f"distro:{start}"])
-        monkeypatch.setattr("harness.kernels.from_source.plan_config", lambda names: plan)
+        monkeypatch.setattr("harness.kernels.build.from_source.plan_config", lambda names: plan)
     for number in (2, 22):
         file = tree / "Kconfig"
         file.write_text(file.read_text() + f"# {number}\n")

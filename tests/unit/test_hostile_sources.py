@@ -23,10 +23,10 @@ from harness.core.errors import HarnessError, UnbuildableError, UsageError
 from harness.core.progress import SilentProgress
 from harness.debian.apt import SUITES, open_apt, unpack
 from harness.debian.mirror import MIRROR_VARIABLE
-from harness.kernels.apply_series import series_commit
-from harness.kernels.patch_series import read_series
-from harness.kernels.sandbox import find_sandbox
-from harness.kernels.source_tree import look
+from harness.kernels.build.apply_series import series_commit
+from harness.kernels.build.sandbox import find_sandbox
+from harness.kernels.build.series import read_series
+from harness.kernels.build.tree import look
 
 __all__ = ["builder"]
 

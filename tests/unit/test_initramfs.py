@@ -23,7 +23,7 @@ from harness.guest.initramfs import (
     write_run_initramfs,
 )
 from harness.guest.keys import RunKeys
-from harness.model.kernel import Kernel
+from harness.kernels.kernel import Kernel
 
 KERNEL = Kernel("debian:7.2", "7.2.0-test", Path("vmlinuz"), Path("modules"), None, "a1" * 16)
 PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl", "kmod", "chrt")

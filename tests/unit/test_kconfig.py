@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from harness.core.errors import UnbuildableError, UsageError
-from harness.kernels.kconfig import (
+from harness.kernels.build.config import (
     FRAGMENTS,
     ConfigPlan,
     check_config,
     fragment_names,
     plan_config,
 )
-from harness.model.kconfig import Option, merge, parse_fragment, render, unmet
-from harness.model.kconfig_expression import Dependency, dependencies, holding_back
-from harness.model.kernel_config import parse_config
+from harness.kernels.build.kconfig_expression import Dependency, dependencies, holding_back
+from harness.kernels.build.kernel_config import parse_config
+from harness.kernels.build.unmet_options import Option, merge, parse_fragment, render, unmet
 
 FAKE_KERNEL = Path(__file__).resolve().parents[1] / "data" / "fake_kernel"
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.model.kernel_config import parse_config
+from harness.kernels.build.kernel_config import parse_config
 
 TEXT = """\
 #

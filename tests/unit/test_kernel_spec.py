@@ -11,10 +11,10 @@ from fake_sources import Listener
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import SilentProgress
-from harness.kernels.kernel_spec import KernelSpec, parse_kernel_spec
+from harness.kernels.request import KernelRequest, as_request, request_of_options
 from harness.kernels.resolve import resolve_kernel
-from harness.kernels.stored import KIND
-from harness.model.kernel_request import KernelRequest, as_request, request_of_options
+from harness.kernels.spec import KernelSpec, parse_kernel_spec
+from harness.kernels.store import KIND
 
 
 def test_specs() -> None:
@@ -103,11 +103,13 @@ def test_a_damaged_entry_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (entry / "manifest.json").write_text("{")
         return entry
 
-    monkeypatch.setattr("harness.kernels.debian.fetch_debian_kernel", fetch)
+    monkeypatch.setattr("harness.kernels.debian.packages.fetch_debian_kernel", fetch)
     with pytest.raises(UsageError, match="damaged") as caught:
         resolve_kernel("debian:7.2", store, SilentProgress())
     assert "delete" in caught.value.hint
-    monkeypatch.setattr("harness.kernels.debian.fetch_debian_kernel", lambda *_, **__: made_whole())
+    monkeypatch.setattr(
+        "harness.kernels.debian.packages.fetch_debian_kernel", lambda *_, **__: made_whole()
+    )
 
     def made_whole() -> Path:
         stored(tmp_path)

@@ -10,9 +10,9 @@ from series_fixtures import applied, commit_of, one, patches, refused, store, tr
 from harness.core.cache import Store
 from harness.core.errors import UnbuildableError, UsageError
 from harness.core.paths import PROJECT
-from harness.kernels.apply_series import series_commit
-from harness.kernels.patch_series import Series, read_series
-from harness.kernels.source_tree import look
+from harness.kernels.build.apply_series import series_commit
+from harness.kernels.build.series import Series, read_series
+from harness.kernels.build.tree import look
 
 __all__ = ["builder", "patches", "store", "tree"]
 KMEM = "drivers/dax/kmem.c"

@@ -17,8 +17,8 @@ from harness.core.cache import Store
 from harness.core.errors import NotConfigurableError, UnbuildableError, UsageError
 from harness.core.progress import SilentProgress
 from harness.guest.initramfs import SharedInitramfs
-from harness.model.kernel import Kernel
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.kernel import Kernel
+from harness.kernels.request import KernelRequest
 from harness.runs.applicable import NotApplicableError
 from harness.runs.prepare import Bootable, Host, policy_for, prepare_case
 from harness.runs.run_guest import Judging

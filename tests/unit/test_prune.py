@@ -16,10 +16,10 @@ from fake_sources import Builder, Listener, builder, git_fake
 from harness.core.cache import Store
 from harness.core.kernel_modules import ModulePlan
 from harness.guest.initramfs import SharedInitramfs, shared_initramfs
-from harness.kernels.kernel_store import StoredItem, prune, size_of_the_rest, stored_items
-from harness.kernels.make_run import run_make
-from harness.kernels.stored import entry_in_use, folder_in_use, remove_unless_used
-from harness.model.kernel import Kernel
+from harness.kernels.build.make import run_make
+from harness.kernels.kernel import Kernel
+from harness.kernels.prune import StoredItem, prune, size_of_the_rest, stored_items
+from harness.kernels.store import entry_in_use, folder_in_use, remove_unless_used
 from harness.runs.prepare import Bootable, in_use
 
 __all__ = ["builder"]
@@ -171,7 +171,7 @@ def test_a_build_has_the_compilers_cache(
         removed.append(remove_unless_used(builder.store.root / "ccache", builder.store, "."))
         return run_make(*arguments, **options)
 
-    monkeypatch.setattr("harness.kernels.build.run_make", make)
+    monkeypatch.setattr("harness.kernels.build.build.run_make", make)
     builder(f"build:{git_fake(tmp_path / 'linux')}")
     assert removed == [False, False], "while it configures, and while it compiles"
 
@@ -188,7 +188,7 @@ def test_a_folder_that_is_removed_while_it_is_locked(
         if not removed:
             removed.append(folder.rename(tmp_path / "away"))
 
-    monkeypatch.setattr("harness.kernels.stored.fcntl.flock", late)
+    monkeypatch.setattr("harness.kernels.store.fcntl.flock", late)
     with folder_in_use(folder):
         assert folder.is_dir()
         with folder.joinpath("x").open("w"):

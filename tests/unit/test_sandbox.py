@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.kernels import sandbox as module
-from harness.kernels.sandbox import Places, Sandbox, build_environment, find_sandbox
+from harness.kernels.build import sandbox as module
+from harness.kernels.build.sandbox import Places, Sandbox, build_environment, find_sandbox
 
 HERE = Path("/store/source"), Path("/store/output"), Path("/store/ccache")
 

@@ -18,11 +18,11 @@ from harness.core.errors import UsageError
 from harness.core.process import CommandError
 from harness.core.progress import Progress
 from harness.debian.apt import Package, SourcePackage, parse_showsrc
-from harness.kernels import debian_source as module
-from harness.kernels.debian_source import choose_source, debian_source
-from harness.kernels.kernel_spec import KernelSpec
-from harness.kernels.mirror_files import AnyPackage
-from harness.kernels.source_tree import SourceState, SourceTree, look, split_ref
+from harness.kernels.build.tree import SourceState, SourceTree, look, split_ref
+from harness.kernels.debian import source as module
+from harness.kernels.debian.mirror_files import AnyPackage
+from harness.kernels.debian.source import choose_source, debian_source
+from harness.kernels.spec import KernelSpec
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from harness.core import files
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.files import SUMS, DamagedEntryError, is_damaged, made_again, require_whole
-from harness.kernels.stored import discard_damaged
+from harness.kernels.store import discard_damaged
 
 LARGE = bytes(range(256)) * 1024
 

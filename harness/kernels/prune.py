@@ -14,11 +14,11 @@ from typing import Literal
 
 from harness.core.cache import Store
 from harness.core.progress import Progress
-from harness.kernels.build import source_of_output
-from harness.kernels.from_source import CCACHE, OUTPUTS
-from harness.kernels.source_tree import FOLDER as SOURCES
-from harness.kernels.source_tree import USED, SourceTree
-from harness.kernels.stored import KIND, remove_unless_used
+from harness.kernels.build.build import source_of_output
+from harness.kernels.build.from_source import CCACHE, OUTPUTS
+from harness.kernels.build.tree import FOLDER as SOURCES
+from harness.kernels.build.tree import USED, SourceTree
+from harness.kernels.store import KIND, remove_unless_used
 
 # A run that has just found its kernel may not have said yet that it uses it.
 _GRACE_SECONDS = 300.0

@@ -13,8 +13,8 @@ from email.message import EmailMessage
 from pathlib import Path
 
 from harness.core.errors import UsageError
-from harness.kernels.mail_thread import FETCH_HINT, Mail, choose_series, told
-from harness.model.series_description import GUIDE, SeriesDescription
+from harness.kernels.build.mail_thread import FETCH_HINT, Mail, choose_series, told
+from harness.kernels.build.series_description import GUIDE, SeriesDescription
 from harness.scenario.scenario import Policy
 from harness.scenario.yaml_document import read_document
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from harness.core.deadline import Deadline
 from harness.core.errors import DeadlineExpiredError, HarnessError
 from harness.core.process import CommandError, run
-from harness.kernels.sandbox import Sandbox, build_environment, find_sandbox
-from harness.kernels.stored import DECODERS
-from harness.model.kernel import Kernel
+from harness.kernels.build.sandbox import Sandbox, build_environment, find_sandbox
+from harness.kernels.kernel import Kernel
+from harness.kernels.store import DECODERS
 
 _SECONDS = 120.0
 _PROGRAMS = ("bash", "addr2line", "nm", "readelf")

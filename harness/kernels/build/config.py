@@ -10,10 +10,10 @@ from pathlib import Path
 
 from harness.core.errors import NotConfigurableError, UnbuildableError, UsageError
 from harness.core.paths import PROJECT
-from harness.kernels.untrusted import UntrustedFolder
-from harness.model.kconfig import Option, Unmet, merge, parse_fragment, render, unmet
-from harness.model.kconfig_expression import Dependency, dependencies, holding_back
-from harness.model.kernel_config import KernelConfig, parse_config
+from harness.kernels.build.kconfig_expression import Dependency, dependencies, holding_back
+from harness.kernels.build.kernel_config import KernelConfig, parse_config
+from harness.kernels.build.unmet_options import Option, Unmet, merge, parse_fragment, render, unmet
+from harness.kernels.build.untrusted_files import UntrustedFolder
 
 FRAGMENTS = PROJECT / "kernel_configs"
 _BASE = "base"

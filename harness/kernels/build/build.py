@@ -17,15 +17,15 @@ from harness.core.deadline import Deadline
 from harness.core.errors import NotConfigurableError, UnbuildableError, UsageError
 from harness.core.process import run
 from harness.core.progress import Progress
+from harness.kernels.build.config import ConfigPlan, configure
+from harness.kernels.build.make import MakeKilledError, run_make
+from harness.kernels.build.sandbox import Sandbox, build_environment
+from harness.kernels.build.toolchain import FoundToolchain, jobs
+from harness.kernels.build.tree import SourceTree
+from harness.kernels.build.untrusted_files import UntrustedFolder
 from harness.kernels.image import read_release
-from harness.kernels.kconfig import ConfigPlan, configure
-from harness.kernels.make_run import MakeKilledError, run_make
 from harness.kernels.modules import module_files
-from harness.kernels.sandbox import Sandbox, build_environment
-from harness.kernels.source_tree import SourceTree
-from harness.kernels.stored import DECODERS, folder_in_use
-from harness.kernels.toolchain import FoundToolchain, jobs
-from harness.kernels.untrusted import UntrustedFolder
+from harness.kernels.store import DECODERS, folder_in_use
 
 _IMAGE = "arch/x86/boot/bzImage"
 # What a build may write to, and beside it the harness's own files, where no build gets at them.

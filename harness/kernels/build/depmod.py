@@ -10,9 +10,9 @@ from pathlib import Path
 from harness.core.deadline import Deadline
 from harness.core.kernel_modules import ModulePlan
 from harness.core.process import run
+from harness.kernels.build.sandbox import find_sandbox
+from harness.kernels.build.untrusted_files import UntrustedFolder
 from harness.kernels.modules import find_modules, index_modules, module_order, open_module
-from harness.kernels.sandbox import find_sandbox
-from harness.kernels.untrusted import UntrustedFolder
 
 _SECONDS = 120.0
 # The indexes do not name the release, which comes from the kernel and could be any path.

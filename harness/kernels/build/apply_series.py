@@ -12,9 +12,9 @@ from pathlib import Path
 from harness.core.errors import UnbuildableError
 from harness.core.process import Completed
 from harness.core.progress import Progress
-from harness.kernels.damaged_patches import is_stuffed, unstuffed
-from harness.kernels.patch_series import Series
-from harness.kernels.source_tree import SourceState, SourceTree
+from harness.kernels.build.damaged_patches import is_stuffed, unstuffed
+from harness.kernels.build.series import Series
+from harness.kernels.build.tree import SourceState, SourceTree
 
 _REF = "refs/heads/series"
 _STUFFED = "a mailer has put a space in front of each context line (format=flowed, RFC 3676)"

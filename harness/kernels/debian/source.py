@@ -19,10 +19,10 @@ from harness.core.errors import UsageError
 from harness.core.process import CommandError, run
 from harness.core.progress import Progress
 from harness.debian.apt import Apt, SourcePackage, open_apt, unpack
-from harness.kernels.debian_versions import newest_of_each, version_key
-from harness.kernels.kernel_spec import KernelSpec
-from harness.kernels.mirror_files import AnyPackage, files_on_mirror
-from harness.kernels.source_tree import FOLDER, SOURCE_BYTES, SourceState, SourceTree
+from harness.kernels.build.tree import FOLDER, SOURCE_BYTES, SourceState, SourceTree
+from harness.kernels.debian.mirror_files import AnyPackage, files_on_mirror
+from harness.kernels.debian.versions import newest_of_each, version_key
+from harness.kernels.spec import KernelSpec
 
 _READY_MADE = r"linux-source-\d+\.\d+"
 _PACKAGE = "linux"

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import Progress
-from harness.kernels.kconfig import ConfigPlan, plan_config
-from harness.kernels.kernel_spec import KernelSpec
-from harness.kernels.source_tree import SOURCE_BYTES, SourceState, SourceTree, look
-from harness.kernels.stored import KIND
-from harness.kernels.toolchain import FoundToolchain, find_toolchain
-from harness.model.kernel_request import KernelRequest
+from harness.kernels.build.config import ConfigPlan, plan_config
+from harness.kernels.build.toolchain import FoundToolchain, find_toolchain
+from harness.kernels.build.tree import SOURCE_BYTES, SourceState, SourceTree, look
+from harness.kernels.request import KernelRequest
+from harness.kernels.spec import KernelSpec
+from harness.kernels.store import KIND
 
 if TYPE_CHECKING:
-    from harness.kernels.build import BuildReport
-    from harness.kernels.patch_series import Series
-    from harness.kernels.sandbox import Sandbox
+    from harness.kernels.build.build import BuildReport
+    from harness.kernels.build.sandbox import Sandbox
+    from harness.kernels.build.series import Series
 
 OUTPUTS = "outputs"
 CCACHE = "ccache"
@@ -59,7 +59,7 @@ def build_from_source(
         progress.note(f"{series.path.name}: {series.left_out}")
     toolchain = find_toolchain(request.toolchain)
     if spec.source == "build:debian":
-        from harness.kernels.debian_source import debian_source
+        from harness.kernels.debian.source import debian_source
 
         source, state = debian_source(spec, store, progress, refresh=refresh)
     else:
@@ -68,7 +68,7 @@ def build_from_source(
     found = store.find(KIND, key)
     if found is not None:
         return found
-    from harness.kernels.apply_series import series_commit
+    from harness.kernels.build.apply_series import series_commit
 
     # Before anything waits for another build: a series that does not apply needs none.
     with source.looked_at(store, progress):
@@ -102,7 +102,7 @@ def _series(request: KernelRequest) -> Series | None:
             hint = "name it with --series"
             raise UsageError("--upto needs a series", where=str(request), hint=hint)
         return None
-    from harness.kernels.patch_series import read_series
+    from harness.kernels.build.series import read_series
 
     series = read_series(request.series).upto(request.upto)
     return series if series.patches else None
@@ -111,8 +111,8 @@ def _series(request: KernelRequest) -> Series | None:
 def _make(wanted: _Wanted, folder: Path, store: Store, progress: Progress) -> None:
     """Fill a store entry."""
     # Not needed, and not imported, when the store has the kernel.
-    from harness.kernels.build import BuildJob, build, collect, output_name
-    from harness.kernels.sandbox import find_sandbox
+    from harness.kernels.build.build import BuildJob, build, collect, output_name
+    from harness.kernels.build.sandbox import find_sandbox
 
     sandbox = find_sandbox()
     if sandbox.note:

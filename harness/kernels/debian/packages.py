@@ -14,11 +14,11 @@ from harness.core.errors import UsageError
 from harness.core.process import CommandError
 from harness.core.progress import Progress
 from harness.debian.apt import Apt, open_apt, unpack
-from harness.kernels.debian_versions import PACKAGES, DebianKernel, choose_kernel, list_kernels
+from harness.kernels.debian.mirror_files import files_on_mirror
+from harness.kernels.debian.versions import PACKAGES, DebianKernel, choose_kernel, list_kernels
 from harness.kernels.image import read_release
-from harness.kernels.kernel_spec import KernelSpec
-from harness.kernels.mirror_files import files_on_mirror
-from harness.kernels.stored import KIND, write_manifest
+from harness.kernels.spec import KernelSpec
+from harness.kernels.store import KIND, write_manifest
 
 _OLD_SECONDS = 6 * 3600.0
 _MODULE_LISTS = ("modules.order", "modules.builtin", "modules.builtin.modinfo")

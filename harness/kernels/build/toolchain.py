@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.core.deadline import Deadline
 from harness.core.errors import UsageError
 from harness.core.process import run
-from harness.model.kernel_request import Toolchain
+from harness.kernels.request import Toolchain
 
 # Each: the program, and the Debian package that brings it.
 _COMMON = (("make", "make"), ("flex", "flex"), ("bison", "bison"), ("bc", "bc"), ("lz4", "lz4"))

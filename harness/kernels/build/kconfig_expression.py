@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.model.kernel_config import KernelConfig
+from harness.kernels.build.kernel_config import KernelConfig
 
 _TOKEN = re.compile(r'\s*(\|\||&&|!=|<=|>=|[!()<>=]|"[^"]*"|\$\([^)]*\)|[\w./-]+)')
 _LEVELS = {"n": 0, "m": 1, "y": 2}

@@ -18,7 +18,7 @@ from pathlib import Path
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import Progress
-from harness.kernels.git import Repository, ask
+from harness.kernels.build.git import Repository, ask
 
 FOLDER = "sources"
 USED = "used"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.core.errors import UsageError
-from harness.model.kernel_config import KernelConfig
+from harness.kernels.build.kernel_config import KernelConfig
 
 _SET = re.compile(r"CONFIG_(\w+)=(\S.*)", re.ASCII)
 _UNSET = re.compile(r"# CONFIG_(\w+) is not set", re.ASCII)
