@@ -88,7 +88,7 @@ def list_command(kernel: str | None, policy: Policy) -> None:
 def _known_failures(kernel: str, policy: Policy) -> dict[str, str]:
     """The scenarios that are known to fail on a kernel, each with the issues that it meets."""
     from harness.core.progress import TerminalProgress
-    from harness.machine.layout_probe import machine_layout
+    from harness.machine.address_probe import machine_layout
     from harness.runs.prepare import this_host
     from harness.scenario.known_failures import known_failures, version_of
     from harness.scenario.scenario_files import load_case, scenario_names

@@ -17,7 +17,7 @@ from typing import IO
 from harness.guest.initramfs import write_run_initramfs
 from harness.guest.keys import RunKeys
 from harness.machine.console import console_pipe
-from harness.machine.qemu_command import Boot, ConsolePipe, qemu_argv
+from harness.machine.qemu_argv import Boot, ConsolePipe, qemu_argv
 from harness.runs.prepare import Host, Prepared
 
 _SECONDS = 3600

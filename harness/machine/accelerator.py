@@ -17,8 +17,8 @@ from typing import Literal
 from harness.core.deadline import Deadline
 from harness.core.errors import InconclusiveError, UsageError
 from harness.machine.qemu import running_qemu
+from harness.machine.qemu_argv import Accelerator, Boot, ConsolePipe, qemu_argv
 from harness.machine.qemu_binary import QemuBinary
-from harness.machine.qemu_command import Accelerator, Boot, ConsolePipe, qemu_argv
 from harness.platform.memory_range import MIB
 from harness.scenario.profile import NumaNode, Profile
 from harness.scenario.yaml_document import Size

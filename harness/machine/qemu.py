@@ -17,8 +17,8 @@ from harness.core.errors import GuestEndedError, HarnessError, MachineLostError
 from harness.core.process import spawn
 from harness.core.stale_qemu import owner_environment, reap_orphans_once
 from harness.machine.console import Console, console_pipe
-from harness.machine.monitor import Monitor
-from harness.machine.qemu_command import Control
+from harness.machine.qemu_argv import Control
+from harness.machine.qmp import Monitor
 from harness.machine.qtest import Qtest
 
 PATIENCE = 1.0

@@ -17,10 +17,10 @@ from harness.guest.initramfs import write_run_initramfs
 from harness.guest.keys import RunKeys
 from harness.guest.observe import early_messages
 from harness.guest.ssh import GuestShell, guest_shell
-from harness.machine.crash_watch import CrashWatch
+from harness.machine.console_watch import CrashWatch
 from harness.machine.firmware import check_committed, commit_decoders, prove_paths
 from harness.machine.qemu import PATIENCE, Qemu, running_qemu
-from harness.machine.qemu_command import Boot, ConsolePipe, Control, qemu_argv
+from harness.machine.qemu_argv import Boot, ConsolePipe, Control, qemu_argv
 from harness.runs.evidence import Evidence
 from harness.runs.evidence_of import write_inputs
 from harness.runs.prepare import Host, Prepared

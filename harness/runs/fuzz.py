@@ -24,7 +24,7 @@ from harness.contract.failure_signature import signature
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import UnbuildableError, UsageError
 from harness.kernels.request import KernelRequest
-from harness.machine.layout_probe import machine_layout
+from harness.machine.address_probe import machine_layout
 from harness.platform.address_map import MachineLayout
 from harness.runs.fuzz_files import DrawnCase, case_of
 from harness.runs.fuzz_layouts import Layout, layouts

@@ -19,7 +19,7 @@ from harness.guest.initramfs import write_acpi_tables
 from harness.kernels.request import KernelRequest
 from harness.machine.firmware import commit_decoders, prove_paths
 from harness.machine.qemu import running_qemu
-from harness.machine.qemu_command import Boot, qemu_argv
+from harness.machine.qemu_argv import Boot, qemu_argv
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.kernel_cmdline import kernel_command_line
 from harness.runs.prepare import Bootable, Host, Prepared, prepare_case, prepare_kernel, request_for

@@ -39,9 +39,9 @@ from harness.kernels.store import (
     require_whole_modules,
 )
 from harness.machine.accelerator import AskedAccelerator, choose_accelerator
-from harness.machine.layout_probe import machine_layout
+from harness.machine.address_probe import machine_layout
+from harness.machine.qemu_argv import Accelerator
 from harness.machine.qemu_binary import QemuBinary, require_qemu
-from harness.machine.qemu_command import Accelerator
 from harness.platform.acpi_tables import override_srat
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware

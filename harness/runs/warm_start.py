@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 from harness.core.kernel_modules import module_name
-from harness.machine.crash_watch import CrashWatch
+from harness.machine.console_watch import CrashWatch
 from harness.machine.snapshot import SavedMachine, restore_machine, save_machine
 from harness.runs.booted_guest import (
     BootedGuest,

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from harness.core.errors import MachineLostError
+from harness.machine.address_probe import machine_layout
 from harness.machine.firmware import commit_decoders, prove_paths
-from harness.machine.layout_probe import machine_layout
 from harness.machine.qemu import Qemu, running_qemu
-from harness.machine.qemu_command import qemu_argv
+from harness.machine.qemu_argv import qemu_argv
 from harness.machine.qtest import Qtest
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware

@@ -22,8 +22,8 @@ from harness.core.progress import SilentProgress
 from harness.machine import accelerator
 from harness.machine.accelerator import AskedAccelerator, choose_accelerator
 from harness.machine.qemu import running_qemu
+from harness.machine.qemu_argv import qemu_argv
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
-from harness.machine.qemu_command import qemu_argv
 from harness.runs.prepare import Host
 from harness.scenario.scenario_files import (
     load_profile,

@@ -44,7 +44,7 @@ def test_the_list_marks_what_is_known_to_fail_on_a_kernel(
 ) -> None:
     monkeypatch.setattr("harness.runs.prepare.require_qemu", lambda _asked: FIT_QEMU)
     monkeypatch.setattr(
-        "harness.machine.layout_probe.machine_layout",
+        "harness.machine.address_probe.machine_layout",
         lambda _qemu, profile, _remember: layout_of(profile),
     )
     ended = harness("list", "--kernel", kernel)

@@ -9,8 +9,8 @@ import pytest
 
 from harness.contract.boot_phases import StepMarks
 from harness.core.errors import GuestCrashedError, GuestEndedError, GuestLostError
-from harness.machine import crash_watch
-from harness.machine.crash_watch import CrashWatch
+from harness.machine import console_watch
+from harness.machine.console_watch import CrashWatch
 
 PANIC = "[    4.567890] Kernel panic - not syncing: Fatal exception in interrupt"
 END = "[    4.600000] ---[ end Kernel panic - not syncing: Fatal exception in interrupt ]---"
@@ -21,7 +21,7 @@ OOPS = "[    4.100000] BUG: kernel NULL pointer dereference, address: 0000000000
 OURS = "[    4.150000]  dax_hmem_platform_probe+0x12/0x40 [dax_hmem]"
 END_OF_OOPS = "[    4.200000] ---[ end trace 0000000000000000 ]---"
 
-REAL_SECONDS = crash_watch._TRACE_SECONDS + crash_watch._AFTERMATH_SECONDS
+REAL_SECONDS = console_watch._TRACE_SECONDS + console_watch._AFTERMATH_SECONDS
 
 FATAL = [
     (OOPS, "an oops: BUG: kernel NULL pointer dereference"),
@@ -37,8 +37,8 @@ FATAL = [
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crash_watch, "_TRACE_SECONDS", 0.3)
-    monkeypatch.setattr(crash_watch, "_AFTERMATH_SECONDS", 0.02)
+    monkeypatch.setattr(console_watch, "_TRACE_SECONDS", 0.3)
+    monkeypatch.setattr(console_watch, "_AFTERMATH_SECONDS", 0.02)
 
 
 def watching(*lines: str, step: str = "modprobe dax_hmem") -> CrashWatch:
@@ -199,7 +199,7 @@ def test_the_check_waits_for_the_trace() -> None:
 
 
 def test_the_check_waits_for_what_becomes_of_an_oops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crash_watch, "_AFTERMATH_SECONDS", 5.0)
+    monkeypatch.setattr(console_watch, "_AFTERMATH_SECONDS", 5.0)
     watch = watching(OOPS, END_OF_OOPS)
 
     def say_the_rest() -> None:

@@ -25,7 +25,7 @@ from harness.contract.observation import (
 )
 from harness.contract.preflight import early_problems, window_problems
 from harness.contract.result import Verdict
-from harness.machine.layout_probe import machine_layout
+from harness.machine.address_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware

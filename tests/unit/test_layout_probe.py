@@ -7,7 +7,7 @@ import pytest
 from layouts import cedt_table, layout_of, srat_table
 
 from harness.core.errors import MachineLostError
-from harness.machine.layout_probe import machine_layout
+from harness.machine.address_probe import machine_layout
 from harness.machine.qemu_binary import QemuBinary
 from harness.platform.acpi_tables import FixedWindow, parse_cedt
 from harness.platform.address_map import MachineLayout

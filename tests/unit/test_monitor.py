@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from harness.machine.monitor import Monitor
+from harness.machine.qmp import Monitor
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}}, "capabilities": []}}
 
@@ -79,7 +79,7 @@ def test_qemu_says_why_it_ends(last_words: list[dict[str, object]], reason: str)
 
 
 def test_a_qemu_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.machine.monitor._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("harness.machine.qmp._CLOSE_SECONDS", 0.05)
     with monitor_of(event("RESUME"), linger=True) as monitor:
         monitor.command("cont", {})
         assert monitor.shutdown_reason() == ""

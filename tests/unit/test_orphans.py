@@ -23,7 +23,7 @@ from harness.core.stale_qemu import (
     reap_orphans,
     reap_orphans_once,
 )
-from harness.machine.qemu_command import Boot, ConsolePipe, qemu_argv
+from harness.machine.qemu_argv import Boot, ConsolePipe, qemu_argv
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from msgspec import structs
 
 from harness.core.errors import UsageError
 from harness.core.paths import PROFILES
-from harness.machine import qemu_command
+from harness.machine import qemu_argv as qemu_command
+from harness.machine.qemu_argv import Boot, ConsolePipe, Control, qemu_argv
 from harness.machine.qemu_binary import QemuBinary
-from harness.machine.qemu_command import Boot, ConsolePipe, Control, qemu_argv
 from harness.platform.memory_range import GIB
 from harness.scenario.profile import Profile, read_profile
 from harness.scenario.scenario_files import load_profile, profile_names

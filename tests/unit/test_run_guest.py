@@ -15,7 +15,7 @@ from harness.contract.expected import Expected
 from harness.contract.judge import Judgement
 from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import GuestLostError, HarnessError, MomentMissedError
-from harness.machine.crash_watch import CrashWatch
+from harness.machine.console_watch import CrashWatch
 from harness.runs import judged
 from harness.runs.prepare import Prepared
 from harness.runs.run_guest import Judging, require_kernel, require_loaded, run_guest

@@ -16,8 +16,8 @@ from tempfile import TemporaryFile
 from harness.core.errors import MachineLostError, UsageError
 from harness.machine.fw_cfg import read_fw_cfg
 from harness.machine.qemu import running_qemu
+from harness.machine.qemu_argv import qemu_argv
 from harness.machine.qemu_binary import QemuBinary
-from harness.machine.qemu_command import qemu_argv
 from harness.platform.acpi_tables import (
     AcpiTableError,
     FixedWindow,
