@@ -11,7 +11,7 @@ from harness.core.errors import (
     HarnessError,
     MachineLostError,
 )
-from harness.guest.hang import stuck_tasks
+from harness.guest.blocked_tasks import stuck_tasks
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence
 

@@ -10,16 +10,15 @@ from harness.contract.expected import Expected
 from harness.contract.module_holders import HeldError, check_unloadable, workable_orders
 from harness.contract.observation import Observation
 from harness.contract.result import Finding, RunResult, StepOutcome, Verdict
-from harness.guest.life_steps import (
+from harness.guest.observe import observe, read_sections
+from harness.guest.post_boot import (
     StepDone,
     read_module_holders,
     read_region_makeup,
     run_commands,
     run_while_pending,
 )
-from harness.guest.observe import observe, read_sections
-from harness.guest.steps import Settling, observe_settled, scan_for_leaks
-from harness.model.life_plan import (
+from harness.guest.post_boot_plan import (
     Command,
     RegionMakeup,
     StepError,
@@ -28,6 +27,7 @@ from harness.model.life_plan import (
     region_over,
     reload_commands,
 )
+from harness.guest.settle import Settling, observe_settled, scan_for_leaks
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence
 from harness.runs.judged import judge_guest, with_undecoded

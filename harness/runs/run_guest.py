@@ -24,10 +24,10 @@ from harness.core.errors import (
     UsageError,
 )
 from harness.core.kernel_modules import module_name
-from harness.guest.loading import load_modules
+from harness.guest.modules import load_modules
 from harness.guest.observe import observe, read_sections
+from harness.guest.settle import Settling, observe_settled, scan_for_leaks, take_away_modules
 from harness.guest.ssh import GuestShell
-from harness.guest.steps import Settling, observe_settled, scan_for_leaks, take_away_modules
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence, new_evidence
 from harness.runs.evidence_of import JUDGING

@@ -34,7 +34,7 @@ PHASES = {
 }
 # So that what waits for a guest that never answers is over soon.
 SHORTER = {
-    "harness.guest.steps:_LOAD_SECONDS": 8.0,
+    "harness.guest.settle:_LOAD_SECONDS": 8.0,
     "harness.guest.observe:_SECONDS": 8.0,
     "harness.runs.booted_guest:_LOGIN_SECONDS": 8.0,
 }

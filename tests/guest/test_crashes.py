@@ -14,7 +14,7 @@ import pytest
 from harness.contract.result import RunResult, Verdict
 from harness.core.deadline import Deadline
 from harness.core.paths import PROJECT, SCENARIOS
-from harness.guest import steps
+from harness.guest import settle
 from harness.kernels.request import KernelRequest
 from harness.pytest_plugin import asked_kernel, report_text
 from harness.runs.booted_guest import BootedGuest
@@ -133,7 +133,7 @@ def test_an_oops_is_not_waited_for_until_the_deadline_of_the_step(
     assert (finding.rule, finding.phase) == ("6", "modprobe dax_hmem")
     assert any("oops_work+0x" in line for line in finding.dmesg)
     assert any("---[ end trace" in line for line in finding.dmesg)
-    assert result.timings["load"] < steps._LOAD_SECONDS
+    assert result.timings["load"] < settle._LOAD_SECONDS
     (note,) = result.notes
     assert "not decoded: it was built without debug information" in note
 
@@ -141,7 +141,7 @@ def test_an_oops_is_not_waited_for_until_the_deadline_of_the_step(
 def test_the_stack_of_a_module_that_hangs_is_in_the_finding(
     harness_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "_LOAD_SECONDS", 10.0)
+    monkeypatch.setattr(settle, "_LOAD_SECONDS", 10.0)
     result = run_case(harness_host, "exact_cover", mutant("crashes/hang-in-hmem"), tmp_path)
     assert result.verdict is Verdict.FAIL, report_text(result)
     (finding,) = result.findings
@@ -153,7 +153,7 @@ def test_the_stack_of_a_module_that_hangs_is_in_the_finding(
 def test_a_guest_that_says_nothing_tells_an_nmi_where_it_is(
     harness_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "_LOAD_SECONDS", 10.0)
+    monkeypatch.setattr(settle, "_LOAD_SECONDS", 10.0)
     result = run_case(harness_host, "exact_cover", mutant("crashes/dead-in-hmem"), tmp_path)
     assert result.verdict is Verdict.FAIL, report_text(result)
     (finding,) = result.findings

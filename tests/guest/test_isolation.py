@@ -15,7 +15,7 @@ import pytest
 from bench_room import EARLY, Bench, await_true
 
 from harness.core.deadline import Deadline
-from harness.guest import loading
+from harness.guest import modules
 from harness.guest.ssh import GuestShell
 from harness.pytest_plugin import asked_kernel
 from harness.runs.prepare import Host
@@ -47,7 +47,7 @@ def in_guest(
                 act(shell)
             return "not loaded"
 
-        monkeypatch.setattr(loading, "load_module", instead)
+        monkeypatch.setattr(modules, "load_module", instead)
         kernel = asked_kernel(request.config)
         judging = Judging("per_range", tmp_path, KnownIssues(issues=()))
         run_scenario(harness_host, load_case("exact_cover"), kernel, judging, start="cold")

@@ -17,7 +17,7 @@ from bench_room import EARLY, LATE, Bench, assert_inconclusive, await_true, fini
 from harness.contract.result import Verdict
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestCrashedError
-from harness.guest import loading
+from harness.guest import modules
 from harness.guest.ssh import GuestShell
 from harness.pytest_plugin import asked_kernel
 from harness.runs.prepare import Host
@@ -45,7 +45,7 @@ def test_a_kernel_that_panics_in_a_step_of_the_scenario(
             seconds.append(time.monotonic() - begin)
             raise
 
-    monkeypatch.setattr(loading, "load_module", crash)
+    monkeypatch.setattr(modules, "load_module", crash)
     result = run_scenario(
         harness_host,
         load_case("exact_cover"),

@@ -17,7 +17,7 @@ import yaml
 
 from harness.contract.result import RULES, Finding, RunResult, Verdict
 from harness.core.paths import PROJECT
-from harness.guest import loading, steps
+from harness.guest import modules, settle
 from harness.kernels.request import KernelRequest
 from harness.pytest_plugin import report_text
 from harness.runs.prepare import Host
@@ -111,7 +111,7 @@ def row(
             Session(harness_host, judging, jobs=default_jobs()) as session,
         ):
             if mutant.name in HANGING:
-                for module in (steps, loading):
+                for module in (settle, modules):
                     patched.setattr(module, "_LOAD_SECONDS", 15.0, raising=False)
             found = dict(run_all(session, names, kernel))
             # A host that starves its guests can leave a run without a judgement: once more.

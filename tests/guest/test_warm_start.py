@@ -23,7 +23,7 @@ from harness.core.deadline import Deadline
 from harness.core.errors import InconclusiveError, MachineLostError
 from harness.core.progress import TerminalProgress
 from harness.guest.observe import observe, read_sections
-from harness.guest.steps import Settling, load_module, observe_settled
+from harness.guest.settle import Settling, load_module, observe_settled
 from harness.machine import snapshot
 from harness.machine.qemu import Qemu
 from harness.machine.qtest import Qtest

@@ -17,7 +17,7 @@ from harness.core.errors import (
     HarnessError,
     MachineLostError,
 )
-from harness.guest import hang
+from harness.guest import blocked_tasks
 from harness.guest.ssh import GuestCommand
 from harness.runs.booted_guest import BootedGuest
 from harness.runs.evidence import Evidence
@@ -88,7 +88,7 @@ class FakeGuest:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hang, "_BETWEEN_SECONDS", 0.0)
+    monkeypatch.setattr(blocked_tasks, "_BETWEEN_SECONDS", 0.0)
 
 
 def explain(guest: FakeGuest, tmp_path: Path) -> HarnessError:

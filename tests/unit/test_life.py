@@ -18,9 +18,9 @@ from harness.contract.judge import Judgement, judge
 from harness.contract.observation import CxlRegion, Observation
 from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import GuestCrashedError
-from harness.guest.life_steps import StepDone
-from harness.guest.steps import Settling
-from harness.model.life_plan import Command, RegionMakeup
+from harness.guest.post_boot import StepDone
+from harness.guest.post_boot_plan import Command, RegionMakeup
+from harness.guest.settle import Settling
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import MemoryRange
 from harness.runs import life

@@ -12,7 +12,7 @@ import pytest
 from machines import by_cxl, by_hmem, committed, firmware_state, observed, span
 
 from harness.contract.observation import CxlRegion, Observation
-from harness.model.life_plan import (
+from harness.guest.post_boot_plan import (
     Command,
     RegionMakeup,
     StepError,

@@ -15,14 +15,14 @@ from harness.contract.boot_phases import StepMarks
 from harness.contract.observation import CxlRegion
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError, MomentMissedError
-from harness.guest.life_steps import (
+from harness.guest.post_boot import (
     read_module_holders,
     read_region_makeup,
     run_commands,
     run_while_pending,
 )
+from harness.guest.post_boot_plan import Command
 from harness.guest.ssh import GuestCommand, GuestShell
-from harness.model.life_plan import Command
 
 BUSY = "sh: write error: Device or resource busy"
 LOAD = Command("load kmem", "modprobe kmem")

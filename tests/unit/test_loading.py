@@ -10,7 +10,7 @@ import pytest
 
 from harness.contract.boot_phases import StepMarks
 from harness.core.deadline import Deadline
-from harness.guest.loading import load_modules
+from harness.guest.modules import load_modules
 from harness.guest.ssh import GuestCommand, GuestShell
 from harness.scenario.module_load import How, Load
 

@@ -13,14 +13,14 @@ from machines import span
 from harness.contract.boot_phases import StepMarks
 from harness.core.deadline import Deadline
 from harness.core.errors import DeadlineExpiredError, GuestLostError
-from harness.guest.ssh import GuestCommand, GuestShell
-from harness.guest.steps import (
+from harness.guest.settle import (
     Settling,
     load_module,
     observe_settled,
     scan_for_leaks,
     take_away_modules,
 )
+from harness.guest.ssh import GuestCommand, GuestShell
 from harness.platform.memory_range import MemoryRange
 
 SR = span("110000000-18fffffff")

@@ -14,8 +14,8 @@ from harness.contract.module_holders import parse_holders
 from harness.contract.observation import CxlRegion
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError, MomentMissedError
+from harness.guest.post_boot_plan import Command, RegionMakeup, makeup_line, read_makeup
 from harness.guest.ssh import GuestCommand, GuestShell
-from harness.model.life_plan import Command, RegionMakeup, makeup_line, read_makeup
 
 _STEP_SECONDS = 60.0
 _GARBLED_HINT = "see serial.log in the evidence, and run it again"

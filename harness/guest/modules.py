@@ -8,8 +8,8 @@ import shlex
 
 from harness.core.deadline import Deadline
 from harness.core.kernel_modules import MODPROBE, module_name
+from harness.guest.settle import load_module
 from harness.guest.ssh import GuestShell
-from harness.guest.steps import load_module
 from harness.scenario.module_load import Load
 
 _SECONDS = 60.0
