@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from harness.runs.bisection_ends import Opened
     from harness.runs.commit_judge import CommitJudge, Flakiness
     from harness.runs.prepare import Host
-    from harness.runs.run_scenario import Session
+    from harness.runs.session import Session
     from harness.scenario.scenario_files import Case
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -303,8 +303,8 @@ def _checked_need(runs: int, need: int) -> tuple[int, int]:
 
 def _session(guests: GuestOptions, host: Host) -> Session:
     """A session in which a failure is a failure, known or not, and is not made shorter."""
-    from harness.runs.run_guest import Judging
-    from harness.runs.run_scenario import Session, default_jobs
+    from harness.runs.guest_run import Judging
+    from harness.runs.session import Session, default_jobs
     from harness.scenario.known_issues import KnownIssues
 
     judging = Judging(
@@ -321,6 +321,6 @@ def _judge(
     guests: GuestOptions,
 ) -> CommitJudge:
     from harness.runs.commit_judge import CommitJudge
-    from harness.runs.run_scenario import default_jobs
+    from harness.runs.session import default_jobs
 
     return CommitJudge(host, session, cases, flakiness, guests.jobs or default_jobs())

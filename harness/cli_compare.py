@@ -50,7 +50,7 @@ def compare(
     from harness.model.comparison import Change
     from harness.model.comparison import compare as compare_results
     from harness.reports.comparison import comparison_lines
-    from harness.runs.run_scenario import Skipped
+    from harness.runs.session import Skipped
     from harness.scenario.scenario_files import load_cases
 
     if len(specs) != 2:

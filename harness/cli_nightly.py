@@ -219,9 +219,9 @@ def _bisect(
     from harness.runs.bisection_ends import Asked, open_bisection
     from harness.runs.bisection_record import open_record
     from harness.runs.commit_judge import CommitJudge
+    from harness.runs.guest_run import Judging
     from harness.runs.prepare import this_host
-    from harness.runs.run_guest import Judging
-    from harness.runs.run_scenario import Session, default_jobs
+    from harness.runs.session import Session, default_jobs
     from harness.scenario.known_issues import KnownIssues
     from harness.scenario.scenario_files import load_case
 

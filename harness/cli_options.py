@@ -25,7 +25,7 @@ from harness.scenario.scenario import POLICIES, Policy
 if TYPE_CHECKING:
     from harness.kernels.request import KernelRequest
     from harness.runs.prepare import Host
-    from harness.runs.run_scenario import Session
+    from harness.runs.session import Session
     from harness.runs.warm_start import AskedStart
 
 USAGE = 2
@@ -155,9 +155,9 @@ class GuestOptions:
         Raises:
             UsageError: the kernel's series is none.
         """
+        from harness.runs.guest_run import Judging
         from harness.runs.prepare import policy_for
-        from harness.runs.run_guest import Judging
-        from harness.runs.run_scenario import Session, default_jobs
+        from harness.runs.session import Session, default_jobs
         from harness.scenario.scenario_files import load_known_issues
 
         policy = policy_for(self.policy, request)

@@ -62,8 +62,8 @@ def run(
     first in the order 1, 4, 3. A scenario that is not about this kernel is skipped.
     """
     from harness.reports.terminal import summary_line
-    from harness.runs.reproducer import asked_load
-    from harness.runs.run_scenario import Skipped
+    from harness.runs.minimize import asked_load
+    from harness.runs.session import Skipped
     from harness.scenario.scenario_files import load_cases
 
     cases = load_cases(scenarios)

@@ -129,8 +129,8 @@ def scenario_runs(
 ) -> Iterator[ScenarioRuns]:
     """The runs of every scenario whose test was selected, on the kernel that was asked for."""
     from harness.pytest_runs import ScenarioRuns
+    from harness.runs.guest_run import Judging
     from harness.runs.prepare import policy_for
-    from harness.runs.run_guest import Judging
 
     option = request.config.getoption
     kernel = asked_kernel(request.config)
@@ -162,7 +162,7 @@ def scenario_result(
     A run without a judgement is an error of the test's set-up, not a failed assertion.
     """
     from harness.contract.result import Verdict
-    from harness.runs.run_scenario import Skipped
+    from harness.runs.session import Skipped
 
     result = scenario_runs.result(scenario_name)
     if isinstance(result, Skipped):

@@ -13,9 +13,9 @@ from harness.core.errors import UsageError
 if TYPE_CHECKING:
     from harness.contract.result import RunResult
     from harness.kernels.request import KernelRequest
+    from harness.runs.guest_run import Judging
     from harness.runs.prepare import Host
-    from harness.runs.run_guest import Judging
-    from harness.runs.run_scenario import Skipped
+    from harness.runs.session import Skipped
     from harness.runs.warm_start import AskedStart
     from harness.scenario.scenario_files import Case
 
@@ -44,8 +44,8 @@ class ScenarioRuns:
         repeat: int,
         start: AskedStart,
     ) -> None:
-        from harness.runs.live_machines import LiveMachines
-        from harness.runs.run_scenario import Session, default_jobs
+        from harness.runs.running_vms import LiveMachines
+        from harness.runs.session import Session, default_jobs
 
         # With machines of its own, since they are ended with the session.
         self._host = replace(host, live=LiveMachines())
@@ -77,7 +77,7 @@ class ScenarioRuns:
         Raises:
             UsageError: there is no such scenario, or it is wrong.
         """
-        from harness.runs.reproducer import asked_load
+        from harness.runs.minimize import asked_load
         from harness.scenario.scenario_files import load_case
 
         case = load_case(name)
@@ -100,7 +100,7 @@ class ScenarioRuns:
         return self._done.pop(name)
 
     def _take_until(self, name: str) -> None:
-        from harness.runs.run_scenario import Skipped
+        from harness.runs.session import Skipped
 
         for result in self._coming:
             ended = result.case.name if isinstance(result, Skipped) else result.scenario

@@ -105,7 +105,7 @@ def no_guest(monkeypatch: pytest.MonkeyPatch, room: Path) -> None:
     (room / "userland" / "root").mkdir(parents=True)
     monkeypatch.setattr("harness.guest.initramfs._add_programs", lambda *_arguments: None)
     monkeypatch.setattr("harness.kernels.build.depmod.module_indexes", lambda *_arguments: {})
-    monkeypatch.setattr("harness.runs.guest_source.booted_guest", start)
+    monkeypatch.setattr("harness.runs.guest_pool.booted_guest", start)
     monkeypatch.setattr("harness.kernels.debian.packages.open_apt", start)
 
 

@@ -18,10 +18,10 @@ from harness.core.errors import HarnessError, UnbuildableError
 from harness.core.progress import Progress
 from harness.kernels.request import KernelRequest
 from harness.model.matrix import Combination
-from harness.runs.applicable import NotApplicableError
+from harness.runs.guest_run import Judging
 from harness.runs.prepare import this_host
-from harness.runs.run_guest import Judging
-from harness.runs.run_scenario import Session
+from harness.runs.requirements import NotApplicableError
+from harness.runs.session import Session
 from harness.scenario.scenario_files import load_case, load_known_issues
 
 Message = dict[str, Any]

@@ -13,7 +13,7 @@ from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
 from harness.model.bisection import Failures, Judged, Outcome, judge_runs
 from harness.runs.prepare import Host, MissingModuleError, request_for
-from harness.runs.run_scenario import Session, Skipped
+from harness.runs.session import Session, Skipped
 from harness.scenario.scenario_files import Case
 
 SKIPPED = "SKIPPED"

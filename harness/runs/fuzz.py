@@ -29,7 +29,7 @@ from harness.platform.address_map import MachineLayout
 from harness.runs.fuzz_files import DrawnCase, case_of
 from harness.runs.fuzz_layouts import Layout, layouts
 from harness.runs.prepare import Host
-from harness.runs.run_scenario import Session, Skipped
+from harness.runs.session import Session, Skipped
 from harness.scenario.profile import Profile
 from harness.scenario.scenario import Policy
 from harness.scenario.scenario_files import Case

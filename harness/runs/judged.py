@@ -17,7 +17,7 @@ from harness.core.errors import GuestEndedError, MachineLostError
 from harness.guest.observe import require_whole_log
 from harness.machine.firmware import check_committed, unanswered
 from harness.machine.qemu import Qemu
-from harness.runs.booted_guest import BootedGuest
+from harness.runs.boot import BootedGuest
 from harness.runs.prepare import Prepared
 
 

@@ -47,13 +47,13 @@ from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.hdm_decoders import DecoderSetting, plan_decoders
 from harness.platform.kernel_cmdline import kernel_command_line
-from harness.runs.applicable import (
+from harness.runs.requirements import (
     NotApplicableError,
     check_kernel,
     check_removable,
     not_about,
 )
-from harness.runs.live_machines import LiveMachines
+from harness.runs.running_vms import LiveMachines
 from harness.scenario.allowed_messages import expected_messages
 from harness.scenario.guest_memory import check_acpi_tables, check_page_structs
 from harness.scenario.scenario import POLICIES, Policy, Scenario

@@ -27,7 +27,7 @@ from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import MemoryRange
 from harness.runs.bundle import SERIES, read_json
-from harness.runs.evidence_of import (
+from harness.runs.evidence_layout import (
     JUDGING,
     KERNEL_MANIFEST,
     LAYOUT,
@@ -35,7 +35,7 @@ from harness.runs.evidence_of import (
     SCENARIO,
     layout_from_json,
 )
-from harness.runs.reproducer import asked_load
+from harness.runs.minimize import asked_load
 from harness.runs.result_files import VERDICT, StoredRun, load_runs, read_text
 from harness.scenario.checks import check_scenario
 from harness.scenario.profile import read_profile

@@ -16,7 +16,7 @@ from typing import Literal
 from harness.core.kernel_modules import module_name
 from harness.machine.console_watch import CrashWatch
 from harness.machine.snapshot import SavedMachine, restore_machine, save_machine
-from harness.runs.booted_guest import (
+from harness.runs.boot import (
     BootedGuest,
     GuestIdentity,
     booted_guest,

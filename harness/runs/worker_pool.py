@@ -20,9 +20,9 @@ from harness.kernels.resolve import resolve_kernel
 from harness.kernels.store import kernel_in_use
 from harness.model.hosts import LabHost
 from harness.model.matrix import Combination
-from harness.runs.applicable import not_about
 from harness.runs.combination import Say
 from harness.runs.prepare import request_for
+from harness.runs.requirements import not_about
 from harness.runs.worker_messages import (
     NoHostError,
     Ticket,

@@ -22,21 +22,21 @@ from typing import Any
 PHASES = {
     "kernel": "harness.runs.prepare:resolve_kernel",
     "initramfs": "harness.guest.initramfs:_add_programs",
-    "start": "harness.runs.booted_guest:running_qemu",
+    "start": "harness.runs.boot:running_qemu",
     "monitor": "harness.machine.qemu:Qemu.connect_monitor",
-    "qtest": "harness.runs.booted_guest:commit_decoders",
-    "boot": "harness.runs.booted_guest:_await_ready",
-    "ssh": "harness.runs.booted_guest:logged_in",
-    "load": "harness.runs.run_guest:load_modules",
-    "observe": "harness.runs.run_guest:observe_settled",
-    "judge": "harness.runs.run_guest:judge_guest",
+    "qtest": "harness.runs.boot:commit_decoders",
+    "boot": "harness.runs.boot:_await_ready",
+    "ssh": "harness.runs.boot:logged_in",
+    "load": "harness.runs.guest_run:load_modules",
+    "observe": "harness.runs.guest_run:observe_settled",
+    "judge": "harness.runs.guest_run:judge_guest",
     "report": "harness.reports.terminal:result_lines",
 }
 # So that what waits for a guest that never answers is over soon.
 SHORTER = {
     "harness.guest.settle:_LOAD_SECONDS": 8.0,
     "harness.guest.observe:_SECONDS": 8.0,
-    "harness.runs.booted_guest:_LOGIN_SECONDS": 8.0,
+    "harness.runs.boot:_LOGIN_SECONDS": 8.0,
 }
 _MONTH = 30 * 86400.0
 

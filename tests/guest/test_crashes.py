@@ -17,10 +17,10 @@ from harness.core.paths import PROJECT, SCENARIOS
 from harness.guest import settle
 from harness.kernels.request import KernelRequest
 from harness.pytest_plugin import asked_kernel, report_text
-from harness.runs.booted_guest import BootedGuest
+from harness.runs.boot import BootedGuest
+from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
-from harness.runs.run_guest import Judging
-from harness.runs.run_scenario import run_scenario
+from harness.runs.session import run_scenario
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
 
@@ -40,7 +40,7 @@ def run_with(
 
     def run(step: Callable[[BootedGuest], None]) -> RunResult:
         monkeypatch.setattr(
-            "harness.runs.run_guest._run_steps", lambda guest, *_arguments: step(guest)
+            "harness.runs.guest_run._run_steps", lambda guest, *_arguments: step(guest)
         )
         return run_case(harness_host, "exact_cover", asked_kernel(request.config), tmp_path)
 

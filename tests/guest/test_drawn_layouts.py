@@ -12,9 +12,9 @@ from harness.core.paths import PROJECT
 from harness.kernels.request import KernelRequest
 from harness.pytest_plugin import asked_kernel, report_text
 from harness.runs.fuzz import Campaign, ForgetfulHost, Tally
+from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
-from harness.runs.run_guest import Judging
-from harness.runs.run_scenario import Session
+from harness.runs.session import Session
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
 

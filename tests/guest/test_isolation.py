@@ -18,9 +18,9 @@ from harness.core.deadline import Deadline
 from harness.guest import modules
 from harness.guest.ssh import GuestShell
 from harness.pytest_plugin import asked_kernel
+from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
-from harness.runs.run_guest import Judging
-from harness.runs.run_scenario import run_scenario
+from harness.runs.session import run_scenario
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
 

@@ -20,9 +20,9 @@ from harness.core.paths import PROJECT
 from harness.guest import modules, settle
 from harness.kernels.request import KernelRequest
 from harness.pytest_plugin import report_text
+from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
-from harness.runs.run_guest import Judging
-from harness.runs.run_scenario import Session, default_jobs
+from harness.runs.session import Session, default_jobs
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario import Policy
 from harness.scenario.scenario_files import load_case, scenario_names

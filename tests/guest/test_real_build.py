@@ -15,9 +15,9 @@ from harness.kernels.modules import find_modules, index_modules
 from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
 from harness.pytest_plugin import report_text
+from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
-from harness.runs.run_guest import Judging
-from harness.runs.run_scenario import run_scenario
+from harness.runs.session import run_scenario
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
 

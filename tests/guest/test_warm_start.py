@@ -30,9 +30,9 @@ from harness.machine.qtest import Qtest
 from harness.machine.snapshot import RestoreError, SavedMachine
 from harness.pytest_plugin import asked_kernel
 from harness.runs import warm_start
-from harness.runs.booted_guest import BootedGuest, booted_guest
+from harness.runs.boot import BootedGuest, booted_guest
 from harness.runs.evidence import Evidence, new_evidence
-from harness.runs.guest_source import choose_start, guest_source
+from harness.runs.guest_pool import choose_start, guest_source
 from harness.runs.prepare import Host, Prepared, prepare_case, request_for
 from harness.runs.timings import Timings
 from harness.runs.warm_start import WarmMachine, warm_machine

@@ -14,8 +14,8 @@ from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.progress import SilentProgress
 from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
-from harness.runs.applicable import NotApplicableError
-from harness.runs.run_scenario import Session, Skipped
+from harness.runs.requirements import NotApplicableError
+from harness.runs.session import Session, Skipped
 from harness.scenario.scenario_files import Case
 
 Answer = Callable[[str, int], Verdict | BaseException]

@@ -11,8 +11,8 @@ import pytest
 
 from harness.contract.result import RunResult, Verdict
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
-from harness.runs.applicable import NotApplicableError
-from harness.runs.run_scenario import Session, Skipped
+from harness.runs.requirements import NotApplicableError
+from harness.runs.session import Session, Skipped
 from harness.scenario.scenario_files import Case
 
 RELEASE = "7.2.0-made-up"

@@ -30,7 +30,7 @@ from harness.kernels.kernel import Kernel
 from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.store import kernel_in_use
-from harness.runs.run_scenario import Session
+from harness.runs.session import Session
 from harness.scenario.scenario_files import Case
 
 

@@ -26,7 +26,7 @@ from harness.core.progress import SilentProgress
 from harness.kernels.build.config import plan_config
 from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
-from harness.runs.run_scenario import Session
+from harness.runs.session import Session
 from harness.scenario.scenario_files import Case
 
 ROOM = Path(os.environ["HARNESS_STORE"]).parent

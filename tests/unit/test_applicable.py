@@ -12,7 +12,7 @@ import pytest
 from harness.core.kernel_version import kernel_version
 from harness.kernels.kernel import Kernel
 from harness.kernels.request import KernelRequest
-from harness.runs.applicable import NotApplicableError, check_kernel, check_removable
+from harness.runs.requirements import NotApplicableError, check_kernel, check_removable
 from harness.scenario.scenario_files import Case, load_case
 
 REQUEST = KernelRequest("build:linux")

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
-from harness.model.attempts import combine
 from harness.platform.memory_range import MemoryRange
 from harness.reports.terminal import result_lines
+from harness.runs.combine import combine
 from harness.scenario.module_load import Load
 from harness.scenario.scenario import OwnerName, Ownership
 

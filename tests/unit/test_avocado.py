@@ -23,10 +23,10 @@ from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.core.paths import PROJECT
 from harness.model.matrix import Combination
-from harness.runs.applicable import NotApplicableError
 from harness.runs.combination import Message, decode, encode, ending_of, ending_of_error
-from harness.runs.live_machines import LiveMachines
-from harness.runs.run_scenario import Session
+from harness.runs.requirements import NotApplicableError
+from harness.runs.running_vms import LiveMachines
+from harness.runs.session import Session
 from harness.scenario.scenario_files import scenario_names
 
 MATRIX = "kernels: [debian:7.2]\nscenarios: [exact_cover, partial_region, no_cxl]\nbuild: false\n"

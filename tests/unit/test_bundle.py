@@ -21,7 +21,7 @@ from harness.core.paths import PROFILES, PROJECT, SCENARIOS
 from harness.kernels.build.series import read_series
 from harness.runs.bundle import INDEX, pack, unpack
 from harness.runs.evidence import Evidence
-from harness.runs.evidence_of import (
+from harness.runs.evidence_layout import (
     JUDGING,
     KERNEL_MANIFEST,
     LAYOUT,
@@ -32,6 +32,7 @@ from harness.runs.evidence_of import (
     layout_from_json,
     write_inputs,
 )
+from harness.runs.minimize import asked_load
 from harness.runs.prepare import Prepared
 from harness.runs.replay import (
     judge_again,
@@ -41,7 +42,6 @@ from harness.runs.replay import (
     request_of,
     run_differences,
 )
-from harness.runs.reproducer import asked_load
 from harness.scenario.scenario_files import load_case
 
 SERIES = PROJECT / "patches/mutants/deferral/hmem-does-not-wait"

@@ -224,7 +224,7 @@ def test_the_note_about_kvm_comes_once(
     device = room / "no-kvm"
     chooser = functools.partial(choose_accelerator, device=device)
     monkeypatch.setattr("harness.runs.prepare.choose_accelerator", chooser)
-    monkeypatch.setattr("harness.runs.guest_source.booted_guest", lost)
+    monkeypatch.setattr("harness.runs.guest_pool.booted_guest", lost)
     ended = harness("run", "exact_cover", "exact_cover", "--kernel", kernel)
     assert ended.err == f"{device} is not there: using TCG\n"
     assert ended.code == 3

@@ -13,8 +13,8 @@ from fake_sources import copy_fake, edit, git
 
 from harness.contract.result import Verdict
 from harness.core.errors import UnbuildableError
-from harness.runs.applicable import NotApplicableError
 from harness.runs.prepare import MissingModuleError
+from harness.runs.requirements import NotApplicableError
 
 __all__ = ["builder", "guests", "made_tree", "tree"]
 

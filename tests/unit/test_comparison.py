@@ -15,7 +15,7 @@ from machines import span
 from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.model.comparison import Change, Row, Side, compare, side_of
 from harness.reports.comparison import comparison_lines
-from harness.runs.run_scenario import Session, Skipped
+from harness.runs.session import Session, Skipped
 from harness.scenario.scenario import OwnerName, Ownership
 from harness.scenario.scenario_files import Case
 

@@ -34,7 +34,7 @@ from harness.machine.qtest import Qtest
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import GIB
-from harness.runs.booted_guest import BootedGuest
+from harness.runs.boot import BootedGuest
 from harness.runs.judged import with_undecoded
 from harness.runs.prepare import Prepared
 from harness.scenario.checks import check_scenario

@@ -13,13 +13,13 @@ import pytest
 
 from harness.contract.observation import split_sections
 from harness.contract.result import Difference, Finding, OwnedRange, Piece, RunResult, Verdict
-from harness.model.attempts import combine
-from harness.model.determinism import Guest, comparable_parts, differences
-from harness.model.stable_names import stable_names
-from harness.model.varying_messages import comparable_messages
 from harness.platform.memory_range import MemoryRange
 from harness.reports.terminal import result_lines
-from harness.runs.same_evidence import compared
+from harness.runs.combine import combine
+from harness.runs.repeat_differences import Guest, comparable_parts, differences
+from harness.runs.repeats import compared
+from harness.runs.stable_names import stable_names
+from harness.runs.varying_messages import comparable_messages
 from harness.scenario.module_load import Load
 from harness.scenario.scenario import Ownership
 

@@ -138,7 +138,7 @@ def problem_of(message: Message) -> str | None:
 
 
 # Whose waits are for a guest that has evidence: the hint of a Deadline without one is about that.
-OF_A_GUEST = ("harness/guest/", "harness/runs/booted_guest.py")
+OF_A_GUEST = ("harness/guest/", "harness/runs/boot.py")
 
 
 def test_no_wait_for_something_else_sends_the_reader_to_a_guests_log() -> None:

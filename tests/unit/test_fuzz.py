@@ -22,10 +22,10 @@ from harness.core.errors import UnbuildableError
 from harness.core.progress import SilentProgress
 from harness.kernels.request import KernelRequest
 from harness.runs import fuzz
-from harness.runs.applicable import NotApplicableError
 from harness.runs.fuzz import Campaign, ForgetfulHost, NewFailure, Tally
 from harness.runs.prepare import Host
-from harness.runs.run_scenario import Session, Skipped
+from harness.runs.requirements import NotApplicableError
+from harness.runs.session import Session, Skipped
 from harness.scenario.scenario_files import Case, load_case
 
 Judge = Callable[[Case], tuple[Verdict, tuple[Finding, ...]]]

@@ -18,9 +18,9 @@ from harness.contract.result import RunResult, Start, Verdict
 from harness.core.errors import GuestCrashedError, GuestLostError, HarnessError, MachineLostError
 from harness.guest.initramfs import SCENARIO_MODULES, SharedInitramfs
 from harness.machine.snapshot import RestoreError
-from harness.runs import guest_source as under_test
+from harness.runs import guest_pool as under_test
 from harness.runs.evidence import Evidence
-from harness.runs.guest_source import GuestSource, choose_start, confirmed, guest_source
+from harness.runs.guest_pool import GuestSource, choose_start, confirmed, guest_source
 from harness.runs.prepare import Host, Prepared
 from harness.runs.timings import Timings
 from harness.runs.warm_start import AskedStart, warm_obstacle

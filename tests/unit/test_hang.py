@@ -19,9 +19,9 @@ from harness.core.errors import (
 )
 from harness.guest import blocked_tasks
 from harness.guest.ssh import GuestCommand
-from harness.runs.booted_guest import BootedGuest
+from harness.runs.boot import BootedGuest
 from harness.runs.evidence import Evidence
-from harness.runs.hang import explain_silence
+from harness.runs.hang_diagnosis import explain_silence
 
 MODPROBE = "76 (modprobe) D 75 75 75 0 -1 4194304 98 0 0 0 0 7 0 0 20 0 1 0 260 925696 120 0\n"
 SHELL = "75 (sh) S 0 75 75 0 -1 4194304 98 0 0 0 0 7 0 0 20 0 1 0 260 925696 120 0\n"

@@ -23,8 +23,8 @@ from harness.guest.post_boot_plan import Command, RegionMakeup
 from harness.guest.settle import Settling
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.memory_range import MemoryRange
-from harness.runs import life
-from harness.runs.booted_guest import BootedGuest
+from harness.runs import post_boot as life
+from harness.runs.boot import BootedGuest
 from harness.runs.evidence import Evidence
 from harness.runs.prepare import Prepared
 from harness.runs.timings import Timings

@@ -19,10 +19,10 @@ from harness.core.progress import SilentProgress
 from harness.guest.initramfs import SharedInitramfs
 from harness.kernels.kernel import Kernel
 from harness.kernels.request import KernelRequest
-from harness.runs.applicable import NotApplicableError
+from harness.runs.guest_run import Judging
 from harness.runs.prepare import Bootable, Host, policy_for, prepare_case
-from harness.runs.run_guest import Judging
-from harness.runs.run_scenario import Session, Skipped
+from harness.runs.requirements import NotApplicableError
+from harness.runs.session import Session, Skipped
 from harness.scenario.scenario_files import load_case
 
 __all__ = ["builder"]
@@ -68,7 +68,7 @@ def test_a_run_is_judged_by_the_policy_of_its_series(
         def run_all(self, *_arguments: Any) -> Iterator[RunResult | Skipped]:
             yield RunResult("x", "x", "per_range", verdict=Verdict.PASS)
 
-    monkeypatch.setattr("harness.runs.run_scenario.Session", Judged)
+    monkeypatch.setattr("harness.runs.session.Session", Judged)
     folder = series(Path("mine"), "policy: all_or_nothing\n")
     assert harness("run", "exact_cover", "--series", folder, *words).code == 0
     assert seen == [policy]

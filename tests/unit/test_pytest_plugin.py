@@ -16,8 +16,8 @@ from harness.core.errors import UsageError
 from harness.core.progress import SilentProgress
 
 # Both imported here: pytester forgets the modules that were first imported below it.
-from harness.runs import prepare, run_scenario
-from harness.runs.applicable import NotApplicableError
+from harness.runs import prepare, session
+from harness.runs.requirements import NotApplicableError
 from harness.scenario.scenario_files import Case, scenario_names
 
 pytest_plugins = ["pytester"]
@@ -69,18 +69,18 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...
     def use(verdict: Verdict | BaseException, **more: Any) -> list[tuple[Any, ...]]:
         seen: list[tuple[Any, ...]] = []
 
-        class Answering(run_scenario.Session):
+        class Answering(session.Session):
             def __init__(self, host: Any, *arguments: Any, **options: Any) -> None:
                 super().__init__(host, *arguments, **options)
                 self.given = (arguments[0], options["repeat"], options["start"])
 
             def run_all(
                 self, cases: Iterable[Case], kernel: object
-            ) -> Iterator[RunResult | run_scenario.Skipped]:
+            ) -> Iterator[RunResult | session.Skipped]:
                 for case in cases:
                     seen.append((case, kernel, *self.given))
                     if isinstance(verdict, NotApplicableError):
-                        yield run_scenario.Skipped(case, verdict)
+                        yield session.Skipped(case, verdict)
                     elif isinstance(verdict, BaseException):
                         raise verdict
                     else:
@@ -92,7 +92,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...
                             **{"kernel_release": "7.2.0", "evidence": "the folder"} | more,
                         )
 
-        monkeypatch.setattr(run_scenario, "Session", Answering)
+        monkeypatch.setattr(session, "Session", Answering)
         return seen
 
     return use

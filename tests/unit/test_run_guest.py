@@ -17,8 +17,8 @@ from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import GuestLostError, HarnessError, MomentMissedError
 from harness.machine.console_watch import CrashWatch
 from harness.runs import judged
+from harness.runs.guest_run import Judging, require_kernel, require_loaded, run_guest
 from harness.runs.prepare import Prepared
-from harness.runs.run_guest import Judging, require_kernel, require_loaded, run_guest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.module_load import Load
 
@@ -71,7 +71,7 @@ def test_a_machine_that_nothing_was_tested_on_never_passes(
         "live_on": lambda _life, result, *_: result,
         "with_decoded_traces": lambda result, *_: result,
     }.items():
-        monkeypatch.setattr(f"harness.runs.run_guest.{name}", value)
+        monkeypatch.setattr(f"harness.runs.guest_run.{name}", value)
     made_up = SimpleNamespace  # enough of each for what is left
     state = made_up(windows=(SEEN.iomem.roots[0].range,), judged_ranges=tuple)
     prepared = made_up(
@@ -124,7 +124,7 @@ def test_a_guest_that_told_nothing_is_done_again(
     kernel = SimpleNamespace(release="7.2", image=tmp_path / "k" / "vmlinuz")
     bootable = SimpleNamespace(kernel=kernel, accel="tcg", config_sha256=None)
     prepared = SimpleNamespace(case=SimpleNamespace(name="exact_cover"), bootable=bootable)
-    monkeypatch.setattr("harness.runs.run_guest.in_use", nullcontext)
+    monkeypatch.setattr("harness.runs.guest_run.in_use", nullcontext)
     left = list(endings)
 
     @contextmanager

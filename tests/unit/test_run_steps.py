@@ -15,9 +15,9 @@ from machines import observed
 from harness.contract.expected import Expected, expectations
 from harness.contract.judge import Judgement
 from harness.contract.result import Finding, RunResult, Verdict
-from harness.runs import run_guest
+from harness.runs import guest_run
 from harness.runs.evidence import Evidence
-from harness.runs.run_guest import Judging
+from harness.runs.guest_run import Judging
 from harness.runs.timings import Timings
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.module_load import Load
@@ -47,7 +47,7 @@ def first_judgement(
         "judge_guest": judge_guest,
         "live_on": lambda _life, result, *_: result,
     }.items():
-        monkeypatch.setattr(run_guest, name, answer)
+        monkeypatch.setattr(guest_run, name, answer)
     case = load_case(scenario)
     bootable = SimpleNamespace(
         patience=1.0,
@@ -63,7 +63,7 @@ def first_judgement(
         expectations=lambda policy, *_: expectations(case.scenario, state, policy),
     )
     guest = SimpleNamespace(shell=None, check=lambda: None)
-    return run_guest._run_steps(
+    return guest_run._run_steps(
         cast(Any, guest),
         cast(Any, prepared),
         Load("in_order", ()),

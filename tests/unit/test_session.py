@@ -21,13 +21,13 @@ from harness.contract.result_record import read_record
 from harness.core.errors import MachineLostError, UnbuildableError, UsageError
 from harness.core.paths import SCENARIOS
 from harness.core.progress import SilentProgress
-from harness.runs import run_scenario as runs
-from harness.runs.applicable import NotApplicableError
-from harness.runs.live_machines import LiveMachines, StoppedError
+from harness.runs import session as runs
+from harness.runs.guest_run import Judging
+from harness.runs.minimize import asked_load, loading
 from harness.runs.prepare import Host
-from harness.runs.reproducer import asked_load, loading
-from harness.runs.run_guest import Judging
-from harness.runs.run_scenario import Session, Skipped
+from harness.runs.requirements import NotApplicableError
+from harness.runs.running_vms import LiveMachines, StoppedError
+from harness.runs.session import Session, Skipped
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.module_load import Load, LoadPlan
 from harness.scenario.scenario_files import Case, load_case, load_cases
@@ -93,7 +93,7 @@ def replaceable(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_case(_prepared: object, case: Case) -> Any:
         return SimplePrepared(case)
 
-    monkeypatch.setattr("harness.runs.reproducer.with_case", with_case)
+    monkeypatch.setattr("harness.runs.minimize.with_case", with_case)
 
 
 def session(

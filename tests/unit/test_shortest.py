@@ -11,8 +11,8 @@ import pytest
 from machines import CXL, span
 
 from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
-from harness.model.attempts import combine
-from harness.runs import reproducer
+from harness.runs import minimize
+from harness.runs.combine import combine
 from harness.runs.prepare import Prepared
 from harness.scenario.module_load import Load
 from harness.scenario.scenario_files import load_case
@@ -42,14 +42,14 @@ def result(load: Load, findings: Sequence[Finding], owner: str = "dax_cxl") -> R
 @pytest.fixture
 def shortest(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fails], tuple[str, ...]]:
     prepared = cast(Prepared, SimpleNamespace(case=load_case("exact_cover")))
-    monkeypatch.setattr(reproducer, "with_case", lambda one, _case: one)
+    monkeypatch.setattr(minimize, "with_case", lambda one, _case: one)
 
     def shorten(fails: Fails) -> tuple[str, ...]:
         """The shortest load, of a guest that fails as a function of its modules says."""
         first = Load("in_order", LOAD)
         failed = combine([result(first, fails(LOAD)), result(first, (), "nobody")], 1.0)
         assert any("ended differently" in one.text for one in failed.findings)
-        return reproducer.shortest_failing(
+        return minimize.shortest_failing(
             failed, prepared, lambda _prepared, load: result(load, fails(load.modules))
         ).modules
 

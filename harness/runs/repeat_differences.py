@@ -23,8 +23,8 @@ from typing import Any
 
 from harness.contract.observation import SECTIONS
 from harness.contract.result import Difference, Finding, OwnedRange, RunResult
-from harness.model.stable_names import StableNames, stable_names
-from harness.model.varying_messages import comparable_messages, masked
+from harness.runs.stable_names import StableNames, stable_names
+from harness.runs.varying_messages import comparable_messages, masked
 
 NOT_COMPARED = {
     "verdict.json": "its parts are compared one by one",

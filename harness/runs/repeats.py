@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.contract.result import Difference, RunResult
-from harness.model.determinism import NOT_COMPARED, Guest, comparable_parts, differences
+from harness.runs.repeat_differences import NOT_COMPARED, Guest, comparable_parts, differences
 from harness.scenario.module_load import Load
 
 # More than any file of the evidence that is compared; a guest must not fill the memory.

@@ -17,15 +17,15 @@ from typing import Protocol
 from harness.contract.result import RunResult, Start, Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError
 from harness.kernels.request import KernelRequest, as_request
-from harness.model.attempts import combine
-from harness.runs.applicable import NotApplicableError
-from harness.runs.booted_guest import BootedGuest
+from harness.runs.boot import BootedGuest
+from harness.runs.combine import combine
 from harness.runs.evidence import Evidence, new_evidence
-from harness.runs.guest_source import GuestSource, confirmed, guest_source
+from harness.runs.guest_pool import GuestSource, confirmed, guest_source
+from harness.runs.guest_run import Judging, ended, run_guest
+from harness.runs.minimize import shortest_failing
 from harness.runs.prepare import Host, Prepared, prepare_case, request_for
-from harness.runs.reproducer import shortest_failing
-from harness.runs.run_guest import Judging, ended, run_guest
-from harness.runs.same_evidence import compared
+from harness.runs.repeats import compared
+from harness.runs.requirements import NotApplicableError
 from harness.runs.timings import Timings
 from harness.runs.warm_start import AskedStart
 from harness.scenario.module_load import Load, TooManyOrdersError, loads_of

@@ -28,12 +28,12 @@ from harness.guest.modules import load_modules
 from harness.guest.observe import observe, read_sections
 from harness.guest.settle import Settling, observe_settled, scan_for_leaks, take_away_modules
 from harness.guest.ssh import GuestShell
-from harness.runs.booted_guest import BootedGuest
+from harness.runs.boot import BootedGuest
 from harness.runs.evidence import Evidence, new_evidence
-from harness.runs.evidence_of import JUDGING
-from harness.runs.hang import explain_silence
+from harness.runs.evidence_layout import JUDGING
+from harness.runs.hang_diagnosis import explain_silence
 from harness.runs.judged import judge_guest, judging_inputs, with_undecoded
-from harness.runs.life import Life, live_on
+from harness.runs.post_boot import Life, live_on
 from harness.runs.prepare import Prepared, in_use
 from harness.runs.timings import Timings
 from harness.runs.traces import with_decoded_traces

@@ -28,7 +28,7 @@ from harness.guest.post_boot_plan import (
     reload_commands,
 )
 from harness.guest.settle import Settling, observe_settled, scan_for_leaks
-from harness.runs.booted_guest import BootedGuest
+from harness.runs.boot import BootedGuest
 from harness.runs.evidence import Evidence
 from harness.runs.judged import judge_guest, with_undecoded
 from harness.runs.prepare import Prepared

@@ -22,7 +22,7 @@ from harness.machine.firmware import check_committed, commit_decoders, prove_pat
 from harness.machine.qemu import PATIENCE, Qemu, running_qemu
 from harness.machine.qemu_argv import Boot, ConsolePipe, Control, qemu_argv
 from harness.runs.evidence import Evidence
-from harness.runs.evidence_of import write_inputs
+from harness.runs.evidence_layout import write_inputs
 from harness.runs.prepare import Host, Prepared
 from harness.runs.timings import Timings
 

@@ -12,7 +12,7 @@ from harness.core.errors import (
     MachineLostError,
 )
 from harness.guest.blocked_tasks import stuck_tasks
-from harness.runs.booted_guest import BootedGuest
+from harness.runs.boot import BootedGuest
 from harness.runs.evidence import Evidence
 
 # The kernel gives CPUs that do not stop ten seconds, and only then writes to the console.

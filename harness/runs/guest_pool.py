@@ -11,7 +11,7 @@ from harness.contract.preflight import early_problems
 from harness.contract.result import RunResult, Start, Verdict
 from harness.core.errors import GuestCrashedError, HarnessError, InconclusiveError, PreflightError
 from harness.guest.observe import early_messages
-from harness.runs.booted_guest import BootedGuest, booted_guest
+from harness.runs.boot import BootedGuest, booted_guest
 from harness.runs.evidence import Evidence
 from harness.runs.prepare import Host, Prepared, in_use
 from harness.runs.timings import Timings
