@@ -30,10 +30,10 @@ from avocado.core.spawners.common import SpawnCapabilities, SpawnerMixin, SpawnM
 from harness.core.errors import HarnessError, UsageError
 
 if TYPE_CHECKING:
-    from harness.model.matrix import Combination, Plan
-    from harness.runs.combination import Message
-    from harness.runs.worker_messages import Ticket
-    from harness.runs.worker_pool import Pool
+    from harness.matrix.entry import Message
+    from harness.matrix.plan import Combination, Plan
+    from harness.matrix.worker_messages import Ticket
+    from harness.matrix.worker_pool import Pool
 
 KIND = "ownership"
 _PREFIX = f"{KIND}:"
@@ -76,7 +76,7 @@ class OwnershipResolver(Resolver):  # type: ignore[misc]
             if reference.startswith(_PREFIX):
                 chosen: tuple[Combination, ...] = _asked(reference.removeprefix(_PREFIX))
             elif reference.endswith((".yaml", ".yml")) and os.path.isfile(reference):
-                from harness.runs.matrix import is_matrix, load_matrix
+                from harness.matrix.matrix_file import is_matrix, load_matrix
 
                 if not is_matrix(Path(reference)):
                     return _not_found(reference, f'"{reference}" is no matrix')
@@ -113,9 +113,9 @@ class OwnershipRunner(BaseRunner):  # type: ignore[misc]
     def run(self, runnable: Runnable) -> Iterator[Message]:
         """Run it; every message as soon as it is there."""
         from harness.core.progress import SilentProgress
+        from harness.matrix.entry import CombinationRun
+        from harness.matrix.matrix_file import read_combination
         from harness.reports.terminal import result_lines
-        from harness.runs.combination import CombinationRun
-        from harness.runs.matrix import read_combination
 
         output = runnable.output_dir
         raw = runnable.kwargs.get("combination")
@@ -176,7 +176,7 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
             from avocado.core.output import LOG_UI
 
             from harness.core.progress import TerminalProgress
-            from harness.runs.lab import connected_pool
+            from harness.matrix.lab import connected_pool
 
             hosts = self.config.get(f"{_SECTION}.hosts")
             try:
@@ -248,8 +248,8 @@ class _Handle:
     """A task under way: its thread talks to a worker and to avocado's status server."""
 
     def __init__(self, threads: ThreadPoolExecutor, pool: Pool, task: Any) -> None:
-        from harness.runs.matrix import read_combination
-        from harness.runs.worker_messages import Ticket
+        from harness.matrix.matrix_file import read_combination
+        from harness.matrix.worker_messages import Ticket
 
         self.ticket: Ticket = Ticket()
         one = read_combination(task.runnable.kwargs["combination"])
@@ -276,8 +276,8 @@ def _asked(text: str) -> tuple[Combination, ...]:
     """
     import msgspec
 
-    from harness.model.matrix import Combination, configs_of
-    from harness.runs.matrix import read_combination
+    from harness.matrix.matrix_file import read_combination
+    from harness.matrix.plan import Combination, configs_of
     from harness.runs.prepare import policy_for
     from harness.scenario.scenario_files import load_cases, suggest
 
@@ -306,7 +306,7 @@ def _asked(text: str) -> tuple[Combination, ...]:
 
 
 def _sharded(plan: Plan, config: dict[str, Any]) -> tuple[Combination, ...]:
-    from harness.runs.matrix import parse_shard
+    from harness.matrix.matrix_file import parse_shard
 
     asked = config.get(f"{_SECTION}.shard")
     return parse_shard(asked).of(plan.chosen) if asked else plan.chosen

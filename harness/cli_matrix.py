@@ -18,8 +18,8 @@ from harness.contract.result import Verdict
 from harness.core.paths import PROJECT, evidence_root
 
 if TYPE_CHECKING:
-    from harness.model.matrix import Combination, Plan
-    from harness.runs.worker_pool import Pool, WorkerPool
+    from harness.matrix.plan import Combination, Plan
+    from harness.matrix.worker_pool import Pool, WorkerPool
 
 _USUAL = PROJECT / "ci" / "matrix.yaml"
 
@@ -67,7 +67,7 @@ def matrix(
 
     Exit code as of harness run, but a failure that is known is none.
     """
-    from harness.runs.matrix import load_matrix, parse_shard
+    from harness.matrix.matrix_file import load_matrix, parse_shard
 
     part = parse_shard(shard) if shard is not None else None
     if json_file is not None:
@@ -84,7 +84,7 @@ def matrix(
         click.echo(f"shard {shard} of {len(plan.chosen)} combinations is empty")
         return
     from harness.core.progress import TerminalProgress
-    from harness.runs.lab import connected_pool
+    from harness.matrix.lab import connected_pool
 
     jobs_folder = results or evidence_root().parent / "jobs"
     make_folder(jobs_folder, "--results")
@@ -99,8 +99,8 @@ def matrix(
 @explains_errors
 def matrix_worker() -> None:
     """Run combinations that come on standard input: the far end of `harness matrix`."""
+    from harness.matrix.worker import serve_standard_input
     from harness.reports.terminal import result_lines
-    from harness.runs.worker import serve_standard_input
 
     serve_standard_input(result_lines)
 

@@ -23,13 +23,13 @@ from harness.core.progress import TerminalProgress
 from harness.kernels.request import KernelRequest
 
 if TYPE_CHECKING:
-    from harness.model.matrix import Combination
+    from harness.matrix.plan import Combination
+    from harness.matrix.watched_pool import Ended
     from harness.model.night import Bisecting
     from harness.runs.commit_judge import Flakiness
     from harness.runs.night_bisecting import BisectingTime
     from harness.runs.nightly import NightResult, RunJob
     from harness.runs.prepare import Host
-    from harness.runs.watched_pool import Ended
 
 _USUAL = PROJECT / "ci" / "nightly.yaml"
 _TIMEOUT = "Test interrupted: Timeout reached"
@@ -116,14 +116,14 @@ def nightly(
     could not be fetched, or the night was cut short.
     """
     from harness.core.cache import Store
+    from harness.matrix.lab import load_hosts
+    from harness.matrix.worker import harness_version
     from harness.model.night import Bisecting, Change
     from harness.runs.commit_judge import Flakiness
-    from harness.runs.lab import load_hosts
     from harness.runs.night_history import open_history
     from harness.runs.night_tree import night_tree
     from harness.runs.nightly import Asked, Nightly
     from harness.runs.prepare import this_host
-    from harness.runs.worker import harness_version
 
     folder = (state or evidence_root().parent / "nightly").absolute()
     make_folder(folder, "--state")
@@ -180,8 +180,8 @@ def _job_runner(
     """Runs combinations as an avocado job, on this machine or on hosts."""
 
     def run_job(left: Sequence[Combination], results: Path, ended: Ended) -> None:
-        from harness.runs.lab import connected_pool
-        from harness.runs.watched_pool import WatchedPool
+        from harness.matrix.lab import connected_pool
+        from harness.matrix.watched_pool import WatchedPool
 
         make_folder(results, "--state")
         pool = WatchedPool(connected_pool(hosts, progress, jobs), ended)

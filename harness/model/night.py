@@ -10,8 +10,8 @@ from pathlib import Path
 
 from harness.contract.result import Verdict
 from harness.contract.result_record import RunRecord
+from harness.matrix.plan import BRANCH, NO_CONFIG, Combination
 from harness.model.bisection import failure_names
-from harness.model.matrix import BRANCH, NO_CONFIG, Combination
 from harness.platform.memory_range import MemoryRange
 
 SKIPPED = "SKIPPED"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from harness.model.matrix import BRANCH
+from harness.matrix.plan import BRANCH
 from harness.model.night import Change, Row, counts_of
 from harness.runs.nightly import NightResult
 

@@ -18,10 +18,10 @@ from harness.kernels.build.series import read_series
 from harness.kernels.build.tree import look, source_of
 from harness.kernels.history import GitHistory, SeriesHistory
 from harness.kernels.request import KernelRequest
+from harness.matrix.worker import harness_version
 from harness.runs.bisection import Ends, History
 from harness.runs.bisection_record import question_key
 from harness.runs.commit_judge import Flakiness
-from harness.runs.worker import harness_version
 from harness.scenario.scenario import Policy
 from harness.scenario.scenario_files import Case
 

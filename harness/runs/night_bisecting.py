@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness.core.errors import HarnessError
-from harness.model.matrix import Combination
+from harness.matrix.plan import Combination
 from harness.model.night import Bisecting, Line, Row
 from harness.runs.night_history import Night, NightHistory
 from harness.runs.night_tree import NightTree

@@ -25,16 +25,16 @@ from harness.core.errors import (
     UsageError,
 )
 from harness.kernels.request import KernelRequest
-from harness.model.matrix import Combination, Plan
+from harness.matrix.entry import Message
+from harness.matrix.matrix_file import load_matrix
+from harness.matrix.plan import Combination, Plan
+from harness.matrix.watched_pool import Ended
+from harness.matrix.worker_messages import NO_HOST
 from harness.model.night import SKIPPED, Bisecting, Line, Row, Seen, line_of, seen_in
-from harness.runs.combination import Message
-from harness.runs.matrix import load_matrix
 from harness.runs.night_bisecting import Bisect, NightBisecting
 from harness.runs.night_history import Night, NightHistory
 from harness.runs.night_tree import NightTree, rebased
 from harness.runs.prepare import request_for
-from harness.runs.watched_pool import Ended
-from harness.runs.worker_messages import NO_HOST
 from harness.scenario.scenario_files import load_case
 
 NIGHTS = "nights"

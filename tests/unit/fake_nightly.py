@@ -17,10 +17,10 @@ from fake_guests import ROOM, run_all, without_guests
 
 from harness import cli_nightly
 from harness.kernels.request import KernelRequest
-from harness.model.matrix import Combination
-from harness.runs.combination import ending_of
+from harness.matrix.entry import ending_of
+from harness.matrix.plan import Combination
+from harness.matrix.watched_pool import Ended
 from harness.runs.night_history import NightHistory
-from harness.runs.watched_pool import Ended
 from harness.scenario.scenario_files import load_case
 
 PAUSE = float(os.environ.get("NIGHT_PAUSE", "0"))

@@ -15,13 +15,13 @@ import sys
 import time
 from pathlib import Path
 
-import harness.runs.worker as worker
+import harness.matrix.worker as worker
 from harness.core.errors import UsageError
 from harness.core.progress import Progress
 from harness.machine.qemu_binary import QemuBinary
-from harness.model.matrix import Combination
-from harness.runs.combination import Describe, Say
-from harness.runs.matrix import Capacity
+from harness.matrix.entry import Describe, Say
+from harness.matrix.matrix_file import Capacity
+from harness.matrix.plan import Combination
 
 HOST, *HOW = sys.argv[1:]
 

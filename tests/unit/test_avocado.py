@@ -22,8 +22,8 @@ from harness.cli_matrix import exit_code
 from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.core.paths import PROJECT
-from harness.model.matrix import Combination
-from harness.runs.combination import Message, decode, encode, ending_of, ending_of_error
+from harness.matrix.entry import Message, decode, encode, ending_of, ending_of_error
+from harness.matrix.plan import Combination
 from harness.runs.requirements import NotApplicableError
 from harness.runs.running_vms import LiveMachines
 from harness.runs.session import Session
@@ -164,7 +164,7 @@ def test_an_error_has_a_status_and_says_why(error: UsageError, status: str, kind
 def run(
     monkeypatch: pytest.MonkeyPatch, ended: RunResult | Exception, output: Path | None
 ) -> list[Message]:
-    monkeypatch.setattr("harness.runs.combination.this_host", lambda *_: FakeHost())
+    monkeypatch.setattr("harness.matrix.entry.this_host", lambda *_: FakeHost())
 
     def fake(session: Session, _case: object, _request: object) -> RunResult:
         if isinstance(ended, Exception):

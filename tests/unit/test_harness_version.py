@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.runs import worker
+from harness.matrix import worker
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 from harness.core.errors import UsageError
 from harness.core.paths import PROJECT
-from harness.model.matrix import Combination, Facts, Matrix, plan_matrix, read_matrix, shard
-from harness.runs.matrix import is_matrix, load_matrix, parse_shard, this_capacity
+from harness.matrix.matrix_file import is_matrix, load_matrix, parse_shard, this_capacity
+from harness.matrix.plan import Combination, Facts, Matrix, plan_matrix, read_matrix, shard
 from harness.scenario.scenario import KernelNeeds, Policy
 
 NO_FACTS = Facts({}, {}, {})

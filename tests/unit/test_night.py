@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from harness.contract.result_record import read_record
-from harness.model.matrix import Combination
+from harness.matrix.plan import Combination
 from harness.model.night import Change, Earlier, Line, Row, Seen, counts_of, line_of, seen_in
 from harness.runs.nightly import seen_at_end
 

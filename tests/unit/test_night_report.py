@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 
-from harness.model.matrix import Plan
+from harness.matrix.plan import Plan
 from harness.model.night import Earlier, Line, Row, Seen
 from harness.reports.night import night_lines
 from harness.runs.night_history import Night

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from harness.core.errors import UsageError
-from harness.model.matrix import Combination
+from harness.matrix.plan import Combination
+from harness.matrix.watched_pool import Ended
 from harness.model.night import Bisecting
 from harness.runs import night_bisecting
 from harness.runs.night_bisecting import BisectingTime
 from harness.runs.night_history import open_history
 from harness.runs.night_tree import NightTree
 from harness.runs.nightly import Asked, Nightly, NightResult
-from harness.runs.watched_pool import Ended
 
 # Of the branch, the oldest first.
 COMMITS = [f"{number}" * 40 for number in range(9)]

@@ -8,7 +8,7 @@ import signal
 from fake_sources import git
 from night_room import MATRIX, Room, changes, room
 
-from harness.runs.worker_messages import NO_HOST
+from harness.matrix.worker_messages import NO_HOST
 
 __all__ = ["room"]
 

@@ -14,10 +14,10 @@ import pytest
 from avocado_room import fake_hosts, plugin_environment
 
 from harness.core.errors import UsageError
-from harness.model.matrix import Combination
-from harness.runs.combination import Message, Say
-from harness.runs.watched_pool import WatchedPool
-from harness.runs.worker_messages import Ticket
+from harness.matrix.entry import Message, Say
+from harness.matrix.plan import Combination
+from harness.matrix.watched_pool import WatchedPool
+from harness.matrix.worker_messages import Ticket
 
 ONE = Combination(scenario="exact_cover")
 ENDS: tuple[Message, ...] = (
@@ -29,7 +29,7 @@ JOB = """
 import json, sys
 from pathlib import Path
 from harness.cli_nightly import _job_runner
-from harness.model.matrix import Combination
+from harness.matrix.plan import Combination
 from harness.core.progress import TerminalProgress
 
 heard = {}

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-import harness.runs.worker_process as worker_process
+import harness.matrix.worker_process as worker_process
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import SilentProgress
-from harness.model.hosts import LabHost, read_lab
-from harness.model.matrix import Combination
-from harness.runs.combination import Message
-from harness.runs.worker_messages import NO_HOST, Ticket
-from harness.runs.worker_pool import WorkerPool
-from harness.runs.worker_process import started_worker, worker_argv
+from harness.matrix.entry import Message
+from harness.matrix.hosts import LabHost, read_lab
+from harness.matrix.plan import Combination
+from harness.matrix.worker_messages import NO_HOST, Ticket
+from harness.matrix.worker_pool import WorkerPool
+from harness.matrix.worker_process import started_worker, worker_argv
 
 FAKE = Path(__file__).parent / "fake_worker.py"
 
@@ -53,7 +53,7 @@ def notes() -> Notes:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes) -> Iterator[MakePool]:
     monkeypatch.setenv("HARNESS_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
-    monkeypatch.setattr("harness.runs.worker_pool._RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("harness.matrix.worker_pool._RETRY_SECONDS", 0.01)
     pools: list[WorkerPool] = []
 
     def made(**hosts: str) -> WorkerPool:

@@ -18,7 +18,7 @@ from harness.core.errors import UsageError
 from harness.kernels.build.config import fragment_names, plan_config
 from harness.kernels.build.series import read_series
 from harness.kernels.spec import parse_kernel_spec
-from harness.model.matrix import (
+from harness.matrix.plan import (
     BRANCH,
     NO_SERIES,
     USUAL_QEMU,

@@ -18,24 +18,24 @@ from harness.guest.userland import PACKAGES, userland
 from harness.kernels.kernel import Kernel
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.store import kernel_in_use
-from harness.model.hosts import LabHost
-from harness.model.matrix import Combination
-from harness.runs.combination import Say
-from harness.runs.prepare import request_for
-from harness.runs.requirements import not_about
-from harness.runs.worker_messages import (
+from harness.matrix.entry import Say
+from harness.matrix.hosts import LabHost
+from harness.matrix.plan import Combination
+from harness.matrix.worker_messages import (
     NoHostError,
     Ticket,
     Told,
     ending_without_result,
     note,
 )
-from harness.runs.worker_process import (
+from harness.matrix.worker_process import (
     WorkerLostError,
     WorkerProcess,
     started_worker,
     worker_argv,
 )
+from harness.runs.prepare import request_for
+from harness.runs.requirements import not_about
 from harness.scenario.scenario_files import load_case
 
 _MOST_LOSSES = 3

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError
-from harness.model.matrix import Combination
-from harness.runs.combination import Message, Say
-from harness.runs.worker_messages import Ticket
-from harness.runs.worker_pool import Pool
+from harness.matrix.entry import Message, Say
+from harness.matrix.plan import Combination
+from harness.matrix.worker_messages import Ticket
+from harness.matrix.worker_pool import Pool
 
 Ended = Callable[[Combination, Mapping[str, Any] | None, Message], None]
 """Hears of the end of a combination: its result, if there is one, and its `finished` message."""

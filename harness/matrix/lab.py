@@ -11,8 +11,8 @@ from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.paths import store_root
 from harness.core.progress import Progress
-from harness.model.hosts import LabHost, read_lab
-from harness.runs.worker_pool import WorkerPool
+from harness.matrix.hosts import LabHost, read_lab
+from harness.matrix.worker_pool import WorkerPool
 
 
 def this_machine(guests: int | None = None) -> LabHost:

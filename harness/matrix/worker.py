@@ -28,8 +28,8 @@ from harness.core.errors import HarnessError, UsageError
 from harness.core.paths import PROJECT, store_root
 from harness.core.progress import SilentProgress
 from harness.machine.qemu_binary import require_qemu
-from harness.runs.combination import CombinationRun, Describe, Message, decode, encode
-from harness.runs.matrix import read_combination, this_capacity
+from harness.matrix.entry import CombinationRun, Describe, Message, decode, encode
+from harness.matrix.matrix_file import read_combination, this_capacity
 
 PROTOCOL = 1
 BEAT_SECONDS = 5.0

@@ -6,8 +6,8 @@ from __future__ import annotations
 import threading
 
 from harness.core.errors import HarnessError
-from harness.runs.combination import Message, Say, ending_of_error
-from harness.runs.worker_process import WorkerProcess
+from harness.matrix.entry import Message, Say, ending_of_error
+from harness.matrix.worker_process import WorkerProcess
 
 NO_HOST = "NoHost"
 """The `fail_class` of what was not run because no host is left."""

@@ -17,7 +17,7 @@ from harness.contract.result import RunResult, Verdict
 from harness.core.errors import HarnessError, UnbuildableError
 from harness.core.progress import Progress
 from harness.kernels.request import KernelRequest
-from harness.model.matrix import Combination
+from harness.matrix.plan import Combination
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import this_host
 from harness.runs.requirements import NotApplicableError
