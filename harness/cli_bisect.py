@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from harness.bisect.search import Outcome
 from harness.cli_options import GuestOptions, explains_errors, guest_options
 from harness.cli_run import check_writable, write_file
 from harness.contract.result import Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.core.progress import TerminalProgress
-from harness.model.bisection import Outcome
 from harness.scenario.scenario import POLICIES
 
 if TYPE_CHECKING:
-    from harness.model.bisection import Bisected, Step
-    from harness.runs.bisection import Ends
-    from harness.runs.bisection_ends import Opened
-    from harness.runs.commit_judge import CommitJudge, Flakiness
+    from harness.bisect.ends import Opened
+    from harness.bisect.probe import CommitJudge, Flakiness
+    from harness.bisect.run import Ends
+    from harness.bisect.search import Bisected, Step
     from harness.runs.prepare import Host
     from harness.runs.session import Session
     from harness.scenario.scenario_files import Case
@@ -137,10 +137,10 @@ def bisect_step(
     Exit code: 0 good, 1 bad, 125 nobody can tell (not built, not judged, or a kernel that the
     scenario is not about), 128 wrong input or a broken machine, which ends the bisection.
     """
+    from harness.bisect.message import judged_lines
+    from harness.bisect.probe import Flakiness
     from harness.kernels.build.git import ask
     from harness.kernels.request import request_of_options
-    from harness.reports.bisection import judged_lines
-    from harness.runs.commit_judge import Flakiness
     from harness.scenario.scenario_files import load_cases
 
     flakiness = Flakiness(*_checked_need(runs, need))
@@ -154,7 +154,7 @@ def bisect_step(
         judgement = judge.judge(request, [case.name for case in cases])
     for line in judged_lines(judgement.judged):
         click.echo(line)
-    from harness.model.bisection import together
+    from harness.bisect.search import together
 
     sys.exit(STEP_CODES[together(judgement.judged)])
 
@@ -213,9 +213,9 @@ def bisect(
     Exit code: 0 found, 2 wrong input or ends that do not differ, 3 nobody can tell (the commits
     that it may be are listed, or an end could not be judged), 4 an end does not build.
     """
+    from harness.bisect.ends import Asked, open_bisection
+    from harness.bisect.probe import Flakiness
     from harness.kernels.request import request_of_options
-    from harness.runs.bisection_ends import Asked, open_bisection
-    from harness.runs.commit_judge import Flakiness
     from harness.runs.prepare import policy_for
     from harness.scenario.scenario_files import load_cases
 
@@ -244,9 +244,9 @@ def _bisected(
     json_file: Path | None,
 ) -> Bisected:
     """Bisect, and show what comes out."""
-    from harness.reports.bisection import result_json, result_lines
-    from harness.runs.bisection import GO_ON, Bisection
-    from harness.runs.bisection_record import open_record
+    from harness.bisect.message import result_json, result_lines
+    from harness.bisect.record import open_record
+    from harness.bisect.run import GO_ON, Bisection
 
     key = opened.key(cases, guests.policy or POLICIES[0], flakiness, host.qemu.identity)
     names = tuple(case.name for case in cases)
@@ -276,13 +276,13 @@ class _Listener(TerminalProgress):
 
     def begins(self, ends: Ends, count: int) -> None:
         """Say what is about to be done."""
-        from harness.reports.bisection import begin_line
+        from harness.bisect.message import begin_line
 
         click.echo(begin_line(ends, count))
 
     def step(self, step: Step, again: bool) -> None:
         """Show a step."""
-        from harness.reports.bisection import step_lines
+        from harness.bisect.message import step_lines
 
         first, *rest = step_lines(step, again)
         colour = {Outcome.GOOD: "green", Outcome.BAD: "red"}.get(step.outcome, "yellow")
@@ -320,7 +320,7 @@ def _judge(
     flakiness: Flakiness,
     guests: GuestOptions,
 ) -> CommitJudge:
-    from harness.runs.commit_judge import CommitJudge
+    from harness.bisect.probe import CommitJudge
     from harness.runs.session import default_jobs
 
     return CommitJudge(host, session, cases, flakiness, guests.jobs or default_jobs())

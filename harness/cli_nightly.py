@@ -23,10 +23,10 @@ from harness.core.progress import TerminalProgress
 from harness.kernels.request import KernelRequest
 
 if TYPE_CHECKING:
+    from harness.bisect.probe import Flakiness
     from harness.matrix.plan import Combination
     from harness.matrix.watched_pool import Ended
     from harness.model.night import Bisecting
-    from harness.runs.commit_judge import Flakiness
     from harness.runs.night_bisecting import BisectingTime
     from harness.runs.nightly import NightResult, RunJob
     from harness.runs.prepare import Host
@@ -115,11 +115,11 @@ def nightly(
     Exit code: 0 no regression, 1 a regression, 2 wrong input, 3 nothing could be judged, the branch
     could not be fetched, or the night was cut short.
     """
+    from harness.bisect.probe import Flakiness
     from harness.core.cache import Store
     from harness.matrix.lab import load_hosts
     from harness.matrix.worker import harness_version
     from harness.model.night import Bisecting, Change
-    from harness.runs.commit_judge import Flakiness
     from harness.runs.night_history import open_history
     from harness.runs.night_tree import night_tree
     from harness.runs.nightly import Asked, Nightly
@@ -212,13 +212,13 @@ def _bisect(
     time: BisectingTime,
 ) -> Bisecting:
     """Look for the first bad commit of a combination, in a tree between two commits."""
+    from harness.bisect.ends import Asked, open_bisection
+    from harness.bisect.message import result_lines, step_lines
+    from harness.bisect.probe import CommitJudge
+    from harness.bisect.record import open_record
+    from harness.bisect.run import Bisection
     from harness.core.deadline import Deadline
     from harness.model.night import Bisecting
-    from harness.reports.bisection import result_lines, step_lines
-    from harness.runs.bisection import Bisection
-    from harness.runs.bisection_ends import Asked, open_bisection
-    from harness.runs.bisection_record import open_record
-    from harness.runs.commit_judge import CommitJudge
     from harness.runs.guest_run import Judging
     from harness.runs.prepare import this_host
     from harness.runs.session import Session, default_jobs

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from harness.bisect.search import failure_names
 from harness.contract.result import Verdict
 from harness.contract.result_record import RunRecord
 from harness.matrix.plan import BRANCH, NO_CONFIG, Combination
-from harness.model.bisection import failure_names
 from harness.platform.memory_range import MemoryRange
 
 SKIPPED = "SKIPPED"

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import msgspec
 
+from harness.bisect.search import failures_of
 from harness.contract.failure_signature import signature
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import UsageError
 from harness.core.kernel_modules import module_name
-from harness.model.bisection import failures_of
 from harness.runs.combine import of_one_guest
 from harness.runs.prepare import Prepared
 from harness.scenario.load_checks import check_load

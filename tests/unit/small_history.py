@@ -11,14 +11,14 @@ import pytest
 from fake_sources import FAKE_KERNEL, git
 from fake_sources import Listener as Notes
 
+from harness.bisect.ends import Asked, Opened, open_bisection
+from harness.bisect.probe import SKIPPED, Judgement
+from harness.bisect.record import Record, open_record
+from harness.bisect.run import Bisection, Ends
+from harness.bisect.search import Bisected, Failures, Judged, Outcome, Step
 from harness.core.cache import Store
 from harness.core.deadline import Deadline
 from harness.kernels.request import KernelRequest
-from harness.model.bisection import Bisected, Failures, Judged, Outcome, Step
-from harness.runs.bisection import Bisection, Ends
-from harness.runs.bisection_ends import Asked, Opened, open_bisection
-from harness.runs.bisection_record import Record, open_record
-from harness.runs.commit_judge import SKIPPED, Judgement
 
 VERDICTS = {"good": "PASS", "bad": "FAIL", "lost": "INCONCLUSIVE", "broken": "UNBUILDABLE"}
 FILES = ("Kconfig", "Makefile")

@@ -10,6 +10,8 @@ from fake_sources import Listener as Notes
 from fake_sources import git
 from small_history import FakeJudge, Listener, commits, run, store, tree
 
+from harness.bisect.record import open_record
+from harness.bisect.search import Outcome
 from harness.core.cache import Store
 from harness.core.deadline import Deadline
 from harness.core.errors import (
@@ -18,8 +20,6 @@ from harness.core.errors import (
     UnbuildableError,
     UsageError,
 )
-from harness.model.bisection import Outcome
-from harness.runs.bisection_record import open_record
 
 __all__ = ["store", "tree"]
 

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import span
 
-from harness.contract.result import Finding, OwnedRange, RunResult, Verdict
-from harness.model.bisection import (
+from harness.bisect.search import (
     Choice,
     Commit,
     Judged,
@@ -26,6 +25,7 @@ from harness.model.bisection import (
     steps_left,
     together,
 )
+from harness.contract.result import Finding, OwnedRange, RunResult, Verdict
 from harness.scenario.scenario import Ownership
 
 GOOD, BAD, UNKNOWN = Outcome.GOOD, Outcome.BAD, Outcome.UNKNOWN

@@ -11,12 +11,12 @@ from fake_sources import Listener as Notes
 from fake_sources import copy_fake, git
 from small_history import FakeJudge, commits, opened, run, store, tree
 
+from harness.bisect.ends import Asked, open_bisection
 from harness.core.cache import Store
 from harness.core.errors import (
     UsageError,
 )
 from harness.kernels.request import KernelRequest
-from harness.runs.bisection_ends import Asked, open_bisection
 
 __all__ = ["store", "tree"]
 

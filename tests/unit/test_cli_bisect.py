@@ -13,8 +13,8 @@ from bisect_room import Guests, builder, guests, made_tree, tree
 from cli_room import Harness, assert_one_message
 from fake_sources import HMEM, Builder, edit, format_patch, git, git_fake
 
+from harness.bisect import ends
 from harness.contract.result import Verdict
-from harness.runs import bisection_ends
 
 __all__ = ["builder", "guests", "made_tree", "tree"]
 
@@ -141,7 +141,7 @@ def test_another_harness_does_not_go_on(
     assert harness(*words).code == 130
     guests.answer = whole
     with monkeypatch.context() as patch:
-        patch.setattr(bisection_ends, "harness_version", lambda: "1+other")
+        patch.setattr(ends, "harness_version", lambda: "1+other")
         ended = harness(*words)
         assert ended.code == 0
         assert "from before" not in ended.out

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
-from harness.contract.result import Verdict
-from harness.core.deadline import Deadline
-from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
-from harness.kernels.request import KernelRequest
-from harness.model.bisection import (
+from harness.bisect.probe import SKIPPED, Judgement
+from harness.bisect.record import Record
+from harness.bisect.search import (
     Bisected,
     Commit,
     Failures,
@@ -23,8 +21,10 @@ from harness.model.bisection import (
     differing,
     together,
 )
-from harness.runs.bisection_record import Record
-from harness.runs.commit_judge import SKIPPED, Judgement
+from harness.contract.result import Verdict
+from harness.core.deadline import Deadline
+from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
+from harness.kernels.request import KernelRequest
 
 GO_ON = "start it again with the same words, and it goes on from here"
 

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from harness.bisect.run import Ends, verdicts_text
+from harness.bisect.search import Bisected, Commit, Judged, Outcome, Step, steps_left
 from harness.kernels.request import KernelRequest
-from harness.model.bisection import Bisected, Commit, Judged, Outcome, Step, steps_left
-from harness.runs.bisection import Ends, verdicts_text
 
 _MOST_CANDIDATES = 40
 

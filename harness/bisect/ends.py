@@ -10,18 +10,18 @@ from pathlib import Path
 
 import msgspec
 
+from harness.bisect.probe import Flakiness
+from harness.bisect.range import GitHistory, SeriesHistory
+from harness.bisect.record import question_key
+from harness.bisect.run import Ends, History
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import Progress
 from harness.kernels.build.config import plan_config
 from harness.kernels.build.series import read_series
 from harness.kernels.build.tree import look, source_of
-from harness.kernels.history import GitHistory, SeriesHistory
 from harness.kernels.request import KernelRequest
 from harness.matrix.worker import harness_version
-from harness.runs.bisection import Ends, History
-from harness.runs.bisection_record import question_key
-from harness.runs.commit_judge import Flakiness
 from harness.scenario.scenario import Policy
 from harness.scenario.scenario_files import Case
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from harness.bisect.search import Step
 from harness.core.cache import Store
 from harness.core.progress import Progress
-from harness.model.bisection import Step
 
 FOLDER = "bisections"
 # Raise it when steps of before would be misunderstood.
