@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from harness.bisect.probe import Flakiness
     from harness.matrix.plan import Combination
     from harness.matrix.watched_pool import Ended
-    from harness.model.night import Bisecting
-    from harness.runs.night_bisecting import BisectingTime
-    from harness.runs.nightly import NightResult, RunJob
+    from harness.nightly.bisect import BisectingTime
+    from harness.nightly.diff import Bisecting
+    from harness.nightly.night import NightResult, RunJob
     from harness.runs.prepare import Host
 
 _USUAL = PROJECT / "ci" / "nightly.yaml"
@@ -119,10 +119,10 @@ def nightly(
     from harness.core.cache import Store
     from harness.matrix.lab import load_hosts
     from harness.matrix.worker import harness_version
-    from harness.model.night import Bisecting, Change
-    from harness.runs.night_history import open_history
-    from harness.runs.night_tree import night_tree
-    from harness.runs.nightly import Asked, Nightly
+    from harness.nightly.diff import Bisecting, Change
+    from harness.nightly.history import open_history
+    from harness.nightly.night import Asked, Nightly
+    from harness.nightly.repo import night_tree
     from harness.runs.prepare import this_host
 
     folder = (state or evidence_root().parent / "nightly").absolute()
@@ -218,7 +218,7 @@ def _bisect(
     from harness.bisect.record import open_record
     from harness.bisect.run import Bisection
     from harness.core.deadline import Deadline
-    from harness.model.night import Bisecting
+    from harness.nightly.diff import Bisecting
     from harness.runs.guest_run import Judging
     from harness.runs.prepare import this_host
     from harness.runs.session import Session, default_jobs
@@ -266,7 +266,7 @@ def _bisect(
 
 def _write_reports(folder: Path, result: NightResult, results: list[Any]) -> str:
     """Write all forms of a night's report; the text of its summary."""
-    from harness.reports.night import night_json, night_lines
+    from harness.nightly.report import night_json, night_lines
 
     text = "\n".join(night_lines(result)) + "\n"
     files = {

@@ -20,7 +20,7 @@ from harness.kernels.request import KernelRequest
 from harness.matrix.entry import ending_of
 from harness.matrix.plan import Combination
 from harness.matrix.watched_pool import Ended
-from harness.runs.night_history import NightHistory
+from harness.nightly.history import NightHistory
 from harness.scenario.scenario_files import load_case
 
 PAUSE = float(os.environ.get("NIGHT_PAUSE", "0"))

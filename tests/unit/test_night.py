@@ -7,8 +7,8 @@ import pytest
 
 from harness.contract.result_record import read_record
 from harness.matrix.plan import Combination
-from harness.model.night import Change, Earlier, Line, Row, Seen, counts_of, line_of, seen_in
-from harness.runs.nightly import seen_at_end
+from harness.nightly.diff import Change, Earlier, Line, Row, Seen, counts_of, line_of, seen_in
+from harness.nightly.night import seen_at_end
 
 BRANCH = "build:/state/trees/x@0123456789"
 LINE = line_of(Combination(scenario="exact_cover", kernel=BRANCH), BRANCH)

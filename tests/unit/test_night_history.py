@@ -15,8 +15,8 @@ import pytest
 
 from harness.contract.result_record import read_record
 from harness.core.errors import UsageError
-from harness.model.night import Bisecting, Line, Seen
-from harness.runs.night_history import FILE, NightHistory, open_history
+from harness.nightly.diff import Bisecting, Line, Seen
+from harness.nightly.history import FILE, NightHistory, open_history
 
 LINES = [Line(f"scenario_{n}", "branch", "base", "", "per_range", "") for n in range(6)]
 RESULT = {

@@ -6,10 +6,10 @@ from __future__ import annotations
 import shlex
 
 from harness.matrix.plan import Plan
-from harness.model.night import Earlier, Line, Row, Seen
-from harness.reports.night import night_lines
-from harness.runs.night_history import Night
-from harness.runs.nightly import NightResult
+from harness.nightly.diff import Earlier, Line, Row, Seen
+from harness.nightly.history import Night
+from harness.nightly.night import NightResult
+from harness.nightly.report import night_lines
 
 NIGHT = Night(2, "/linux", "cxl/next", "", "1", "a" * 40, "a subject", 0.0)
 

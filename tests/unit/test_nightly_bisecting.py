@@ -13,12 +13,12 @@ import pytest
 from harness.core.errors import UsageError
 from harness.matrix.plan import Combination
 from harness.matrix.watched_pool import Ended
-from harness.model.night import Bisecting
-from harness.runs import night_bisecting
-from harness.runs.night_bisecting import BisectingTime
-from harness.runs.night_history import open_history
-from harness.runs.night_tree import NightTree
-from harness.runs.nightly import Asked, Nightly, NightResult
+from harness.nightly import bisect as night_bisecting
+from harness.nightly.bisect import BisectingTime
+from harness.nightly.diff import Bisecting
+from harness.nightly.history import open_history
+from harness.nightly.night import Asked, Nightly, NightResult
+from harness.nightly.repo import NightTree
 
 # Of the branch, the oldest first.
 COMMITS = [f"{number}" * 40 for number in range(9)]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.matrix.plan import BRANCH
-from harness.model.night import Change, Row, counts_of
-from harness.runs.nightly import NightResult
+from harness.nightly.diff import Change, Row, counts_of
+from harness.nightly.night import NightResult
 
 _MOST_ROWS = 200
 _LISTED = {

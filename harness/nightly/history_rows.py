@@ -15,7 +15,7 @@ import msgspec
 
 from harness.contract.result import Verdict
 from harness.contract.result_record import read_record
-from harness.model.night import SKIPPED, Line
+from harness.nightly.diff import SKIPPED, Line
 
 _Number = Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)]
 _Time = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]

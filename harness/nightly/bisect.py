@@ -10,9 +10,9 @@ from pathlib import Path
 
 from harness.core.errors import HarnessError
 from harness.matrix.plan import Combination
-from harness.model.night import Bisecting, Line, Row
-from harness.runs.night_history import Night, NightHistory
-from harness.runs.night_tree import NightTree
+from harness.nightly.diff import Bisecting, Line, Row
+from harness.nightly.history import Night, NightHistory
+from harness.nightly.repo import NightTree
 
 _MOST_TRIED = 2
 

@@ -30,10 +30,10 @@ from harness.matrix.matrix_file import load_matrix
 from harness.matrix.plan import Combination, Plan
 from harness.matrix.watched_pool import Ended
 from harness.matrix.worker_messages import NO_HOST
-from harness.model.night import SKIPPED, Bisecting, Line, Row, Seen, line_of, seen_in
-from harness.runs.night_bisecting import Bisect, NightBisecting
-from harness.runs.night_history import Night, NightHistory
-from harness.runs.night_tree import NightTree, rebased
+from harness.nightly.bisect import Bisect, NightBisecting
+from harness.nightly.diff import SKIPPED, Bisecting, Line, Row, Seen, line_of, seen_in
+from harness.nightly.history import Night, NightHistory
+from harness.nightly.repo import NightTree, rebased
 from harness.runs.prepare import request_for
 from harness.scenario.scenario_files import load_case
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from harness.contract.result import Verdict
 from harness.core.errors import UsageError
-from harness.model.night import Bisecting, Earlier, Line, Seen
-from harness.runs.history_rows import check_rows, check_times, give_back_room, shorten_results
+from harness.nightly.diff import Bisecting, Earlier, Line, Seen
+from harness.nightly.history_rows import check_rows, check_times, give_back_room, shorten_results
 
 FILE = "history.sqlite"
 _APPLICATION = 0x43584C4F
