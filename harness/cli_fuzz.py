@@ -14,8 +14,8 @@ from harness.cli_options import GuestOptions, explains_errors, guest_options, ke
 from harness.contract.result import Verdict
 
 if TYPE_CHECKING:
+    from harness.fuzz.campaign import Tally
     from harness.kernels.request import KernelRequest
-    from harness.runs.fuzz import Tally
 
 
 @click.command()
@@ -61,7 +61,7 @@ def fuzz(
     Exit code: 0 nothing new, 1 a new failure, 2 wrong input, 3 a layout that could not be judged,
     4 the kernel does not build.
     """
-    from harness.runs.fuzz import Campaign, ForgetfulHost
+    from harness.fuzz.campaign import Campaign, ForgetfulHost
     from harness.runs.prepare import policy_for
 
     seed = secrets.randbelow(1_000_000) if seed is None else seed

@@ -20,9 +20,9 @@ from harness.cli import main
 from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import UnbuildableError
 from harness.core.progress import SilentProgress
+from harness.fuzz import campaign as fuzz
+from harness.fuzz.campaign import Campaign, ForgetfulHost, NewFailure, Tally
 from harness.kernels.request import KernelRequest
-from harness.runs import fuzz
-from harness.runs.fuzz import Campaign, ForgetfulHost, NewFailure, Tally
 from harness.runs.prepare import Host
 from harness.runs.requirements import NotApplicableError
 from harness.runs.session import Session, Skipped
@@ -99,7 +99,7 @@ def one_whole_round(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(seed, number)
 
     monkeypatch.setattr(fuzz, "draw_layouts", draw)
-    monkeypatch.setattr("harness.runs.fuzz.time.monotonic", lambda: now)
+    monkeypatch.setattr("harness.fuzz.campaign.time.monotonic", lambda: now)
 
 
 def test_layouts_that_pass_are_counted_and_leave_nothing(tmp_path: Path) -> None:

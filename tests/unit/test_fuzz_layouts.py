@@ -13,12 +13,12 @@ from layouts import layout_of
 
 from harness.contract.oracle import expected_owners
 from harness.core.errors import UsageError
+from harness.fuzz.campaign import draw_layouts, shrink_layout
+from harness.fuzz.draw import Layout, layouts
+from harness.fuzz.files import DrawnCase, case_of
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import GIB
-from harness.runs.fuzz import draw_layouts, shrink_layout
-from harness.runs.fuzz_files import DrawnCase, case_of
-from harness.runs.fuzz_layouts import Layout, layouts
 from harness.scenario.scenario import POLICIES
 from harness.scenario.scenario_files import load_case
 

@@ -23,11 +23,11 @@ from hypothesis.errors import NoSuchExample
 from harness.contract.failure_signature import signature
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import UnbuildableError, UsageError
+from harness.fuzz.draw import Layout, layouts
+from harness.fuzz.files import DrawnCase, case_of
 from harness.kernels.request import KernelRequest
 from harness.machine.address_probe import machine_layout
 from harness.platform.address_map import MachineLayout
-from harness.runs.fuzz_files import DrawnCase, case_of
-from harness.runs.fuzz_layouts import Layout, layouts
 from harness.runs.prepare import Host
 from harness.runs.session import Session, Skipped
 from harness.scenario.profile import Profile

@@ -13,9 +13,9 @@ import yaml
 
 from harness.contract.oracle import expected_owners
 from harness.core.errors import UsageError
+from harness.fuzz.draw import Layout
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
-from harness.runs.fuzz_layouts import Layout
 from harness.scenario.checks import check_scenario
 from harness.scenario.profile import Profile, read_profile
 from harness.scenario.scenario import POLICIES, read_scenario

@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from harness.runs.fuzz_devices import (
+from harness.fuzz.draw_devices import (
     GRAIN,
     HIDDEN,
     HIDDEN_DEVICE,
