@@ -21,8 +21,8 @@ from harness.core.errors import HarnessError, UsageError
 from harness.core.paths import evidence_root
 
 if TYPE_CHECKING:
+    from harness.bundle.replay import Recording
     from harness.reports.mail import Person
-    from harness.runs.replay import Recording
 
 _PERSON = re.compile(r"\s*(?P<name>[^<>\n\r]*[^<>\s])\s*<(?P<address>[^<>@\s]+@[^<>@\s]+)>\s*")
 _ORIGIN = re.compile(r"[a-z0-9_]+")
@@ -150,7 +150,7 @@ def bundle(evidence: str, output: Path | None) -> None:
 
     RUN is an evidence folder, or its name in the usual place.
     """
-    from harness.runs.bundle import pack
+    from harness.bundle.pack import pack
 
     folder = Path(evidence)
     if not folder.is_dir() and (evidence_root() / evidence).is_dir():
@@ -186,8 +186,8 @@ def replay(
     Says in what the new run differs from the recorded one. Exit code: as harness run, for what was
     found now. It is judged by the recorded policy unless --policy is given.
     """
-    from harness.runs.bundle import unpack
-    from harness.runs.replay import read_recording
+    from harness.bundle.pack import unpack
+    from harness.bundle.replay import read_recording
 
     if judge_only and (spec is not None or json_file is not None):
         raise UsageError(
@@ -214,8 +214,8 @@ def replay(
 
 
 def _judge_again(recording: Recording) -> Verdict:
+    from harness.bundle.replay import judge_again, owner_differences, program_differs
     from harness.reports.terminal import result_lines
-    from harness.runs.replay import judge_again, owner_differences, program_differs
 
     again = judge_again(recording)
     record = recording.record
@@ -241,9 +241,9 @@ def _judge_again(recording: Recording) -> Verdict:
 def _run_again(
     recording: Recording, spec: str | None, guests: GuestOptions, json_file: Path | None
 ) -> Verdict:
+    from harness.bundle.replay import owner_differences, request_of, run_differences
     from harness.kernels.request import KernelRequest
     from harness.reports.terminal import result_lines
-    from harness.runs.replay import owner_differences, request_of, run_differences
 
     request = KernelRequest(spec) if spec is not None else request_of(recording)
     options = replace(guests, policy=recording.policy)

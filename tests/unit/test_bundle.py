@@ -15,11 +15,19 @@ import pytest
 from evidence_room import make_evidence
 from layouts import layout_of, state_of
 
+from harness.bundle.pack import INDEX, pack, unpack
+from harness.bundle.replay import (
+    judge_again,
+    owner_differences,
+    program_differs,
+    read_recording,
+    request_of,
+    run_differences,
+)
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import UsageError
 from harness.core.paths import PROFILES, PROJECT, SCENARIOS
 from harness.kernels.build.series import read_series
-from harness.runs.bundle import INDEX, pack, unpack
 from harness.runs.evidence import Evidence
 from harness.runs.evidence_layout import (
     JUDGING,
@@ -34,14 +42,6 @@ from harness.runs.evidence_layout import (
 )
 from harness.runs.minimize import asked_load
 from harness.runs.prepare import Prepared
-from harness.runs.replay import (
-    judge_again,
-    owner_differences,
-    program_differs,
-    read_recording,
-    request_of,
-    run_differences,
-)
 from harness.scenario.scenario_files import load_case
 
 SERIES = PROJECT / "patches/mutants/deferral/hmem-does-not-wait"

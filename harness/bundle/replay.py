@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.bundle.pack import SERIES, read_json
 from harness.contract.boot_phases import StepMarks, in_phases
 from harness.contract.expected import expectations
 from harness.contract.judge import Judgement, judge
@@ -26,7 +27,6 @@ from harness.platform.acpi_tables import AcpiTableError
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import MemoryRange
-from harness.runs.bundle import SERIES, read_json
 from harness.runs.evidence_layout import (
     JUDGING,
     KERNEL_MANIFEST,
