@@ -277,7 +277,7 @@ def _write_reports(folder: Path, result: NightResult, results: list[Any]) -> str
     for name, content in files.items():
         _write(folder / name, content)
     if results:
-        from harness.reports.html_page import html_report
+        from harness.reports.html.page import html_report
         from harness.reports.junit import junit_report
         from harness.runs.result_files import load_runs
 

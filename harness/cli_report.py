@@ -89,7 +89,7 @@ def report(
             err=True,
         )
     if output is not None:
-        from harness.reports.html_page import html_report
+        from harness.reports.html.page import html_report
 
         write_file(output, html_report(runs, title), "-o")
     if junit is not None:

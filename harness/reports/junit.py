@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from harness.contract.result_record import FindingRecord, RunRecord
-from harness.model.report_data import configs_of, kernel_column, outcome_of, telling_findings
+from harness.reports.report_data import configs_of, kernel_column, outcome_of, telling_findings
 from harness.runs.result_files import StoredRun
 
 # What XML 1.0 cannot hold, however it is escaped.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.contract.result_record import RunRecord
-from harness.model.report_data import configs_of, outcome_of, telling_findings
+from harness.reports.report_data import configs_of, outcome_of, telling_findings
 from harness.runs.result_files import StoredRun
 
 ORIGIN = "cxl_ownership"

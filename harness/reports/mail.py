@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.contract.result_record import FindingRecord, RunRecord
-from harness.model.report_data import (
+from harness.reports.report_data import (
     KernelColumn,
     configs_of,
     kernel_column,

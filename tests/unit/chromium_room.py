@@ -14,7 +14,7 @@ from evidence_room import stored, unjudged
 from test_html_report import NOW
 
 from harness.contract.result import Verdict
-from harness.reports.html_page import html_report, run_names
+from harness.reports.html.page import html_report, run_names
 from harness.runs.result_files import StoredRun
 
 SECONDS = 60.0

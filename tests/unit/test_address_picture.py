@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.contract.result_record import read_record
-from harness.model.address_space import AddressSpace, Box, Lane, Scale, address_space
 from harness.platform.memory_range import GIB, MIB, MemoryRange
-from harness.reports.address_picture import address_picture
+from harness.reports.html.address_picture import address_picture
+from harness.reports.html.address_space import AddressSpace, Box, Lane, Scale, address_space
 from harness.runs.result_files import StoredRun
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -13,8 +13,8 @@ from cli_room import Harness, assert_one_message
 from machines import span
 
 from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
-from harness.model.comparison import Change, Row, Side, compare, side_of
-from harness.reports.comparison import comparison_lines
+from harness.reports.comparison import Change, Row, Side, compare, side_of
+from harness.reports.comparison_text import comparison_lines
 from harness.runs.session import Session, Skipped
 from harness.scenario.scenario import OwnerName, Ownership
 from harness.scenario.scenario_files import Case

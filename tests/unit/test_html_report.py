@@ -17,8 +17,8 @@ from evidence_room import stored, unjudged
 
 from harness.contract.result import Verdict
 from harness.core.paths import PROJECT
-from harness.reports.html_page import html_report, run_names
-from harness.reports.run_details import Strings
+from harness.reports.html.details import Strings
+from harness.reports.html.page import html_report, run_names
 from harness.runs.result_files import StoredRun
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&"

@@ -15,7 +15,7 @@ from evidence_room import make_evidence, stored, unjudged, write_results
 from harness.contract.result import Difference, RunResult, Verdict
 from harness.contract.result_record import NotAResultError, RunRecord, read_record
 from harness.core.errors import UsageError
-from harness.model.report_data import KernelColumn, configs_of, job_of, telling_findings
+from harness.reports.report_data import KernelColumn, configs_of, job_of, telling_findings
 from harness.runs.result_files import load_runs
 
 LEAST = {"scenario": "s", "kernel": {"spec": "debian:7.2"}, "verdict": "PASS"}

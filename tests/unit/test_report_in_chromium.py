@@ -14,7 +14,7 @@ from chromium_room import Open, Report, browser, open_report, runs
 from evidence_room import stored
 from test_html_report import HOSTILE, NOW, hostile
 
-from harness.reports.html_page import html_report
+from harness.reports.html.page import html_report
 from harness.runs.result_files import StoredRun
 
 __all__ = ["browser", "open_report", "runs"]

@@ -10,10 +10,10 @@ from typing import Any
 from harness.contract.dmesg import Record
 from harness.contract.iomem_diff import Mark, marked_iomem
 from harness.contract.result_record import FindingRecord, OwnedRecord, RunRecord
-from harness.model.address_space import address_space
-from harness.model.report_data import outcome_of, telling_findings
 from harness.platform.memory_range import MemoryRange
-from harness.reports.address_picture import address_picture
+from harness.reports.html.address_picture import address_picture
+from harness.reports.html.address_space import address_space
+from harness.reports.report_data import outcome_of, telling_findings
 from harness.runs.result_files import StoredRun
 
 _MARKS: dict[Mark, int] = {"same": 0, "wrong": 1, "missing": 2}

@@ -19,7 +19,8 @@ from typing import Any
 
 import jinja2
 
-from harness.model.report_data import (
+from harness.reports.html.details import Strings, run_details
+from harness.reports.report_data import (
     OUTCOMES,
     WORDS,
     Chip,
@@ -28,7 +29,6 @@ from harness.model.report_data import (
     kernel_column,
     summary_text,
 )
-from harness.reports.run_details import Strings, run_details
 from harness.runs.result_files import StoredRun
 
 _TOOLTIP = 240
@@ -141,7 +141,7 @@ def _packed(runs: Sequence[StoredRun], job: Job, names: Sequence[str]) -> str:
 
 def _file(name: str) -> str:
     """A file beside this module."""
-    return (importlib.resources.files("harness.reports") / name).read_text(encoding="utf-8")
+    return (importlib.resources.files("harness.reports.html") / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

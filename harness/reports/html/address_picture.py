@@ -10,8 +10,8 @@ from __future__ import annotations
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from harness.model.address_space import AddressSpace, Box, Kind, Lane, Scale
 from harness.platform.memory_range import format_size
+from harness.reports.html.address_space import AddressSpace, Box, Kind, Lane, Scale
 
 _LEFT = 190.0
 _RIGHT = 96.0
