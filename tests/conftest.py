@@ -18,7 +18,7 @@ from cli_room import FIT_QEMU, RELEASE, Ended, Harness
 from hypothesis import settings
 from layouts import layout_of
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.guest.initramfs import BOOT_MODULES, SCENARIO_MODULES
 from harness.runs.prepare import Host
 

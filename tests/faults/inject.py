@@ -149,7 +149,7 @@ def main() -> None:
         assert hasattr(importlib.import_module(place), name)
         setattr(importlib.import_module(place), name, value)
     _wrap(phase, fault)
-    from harness.cli import main as harness
+    from harness.cli.main import main as harness
 
     harness.main(words, prog_name="harness")
 

@@ -24,7 +24,7 @@ HARNESS = """
 import sys
 from pathlib import Path
 from harness import apt
-from harness.cli_options import explains_errors
+from harness.cli.options import explains_errors
 from harness.kernels.debian.packages import _build
 from harness.kernels.debian.versions import DebianKernel
 from harness.kernels.spec import parse_kernel_spec

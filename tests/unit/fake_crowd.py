@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from cli_room import FIT_QEMU
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.contract.result import RunResult, Verdict
 from harness.core.cache import Store
 from harness.core.paths import store_root

@@ -18,7 +18,7 @@ import pytest
 from cli_room import FIT_QEMU
 from fake_sources import small_configs
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.contract.result import RunResult, Verdict
 from harness.core.cache import Store
 from harness.core.paths import store_root

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fake_guests import ROOM, run_all, without_guests
 
-from harness import cli_nightly
+from harness.cli import nightly as cli_nightly
 from harness.kernels.request import KernelRequest
 from harness.matrix.entry import ending_of
 from harness.matrix.plan import Combination

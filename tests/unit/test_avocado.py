@@ -18,7 +18,7 @@ from avocado_room import entry_points, fake_hosts, plugin_environment, python
 from cli_room import FIT_QEMU
 
 from harness.avocado_plugin import OwnershipResolver, OwnershipRunner, runnable_of
-from harness.cli_matrix import exit_code
+from harness.cli.matrix import exit_code
 from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.core.paths import PROJECT

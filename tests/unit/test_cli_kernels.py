@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_sources import HMEM, Builder, builder, edit, format_patch, git, git_fake
 
-from harness.cli_kernels import parse_age, register_kernel_commands
+from harness.cli.kernels import parse_age, register_kernel_commands
 from harness.core.errors import HarnessError, UnbuildableError, UsageError
 
 __all__ = ["builder"]

@@ -16,8 +16,8 @@ import pytest
 from cli_room import FIT_QEMU, Harness, files, program
 from layouts import layout_of
 
+from harness.cli.doctor import Check
 from harness.core.paths import PROJECT
-from harness.doctor import Check
 from harness.scenario.scenario_files import (
     profile_names,
     scenario_names,
@@ -76,7 +76,7 @@ def test_the_list_of_a_kernel_without_a_version_is_refused(harness: Harness) -> 
 def test_the_doctor(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, checks: tuple[Check, ...], code: int
 ) -> None:
-    monkeypatch.setattr("harness.doctor.diagnose", lambda: checks)
+    monkeypatch.setattr("harness.cli.doctor.diagnose", lambda: checks)
     ended = harness("doctor")
     assert (ended.code, ended.err) == (code, "")
     lines = ended.out.splitlines()
@@ -116,7 +116,7 @@ exec sleep 60
 def waiting_harness(*words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A harness in a process of its own that waits for its QEMU, and the QEMU's process number."""
     qemu = program(WAITING_QEMU)
-    argv = [sys.executable, "-c", "from harness.cli import main; main()", *words]
+    argv = [sys.executable, "-c", "from harness.cli.main import main; main()", *words]
     # What ignores SIGINT, such as a shell's background job, leaves that to its children.
     with subprocess.Popen(
         [*argv, "--qemu", str(qemu)],

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from harness import doctor
+from harness.cli import doctor
+from harness.cli.doctor import Check, diagnose
 from harness.core.errors import UsageError
-from harness.doctor import Check, diagnose
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
 
 

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from layouts import layout_of, state_of
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import UnbuildableError
 from harness.core.progress import SilentProgress
@@ -246,7 +246,7 @@ def test_the_command_says_what_was_found_by_its_exit_code(
 
     monkeypatch.setattr(Campaign, "run", run)
     host = Host(cast(Any, None), cast(Any, None), SilentProgress(), "tcg")
-    monkeypatch.setattr("harness.cli_options.GuestOptions.host", lambda _self: host)
+    monkeypatch.setattr("harness.cli.options.GuestOptions.host", lambda _self: host)
     words_given = ["fuzz", "--minutes", "0.5", "--seed", "9", "--save", "there"]
     ended = CliRunner().invoke(main, words_given)
     assert (ended.exit_code, "seed 9" in ended.output, words in ended.output) == (code, True, True)

@@ -118,13 +118,13 @@ def test_imports_go_down_only(path: Path) -> None:
         (("guest", "ssh"), "importlib.import_module('harness.machine.qemu')\n", 1),
         (("runs", "prepare"), "from harness.reports.terminal import headline\n", 1),
         (("runs", "prepare"), "from harness import guest, kernels, machine, model\n", 0),
-        (("reports", "html"), "from harness.cli import main\n", 1),
+        (("reports", "html"), "from harness.cli.main import main\n", 1),
         (("store",), "from harness.kernels.kernel import Kernel\nimport harness.core.paths\n", 0),
         (("store",), "from harness.kernels.debian.packages import fetch\n", 1),
-        (("store",), "from harness.doctor import diagnose\n", 1),
+        (("store",), "from harness.cli.doctor import diagnose\n", 1),
         (("cli_kernels",), "from harness.runs.prepare import this_host\n", 0),
-        (("store",), "from harness.cli_kernels import register_kernel_commands\n", 1),
-        (("cli",), "from harness.doctor import diagnose\nimport harness.runs.prepare\n", 0),
+        (("store",), "from harness.cli.kernels import register_kernel_commands\n", 1),
+        (("cli",), "from harness.cli.doctor import diagnose\nimport harness.runs.prepare\n", 0),
     ],
 )
 def test_the_import_rule_sees_every_kind_of_import(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from machines import one_window
 
-from harness import doctor
+from harness.cli import doctor
 from harness.core import stale_qemu
 from harness.core.stale_qemu import (
     Orphan,

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import yaml
 
-from harness.cli_nightly import nightly
+from harness.cli.nightly import nightly
 from harness.core.paths import PROJECT
 
 SYSTEMD = PROJECT / "ci" / "systemd"

@@ -28,7 +28,7 @@ ENDS: tuple[Message, ...] = (
 JOB = """
 import json, sys
 from pathlib import Path
-from harness.cli_nightly import _job_runner
+from harness.cli.nightly import _job_runner
 from harness.matrix.plan import Combination
 from harness.core.progress import TerminalProgress
 

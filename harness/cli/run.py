@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli_options import (
+from harness.cli.options import (
     USAGE,
     GuestOptions,
     explains_errors,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli_options import explains_errors
-from harness.cli_run import check_writable, make_folder, write_file
+from harness.cli.options import explains_errors
+from harness.cli.run import check_writable, make_folder, write_file
 from harness.contract.result import Verdict
 from harness.core.paths import PROJECT, evidence_root
 

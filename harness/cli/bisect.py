@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from harness.bisect.search import Outcome
-from harness.cli_options import GuestOptions, explains_errors, guest_options
-from harness.cli_run import check_writable, write_file
+from harness.cli.options import GuestOptions, explains_errors, guest_options
+from harness.cli.run import check_writable, write_file
 from harness.contract.result import Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.core.progress import TerminalProgress

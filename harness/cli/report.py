@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli_options import GuestOptions, explains_errors, guest_options
-from harness.cli_run import check_writable, write_file
+from harness.cli.options import GuestOptions, explains_errors, guest_options
+from harness.cli.run import check_writable, write_file
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import HarnessError, UsageError
 from harness.core.paths import evidence_root

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from harness.cli_bisect import bisect, bisect_step
-from harness.cli_compare import compare
-from harness.cli_fuzz import fuzz
-from harness.cli_kernels import register_kernel_commands
-from harness.cli_matrix import matrix, matrix_worker
-from harness.cli_options import USAGE, accel_options, explains_errors, kernel_options
-from harness.cli_report import bundle, replay, report
-from harness.cli_run import run
+from harness.cli.bisect import bisect, bisect_step
+from harness.cli.compare import compare
+from harness.cli.fuzz import fuzz
+from harness.cli.kernels import register_kernel_commands
+from harness.cli.matrix import matrix, matrix_worker
+from harness.cli.options import USAGE, accel_options, explains_errors, kernel_options
+from harness.cli.report import bundle, replay, report
+from harness.cli.run import run
 from harness.kernels.request import KernelRequest
 from harness.scenario.scenario import POLICIES, Policy
 
@@ -110,7 +110,7 @@ def _known_failures(kernel: str, policy: Policy) -> dict[str, str]:
 @explains_errors
 def doctor() -> None:
     """Say what this machine lacks, and how to get it."""
-    from harness.doctor import diagnose
+    from harness.cli.doctor import diagnose
 
     checks = diagnose()
     width = max(len(check.name) for check in checks)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli_options import GuestOptions, explains_errors, guest_options, kernel_options
+from harness.cli.options import GuestOptions, explains_errors, guest_options, kernel_options
 from harness.contract.result import Verdict
 
 if TYPE_CHECKING:

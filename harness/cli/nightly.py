@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli_matrix import avocado_job
-from harness.cli_options import explains_errors
-from harness.cli_run import make_folder
+from harness.cli.matrix import avocado_job
+from harness.cli.options import explains_errors
+from harness.cli.run import make_folder
 from harness.contract.result import Verdict
 from harness.core.errors import UsageError
 from harness.core.paths import PROJECT, evidence_root
