@@ -175,7 +175,7 @@ def avocado_job(
     from avocado.core.job import Job
     from avocado.core.suite import TestSuite
 
-    from harness.avocado_plugin import KIND, runnable_of
+    from harness.plugins.avocado_plugin import KIND, runnable_of
 
     config: dict[str, Any] = {
         "core.show": ["app"],

@@ -16,7 +16,7 @@ from harness.core.deadline import Deadline
 from harness.core.paths import PROJECT, SCENARIOS
 from harness.guest import settle
 from harness.kernels.request import KernelRequest
-from harness.pytest_plugin import asked_kernel, report_text
+from harness.plugins.pytest_plugin import asked_kernel, report_text
 from harness.runs.boot import BootedGuest
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host

@@ -11,7 +11,7 @@ from harness.contract.result import Verdict
 from harness.core.paths import PROJECT
 from harness.fuzz.campaign import Campaign, ForgetfulHost, Tally
 from harness.kernels.request import KernelRequest
-from harness.pytest_plugin import asked_kernel, report_text
+from harness.plugins.pytest_plugin import asked_kernel, report_text
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
 from harness.runs.session import Session

@@ -17,7 +17,7 @@ from bench_room import EARLY, Bench, await_true
 from harness.core.deadline import Deadline
 from harness.guest import modules
 from harness.guest.ssh import GuestShell
-from harness.pytest_plugin import asked_kernel
+from harness.plugins.pytest_plugin import asked_kernel
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
 from harness.runs.session import run_scenario

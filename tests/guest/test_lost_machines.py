@@ -19,7 +19,7 @@ from harness.core.deadline import Deadline
 from harness.core.errors import GuestCrashedError
 from harness.guest import modules
 from harness.guest.ssh import GuestShell
-from harness.pytest_plugin import asked_kernel
+from harness.plugins.pytest_plugin import asked_kernel
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
 from harness.runs.session import run_scenario

@@ -10,7 +10,7 @@ import pytest
 from harness.contract.result import RunResult, Verdict
 from harness.core.paths import PROJECT
 from harness.kernels.request import KernelRequest
-from harness.pytest_plugin import report_text
+from harness.plugins.pytest_plugin import report_text
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
 from harness.runs.session import Session

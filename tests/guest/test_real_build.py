@@ -14,7 +14,7 @@ from harness.kernels.build.kernel_config import parse_config
 from harness.kernels.modules import find_modules, index_modules
 from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
-from harness.pytest_plugin import report_text
+from harness.plugins.pytest_plugin import report_text
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
 from harness.runs.session import run_scenario

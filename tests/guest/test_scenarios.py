@@ -4,7 +4,7 @@
 import pytest
 
 from harness.contract.result import RunResult
-from harness.pytest_plugin import assert_owners
+from harness.plugins.pytest_plugin import assert_owners
 
 
 @pytest.mark.guest

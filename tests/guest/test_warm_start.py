@@ -28,7 +28,7 @@ from harness.machine import snapshot
 from harness.machine.qemu import Qemu
 from harness.machine.qtest import Qtest
 from harness.machine.snapshot import RestoreError, SavedMachine
-from harness.pytest_plugin import asked_kernel
+from harness.plugins.pytest_plugin import asked_kernel
 from harness.runs import warm_start
 from harness.runs.boot import BootedGuest, booted_guest
 from harness.runs.evidence import Evidence, new_evidence

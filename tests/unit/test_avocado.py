@@ -17,13 +17,13 @@ from avocado.core.resolver import ReferenceResolutionResult
 from avocado_room import entry_points, fake_hosts, plugin_environment, python
 from cli_room import FIT_QEMU
 
-from harness.avocado_plugin import OwnershipResolver, OwnershipRunner, runnable_of
 from harness.cli.matrix import exit_code
 from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.core.paths import PROJECT
 from harness.matrix.entry import Message, decode, encode, ending_of, ending_of_error
 from harness.matrix.plan import Combination
+from harness.plugins.avocado_plugin import OwnershipResolver, OwnershipRunner, runnable_of
 from harness.runs.requirements import NotApplicableError
 from harness.runs.running_vms import LiveMachines
 from harness.runs.session import Session
@@ -67,11 +67,13 @@ def test_every_entry_point_leads_to_something() -> None:
 
 def test_loading_the_plugin_imports_nothing_that_runs_guests() -> None:
     # Avocado loads it for every command.
-    text = (
-        "import sys, harness.avocado_plugin; print(*(m for m in sys.modules if m[:7] == 'harness'))"
-    )
+    text = "import sys, harness.plugins.avocado_plugin; print(*(m for m in sys.modules if m[:7] == 'harness'))"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"harness", "harness.avocado_plugin", "harness.core.errors"}
+    assert set(done.stdout.split()) == {
+        "harness",
+        "harness.plugins.avocado_plugin",
+        "harness.core.errors",
+    }
 
 
 def test_a_reference_names_scenarios_and_parameters() -> None:

@@ -25,7 +25,7 @@ pytest_plugins = ["pytester"]
 THIS_HOST = prepare.this_host
 
 SUITE = """
-from harness.pytest_plugin import assert_owners
+from harness.plugins.pytest_plugin import assert_owners
 
 def test_ownership(scenario_result):
     assert_owners(scenario_result)

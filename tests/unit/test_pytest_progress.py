@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from harness.pytest_progress import LineStream
+from harness.plugins.pytest_progress import LineStream
 
 pytest_plugins = ["pytester"]
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from harness.contract.result import RunResult
     from harness.core.progress import Progress
     from harness.kernels.request import KernelRequest
-    from harness.pytest_progress import SessionProgress
-    from harness.pytest_runs import ScenarioRuns
+    from harness.plugins.pytest_progress import SessionProgress
+    from harness.plugins.pytest_runs import ScenarioRuns
     from harness.runs.prepare import Host
     from harness.scenario.known_issues import KnownIssues
 
@@ -65,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep a way to the terminal before pytest captures what tests write."""
-    from harness.pytest_progress import SessionProgress
+    from harness.plugins.pytest_progress import SessionProgress
 
     config.pluginmanager.register(SessionProgress(config), _PROGRESS)
 
@@ -128,7 +128,7 @@ def scenario_runs(
     evidence_folder: Path,
 ) -> Iterator[ScenarioRuns]:
     """The runs of every scenario whose test was selected, on the kernel that was asked for."""
-    from harness.pytest_runs import ScenarioRuns
+    from harness.plugins.pytest_runs import ScenarioRuns
     from harness.runs.guest_run import Judging
     from harness.runs.prepare import policy_for
 
