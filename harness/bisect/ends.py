@@ -17,11 +17,11 @@ from harness.bisect.run import Ends, History
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import Progress
+from harness.core.version import harness_version
 from harness.kernels.build.config import plan_config
 from harness.kernels.build.series import read_series
 from harness.kernels.build.tree import look, source_of
 from harness.kernels.request import KernelRequest
-from harness.matrix.worker import harness_version
 from harness.scenario.scenario import Policy
 from harness.scenario.scenario_files import Case
 

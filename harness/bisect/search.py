@@ -9,12 +9,12 @@ through the same decisions again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from harness.contract.failure_signature import failures_of
 from harness.contract.result import RunResult, Verdict
-from harness.platform.memory_range import MemoryRange
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -98,40 +98,6 @@ class Step:
             if one.scenario == scenario:
                 return one
         raise KeyError(scenario)
-
-
-def failures_of(result: RunResult) -> tuple[str, ...]:
-    """What broke in a run: for each finding its rule and the names of the ranges it is about.
-
-    The text of a finding, with its numbers and times, is not part of it: two kernels that strand
-    the same range fail alike.
-    """
-    return failure_names(
-        ((one.rule, one.range) for one in result.findings),
-        [(one.name, one.range) for one in result.owners],
-    )
-
-
-def failure_names(
-    findings: Iterable[tuple[str, MemoryRange | None]], owned: Sequence[tuple[str, MemoryRange]]
-) -> tuple[str, ...]:
-    """What broke, each once.
-
-    Args:
-        findings: each with its rule and the range that it is about, if any.
-        owned: the ranges that somebody should own, with their names.
-    """
-    found = []
-    for broken, place in findings:
-        named = [
-            name
-            for name, one in owned
-            if place is not None and one.start <= place.end and place.start <= one.end
-        ]
-        where = " ".join(named) if named else str(place) if place is not None else ""
-        rule = f"rule {broken}" if broken.isdigit() else broken
-        found.append(f"{rule} {where}".strip())
-    return tuple(dict.fromkeys(found))
 
 
 def _alike(failures: Sequence[str], bad_end: Sequence[str]) -> bool:

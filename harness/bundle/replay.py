@@ -14,7 +14,8 @@ from harness.bundle.pack import SERIES, read_json
 from harness.contract.boot_phases import StepMarks, in_phases
 from harness.contract.expected import expectations
 from harness.contract.judge import Judgement, judge
-from harness.contract.observation import SECTIONS, ObservationError, Undecoded, parse_observation
+from harness.contract.observation import SECTIONS, ObservationError, Undecoded
+from harness.contract.observation_parser import parse_observation
 from harness.contract.oracle import as_run
 from harness.contract.preflight import window_problems
 from harness.contract.result import OwnedRange, RunResult

@@ -117,8 +117,8 @@ def nightly(
     """
     from harness.bisect.probe import Flakiness
     from harness.core.cache import Store
+    from harness.core.version import harness_version
     from harness.matrix.lab import load_hosts
-    from harness.matrix.worker import harness_version
     from harness.nightly.diff import Bisecting, Change
     from harness.nightly.history import open_history
     from harness.nightly.night import Asked, Nightly

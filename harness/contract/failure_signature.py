@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from harness.contract.result import Finding
+from harness.contract.result import Finding, RunResult
+from harness.platform.memory_range import MemoryRange
 
 _WHO = re.compile(r"^\w+: ")
 _PHASE = re.compile(r" \(during [^)]*\)$")
@@ -31,3 +32,37 @@ def _essence(finding: Finding) -> str:
         return _NUMBER.sub("N", _PHASE.sub("", text))
     text = _BY.sub("", _WHO.sub("", text))
     return _NUMBER.sub("N", text if finding.rule == "use" else _USE.sub(r"\1", text))
+
+
+def failures_of(result: RunResult) -> tuple[str, ...]:
+    """What broke in a run: for each finding its rule and the names of the ranges it is about.
+
+    The text of a finding, with its numbers and times, is not part of it: two kernels that strand
+    the same range fail alike.
+    """
+    return failure_names(
+        ((one.rule, one.range) for one in result.findings),
+        [(one.name, one.range) for one in result.owners],
+    )
+
+
+def failure_names(
+    findings: Iterable[tuple[str, MemoryRange | None]], owned: Sequence[tuple[str, MemoryRange]]
+) -> tuple[str, ...]:
+    """What broke, each once.
+
+    Args:
+        findings: each with its rule and the range that it is about, if any.
+        owned: the ranges that somebody should own, with their names.
+    """
+    found = []
+    for broken, place in findings:
+        named = [
+            name
+            for name, one in owned
+            if place is not None and one.start <= place.end and place.start <= one.end
+        ]
+        where = " ".join(named) if named else str(place) if place is not None else ""
+        rule = f"rule {broken}" if broken.isdigit() else broken
+        found.append(f"{rule} {where}".strip())
+    return tuple(dict.fromkeys(found))

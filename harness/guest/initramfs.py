@@ -15,12 +15,12 @@ from typing import IO
 
 from harness.core.cache import Store
 from harness.core.files import require_whole
+from harness.core.kernel import Kernel
 from harness.core.kernel_modules import MODPROBE, ModulePlan
 from harness.core.progress import Progress
 from harness.guest.cpio import CpioWriter
 from harness.guest.keys import RunKeys
 from harness.guest.userland import find_program, library_closure
-from harness.kernels.kernel import Kernel
 
 # What the guest needs before anybody can log in.
 BOOT_MODULES = ("virtio_pci", "virtio_net")

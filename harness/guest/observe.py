@@ -8,12 +8,8 @@ from collections.abc import Sequence
 
 from harness.contract.boot_phases import StepMarks, require_whole
 from harness.contract.dmesg import DmesgError, Record, parse_dmesg
-from harness.contract.observation import (
-    Observation,
-    ObservationError,
-    parse_observation,
-    split_sections,
-)
+from harness.contract.observation import Observation, ObservationError
+from harness.contract.observation_parser import parse_observation, split_sections
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError
 from harness.guest.ssh import GuestShell

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.errors import UsageError
-from harness.kernels.kernel import Kernel
+from harness.core.kernel import Kernel
 from harness.kernels.modules import is_build_tree, module_files, read_vermagic
 from harness.kernels.spec import KernelSpec
 from harness.kernels.store import found_scripts, found_symbols

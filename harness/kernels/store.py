@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.files import DamagedEntryError, is_damaged, require_whole
+from harness.core.kernel import Kernel
 from harness.core.progress import Progress
-from harness.kernels.kernel import Kernel
 
 if TYPE_CHECKING:
     from harness.debian.apt import Package

@@ -7,7 +7,6 @@ the other, `has`, `put` or `run`. It lives as long as its standard input.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import queue
@@ -18,15 +17,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
 from harness.core.cache import Store
 from harness.core.errors import HarnessError, UsageError
-from harness.core.paths import PROJECT, store_root
+from harness.core.paths import store_root
 from harness.core.progress import SilentProgress
+from harness.core.version import harness_version
 from harness.machine.qemu_binary import require_qemu
 from harness.matrix.entry import CombinationRun, Describe, Message, decode, encode
 from harness.matrix.matrix_file import read_combination, this_capacity
@@ -35,28 +33,6 @@ PROTOCOL = 1
 BEAT_SECONDS = 5.0
 # The largest run leaves a few MB, and QEMU's machines are in memory.
 _ROOM = 256 * 1024 * 1024
-
-
-@cache
-def harness_version() -> str:
-    """The version of this package, with a digest of all that decides what comes of a run."""
-    digest = hashlib.sha256()
-    for folder, pattern in (
-        ("harness", "*.py"),
-        ("harness", "*.sh"),
-        ("kernel_configs", "*.config"),
-        ("qemu_profiles", "*"),
-        ("tests/scenarios", "*.yaml"),
-        ("tests", "*.yaml"),
-    ):
-        paths = (PROJECT / folder).rglob(pattern) if folder == "harness" else None
-        for path in sorted(paths or (PROJECT / folder).glob(pattern)):
-            digest.update(f"{path.relative_to(PROJECT)}\0".encode() + path.read_bytes())
-    try:
-        number = version("cxl-ownership-harness")
-    except PackageNotFoundError:
-        number = "unknown"
-    return f"{number}+{digest.hexdigest()[:12]}"
 
 
 class Worker:

@@ -13,9 +13,9 @@ from typing import Protocol
 
 from harness.core.cache import Store
 from harness.core.errors import HarnessError, NotConfigurableError, UsageError
+from harness.core.kernel import Kernel
 from harness.core.progress import Progress
 from harness.guest.userland import PACKAGES, userland
-from harness.kernels.kernel import Kernel
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.store import kernel_in_use
 from harness.matrix.entry import Say

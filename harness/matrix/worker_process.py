@@ -20,10 +20,11 @@ import msgspec
 from harness.core.deadline import Deadline
 from harness.core.errors import HarnessError, UsageError
 from harness.core.process import spawn
+from harness.core.version import harness_version
 from harness.matrix.entry import Message, Say, decode, encode
 from harness.matrix.hosts import LabHost
 from harness.matrix.plan import Combination
-from harness.matrix.worker import BEAT_SECONDS, PROTOCOL, harness_version
+from harness.matrix.worker import BEAT_SECONDS, PROTOCOL
 
 _HELLO_SECONDS = 60.0
 _SILENCE_SECONDS = 12 * BEAT_SECONDS

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from harness.bisect.search import failure_names
+from harness.contract.failure_signature import failure_names
 from harness.contract.result import Verdict
 from harness.contract.result_record import RunRecord
 from harness.matrix.plan import BRANCH, NO_CONFIG, Combination
@@ -72,7 +72,7 @@ class Seen:
     Attributes:
         verdict: the name of a verdict, or SKIPPED where the kernel is not what it is about.
         known: why the failure is known, or empty.
-        failures: what broke, as `bisection.failures_of` says it.
+        failures: what broke, as `failures_of` gives it.
         reason: for other verdicts than PASS and FAIL, why.
         evidence: the folder of the run.
     """

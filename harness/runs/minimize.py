@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import msgspec
 
-from harness.bisect.search import failures_of
-from harness.contract.failure_signature import signature
+from harness.contract.failure_signature import failures_of, signature
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import UsageError
 from harness.core.kernel_modules import module_name

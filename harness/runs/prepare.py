@@ -18,6 +18,7 @@ from harness.contract.oracle import DRIVER_OPTIONS, as_run
 from harness.core.cache import Store
 from harness.core.errors import NotConfigurableError, UsageError
 from harness.core.files import made_again, require_whole
+from harness.core.kernel import Kernel
 from harness.core.kernel_modules import ModulePlan, module_name
 from harness.core.paths import store_root
 from harness.core.progress import Progress
@@ -29,7 +30,6 @@ from harness.guest.initramfs import (
 )
 from harness.guest.userland import userland
 from harness.kernels.build.kernel_config import parse_config
-from harness.kernels.kernel import Kernel
 from harness.kernels.request import KernelRequest, with_configs
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.store import (

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.contract.observation import SECTIONS, Observation, ObservationError, parse_observation
+from harness.contract.observation import SECTIONS, Observation, ObservationError
+from harness.contract.observation_parser import parse_observation
 from harness.contract.result_record import NotAResultError, RunRecord, read_record
 from harness.core.errors import UsageError
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harness.contract.result import Finding, RunResult
-from harness.kernels.kernel import Kernel
+from harness.core.kernel import Kernel
 from harness.runs.evidence import Evidence
 
 _FILE = "decoded.txt"

@@ -114,8 +114,8 @@ def test_avocados_timeout_leaves_no_qemu(room: Path, spawner: str) -> None:
 def test_a_runner_that_is_killed_leaves_no_qemu(room: Path, number: signal.Signals) -> None:
     with subprocess.Popen(
         [
-            sys.executable, "-m", "harness.plugins.avocado_plugin", "runnable-run", "-k", "ownership",
-            "-u", "ownership:exact_cover?accel=tcg&repeat=9",
+            sys.executable, "-m", "harness.plugins.avocado_plugin",
+            "runnable-run", "-k", "ownership", "-u", "ownership:exact_cover?accel=tcg&repeat=9",
         ],
         cwd=room,
         env=plugin_environment(room),

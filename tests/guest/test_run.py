@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from harness.contract.observation import parse_observation
+from harness.contract.observation_parser import parse_observation
 from harness.runs.prepare import Host
 
 pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("harness_host")]

@@ -12,7 +12,7 @@ from typing import Any
 from test_golden_corpus import layout_from, sections_of
 
 from harness.contract.judge import judge
-from harness.contract.observation import parse_observation
+from harness.contract.observation_parser import parse_observation
 from harness.contract.result import RunResult, Verdict
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders

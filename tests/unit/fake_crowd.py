@@ -22,11 +22,11 @@ from cli_room import FIT_QEMU
 from harness.cli.main import main
 from harness.contract.result import RunResult, Verdict
 from harness.core.cache import Store
+from harness.core.kernel import Kernel
 from harness.core.paths import store_root
 from harness.core.process import spawn
 from harness.core.progress import SilentProgress
 from harness.kernels.build.config import plan_config
-from harness.kernels.kernel import Kernel
 from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.store import kernel_in_use

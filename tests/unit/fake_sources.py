@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from harness.core.cache import Store
+from harness.core.kernel import Kernel
 from harness.core.progress import SilentProgress
 from harness.kernels.build.config import plan_config
-from harness.kernels.kernel import Kernel
 from harness.kernels.request import KernelRequest, Toolchain
 from harness.kernels.resolve import resolve_kernel
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from harness.contract.boot_phases import StepMarks, in_phases, require_whole
 from harness.contract.dmesg import DmesgError, complaints, parse_dmesg
 from harness.contract.iomem import IomemError, parse_iomem
-from harness.contract.observation import ObservationError, parse_observation, split_sections
+from harness.contract.observation import ObservationError
+from harness.contract.observation_parser import parse_observation, split_sections
 from harness.core.errors import UsageError
 from harness.core.paths import PROJECT, SCENARIOS
 from harness.kernels.build.series import read_series

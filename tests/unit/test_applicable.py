@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from harness.core.kernel import Kernel
 from harness.core.kernel_version import kernel_version
-from harness.kernels.kernel import Kernel
 from harness.kernels.request import KernelRequest
 from harness.runs.requirements import NotApplicableError, check_kernel, check_removable
 from harness.scenario.scenario_files import Case, load_case

@@ -20,11 +20,11 @@ from harness.bisect.search import (
     choose,
     decide,
     differing,
-    failures_of,
     judge_runs,
     steps_left,
     together,
 )
+from harness.contract.failure_signature import failures_of
 from harness.contract.result import Finding, OwnedRange, RunResult, Verdict
 from harness.scenario.scenario import Ownership
 

@@ -26,11 +26,11 @@ from fake_sources import (
 )
 
 from harness.core.errors import UnbuildableError, UsageError
+from harness.core.kernel import Kernel
 from harness.core.paths import PROJECT
 from harness.kernels.build.make import failure, first_error
 from harness.kernels.build.toolchain import find_toolchain, jobs
 from harness.kernels.image import read_release
-from harness.kernels.kernel import Kernel
 from harness.kernels.modules import find_modules, index_modules
 
 __all__ = ["builder"]

@@ -12,6 +12,7 @@ from fake_sources import Builder, Listener, builder, edit, git_fake
 
 from harness.core.cache import Store
 from harness.core.errors import UsageError
+from harness.core.kernel import Kernel
 from harness.core.progress import Progress
 from harness.kernels import prune as kernel_store
 from harness.kernels.build.config import plan_config
@@ -19,7 +20,6 @@ from harness.kernels.build.from_source import kernel_key
 from harness.kernels.build.series import Patch, Series
 from harness.kernels.build.toolchain import FoundToolchain
 from harness.kernels.build.tree import SourceState, SourceTree, look
-from harness.kernels.kernel import Kernel
 from harness.kernels.prune import StoredItem, choose_to_prune, prune, stored_items
 from harness.kernels.store import kernel_in_use
 

@@ -17,9 +17,9 @@ from fake_sources import Builder, Listener, builder, git_fake
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.files import DamagedEntryError
+from harness.core.kernel import Kernel
 from harness.core.kernel_modules import ModulePlan
 from harness.guest.initramfs import shared_initramfs
-from harness.kernels.kernel import Kernel
 from harness.kernels.request import KernelRequest
 from harness.kernels.store import kernel_in_use, require_whole_modules
 from harness.runs.prepare import Host, prepare_kernel

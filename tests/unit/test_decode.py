@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from harness.contract.result import Finding, RunResult
+from harness.core.kernel import Kernel
 from harness.kernels.build import decode_trace as decode
 from harness.kernels.build.decode_trace import NotDecodableError, decode_trace, has_code
 from harness.kernels.build.sandbox import Sandbox, find_sandbox
-from harness.kernels.kernel import Kernel
 from harness.runs import traces
 from harness.runs.evidence import Evidence
 from harness.runs.traces import with_decoded_traces

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.contract.observation import split_sections
+from harness.contract.observation_parser import split_sections
 from harness.contract.result import Difference, Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.platform.memory_range import MemoryRange
 from harness.reports.terminal import result_lines

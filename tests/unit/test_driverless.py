@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.contract.driverless import driverless
-from harness.contract.observation import Observation, parse_observation, split_sections
+from harness.contract.observation import Observation
+from harness.contract.observation_parser import parse_observation, split_sections
 from harness.scenario.owner import Ownership
 
 CORPUS = Path(__file__).parents[1] / "data" / "observations"

@@ -17,12 +17,8 @@ import pytest
 from layouts import layout_of
 
 from harness.contract.judge import Judgement, judge
-from harness.contract.observation import (
-    Observation,
-    ObservationError,
-    parse_observation,
-    split_sections,
-)
+from harness.contract.observation import Observation, ObservationError
+from harness.contract.observation_parser import parse_observation, split_sections
 from harness.contract.preflight import early_problems, window_problems
 from harness.contract.result import Verdict
 from harness.machine.address_probe import machine_layout

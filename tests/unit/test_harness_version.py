@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.matrix import worker
+from harness.core import version
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,11 @@ from harness.matrix import worker
 def test_what_decides_what_comes_of_a_run_is_part_of_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "PROJECT", tmp_path)
+    monkeypatch.setattr(version, "PROJECT", tmp_path)
     path = tmp_path / name
     path.parent.mkdir(parents=True)
     versions = set()
     for text in ("one", "two"):
         path.write_text(text)
-        versions.add(worker.harness_version.__wrapped__())
+        versions.add(version.harness_version.__wrapped__())
     assert len(versions) == 2

@@ -22,13 +22,8 @@ from test_golden_corpus import EXPECTED, layout_from, sections_of
 from harness.contract.boot_phases import KERNEL, StepMarks, in_phases, require_whole
 from harness.contract.dmesg import DmesgError
 from harness.contract.judge import judge
-from harness.contract.observation import (
-    SECTIONS,
-    Observation,
-    ObservationError,
-    parse_observation,
-    split_sections,
-)
+from harness.contract.observation import SECTIONS, Observation, ObservationError
+from harness.contract.observation_parser import parse_observation, split_sections
 from harness.contract.observed_owners import double_claims, pieces_of
 from harness.contract.preflight import window_problems
 from harness.contract.result import Verdict

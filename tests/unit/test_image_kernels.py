@@ -9,9 +9,9 @@ import pytest
 
 from harness.core.cache import Store
 from harness.core.errors import UsageError
+from harness.core.kernel import Kernel
 from harness.core.progress import SilentProgress
 from harness.kernels.image import read_release
-from harness.kernels.kernel import Kernel
 from harness.kernels.resolve import resolve_kernel
 
 RELEASE = "7.2.1-mine+"

@@ -12,6 +12,7 @@ import pytest
 from newc import Entry, read_newc
 
 from harness.core.cache import Store
+from harness.core.kernel import Kernel
 from harness.core.kernel_modules import KernelModule, MissingModule, ModulePlan
 from harness.core.progress import SilentProgress
 from harness.guest import initramfs
@@ -23,7 +24,6 @@ from harness.guest.initramfs import (
     write_run_initramfs,
 )
 from harness.guest.keys import RunKeys
-from harness.kernels.kernel import Kernel
 
 KERNEL = Kernel("debian:7.2", "7.2.0-test", Path("vmlinuz"), Path("modules"), None, "a1" * 16)
 PROGRAMS = ("busybox", "dropbear", "cxl", "daxctl", "kmod", "chrt")

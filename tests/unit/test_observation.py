@@ -15,9 +15,8 @@ from harness.contract.observation import (
     DaxDevice,
     Observation,
     ObservationError,
-    parse_observation,
-    split_sections,
 )
+from harness.contract.observation_parser import parse_observation, split_sections
 
 TOKEN = "0123456789abcdef"
 

@@ -15,9 +15,9 @@ from layouts import layout_of
 from harness.contract.result import RunResult, Verdict
 from harness.core.cache import Store
 from harness.core.errors import NotConfigurableError, UnbuildableError, UsageError
+from harness.core.kernel import Kernel
 from harness.core.progress import SilentProgress
 from harness.guest.initramfs import SharedInitramfs
-from harness.kernels.kernel import Kernel
 from harness.kernels.request import KernelRequest
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Bootable, Host, policy_for, prepare_case

@@ -14,10 +14,10 @@ import pytest
 from fake_sources import Builder, Listener, builder, git_fake
 
 from harness.core.cache import Store
+from harness.core.kernel import Kernel
 from harness.core.kernel_modules import ModulePlan
 from harness.guest.initramfs import SharedInitramfs, shared_initramfs
 from harness.kernels.build.make import run_make
-from harness.kernels.kernel import Kernel
 from harness.kernels.prune import StoredItem, prune, size_of_the_rest, stored_items
 from harness.kernels.store import entry_in_use, folder_in_use, remove_unless_used
 from harness.runs.prepare import Bootable, in_use

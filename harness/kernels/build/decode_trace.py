@@ -10,9 +10,9 @@ from pathlib import Path
 
 from harness.core.deadline import Deadline
 from harness.core.errors import DeadlineExpiredError, HarnessError
+from harness.core.kernel import Kernel
 from harness.core.process import CommandError, run
 from harness.kernels.build.sandbox import Sandbox, build_environment, find_sandbox
-from harness.kernels.kernel import Kernel
 from harness.kernels.store import DECODERS
 
 _SECONDS = 120.0
