@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from bench_room import Bench, copy_store
-from cli_room import FIT_QEMU, RELEASE, Ended, Harness
+from bench_fixtures import Bench, copy_store
+from cli_fixtures import FIT_QEMU, RELEASE, Ended, Harness
 from hypothesis import settings
 from layouts import layout_of
 
@@ -38,8 +38,8 @@ settings.load_profile("unit")
 # These start programs, or try very many inputs.
 SLOW = {
     *("test_avocado", "test_bisect_programs", "test_bisection", "test_build", "test_cli_bisect"),
-    *("test_cli_list", "test_crowd", "test_error_messages", "test_fetch", "test_fuzz"),
-    "test_fuzz_layouts",
+    *("test_cli_list", "test_crowd", "test_error_messages", "test_fetch", "test_campaign"),
+    "test_draw",
     *("test_hostile_builds", "test_hostile_observations", "test_hostile_sources"),
     *("test_nightly_programs", "test_nightly_resumed", "test_nobody_listens"),
     *("test_process", "test_pytest_plugin", "test_pytest_progress"),

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bench_room import Bench
+from bench_fixtures import Bench
 
 from harness.contract.result import Verdict
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from bench_room import SECONDS, Bench, await_true
+from bench_fixtures import SECONDS, Bench, await_true
 
 pytestmark = pytest.mark.guest
 INJECT = Path(__file__).with_name("inject.py")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from bench_room import await_true
+from bench_fixtures import await_true
 
 from harness.core.cache import Store
 from harness.core.paths import PROJECT

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from avocado_room import plugin_environment, python
+from avocado_fixtures import plugin_environment, python
 
 from harness.core.deadline import Deadline
 from harness.runs.prepare import Host

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from bench_room import EARLY, SECONDS, Bench, assert_inconclusive, finished, scenario
+from bench_fixtures import EARLY, SECONDS, Bench, assert_inconclusive, finished, scenario
 
 from harness.contract.result import Verdict
 from harness.runs.prepare import Host

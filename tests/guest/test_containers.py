@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from avocado_room import plugin_environment
+from avocado_fixtures import plugin_environment
 from test_avocado_guests import wait_for
 
 from harness.core.paths import PROJECT

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
-from bench_room import EARLY, Bench, await_true
+from bench_fixtures import EARLY, Bench, await_true
 
 from harness.core.deadline import Deadline
 from harness.guest import modules

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from avocado_room import FAKE_WORKER, plugin_environment
-from lab_room import LabRoom, as_text, lab
+from avocado_fixtures import FAKE_WORKER, plugin_environment
+from lab_fixtures import LabRoom, as_text, lab
 
 from harness.core.deadline import Deadline
 from harness.core.paths import PROJECT

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bench_room import EARLY, LATE, Bench, assert_inconclusive, await_true, finished
+from bench_fixtures import EARLY, LATE, Bench, assert_inconclusive, await_true, finished
 
 from harness.contract.result import Verdict
 from harness.core.deadline import Deadline

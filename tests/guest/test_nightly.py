@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from avocado_room import plugin_environment
-from made_tree import made_tree
+from avocado_fixtures import plugin_environment
+from tree_fixtures import made_tree
 
 from harness.core.deadline import Deadline
 from harness.core.paths import PROJECT

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_tree import made_tree
+from tree_fixtures import made_tree
 
 from harness.core.paths import PROJECT
 from harness.core.progress import TerminalProgress

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from cli_room import FIT_QEMU
+from cli_fixtures import FIT_QEMU
 
 from harness.cli.main import main
 from harness.contract.result import RunResult, Verdict

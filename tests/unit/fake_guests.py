@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from cli_room import FIT_QEMU
+from cli_fixtures import FIT_QEMU
 from fake_sources import small_configs
 
 from harness.cli.main import main
