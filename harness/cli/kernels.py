@@ -32,10 +32,11 @@ def register_kernel_commands(
         "kernels",
         callback=explains_errors(_list),
         invoke_without_command=True,
-        help="List what the store has of kernels: objects, sources, initramfs, caches too.",
+        help="List the store: kernels, objects, sources, initramfs and caches.",
     )
     kernels.params.append(click.Option(["--full"], is_flag=True, help="Show whole paths."))
     kernels.command(name="prune")(_prune_options(explains_errors(_prune)))
+    kernels.command(name="verify")(explains_errors(_verify))
     group.add_command(kernels)
 
 
@@ -43,7 +44,7 @@ def parse_age(text: str) -> float:
     """Seconds in an age such as `90m`, `12h`, `7d` or `2w`.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is not an age.
     """
     match = re.fullmatch(r"(\d+)\s*([mhdw])", text.strip())
     if match is None:
@@ -84,7 +85,7 @@ def _build_options(command: Command) -> Command:
 def _build(
     spec: str, configs: str, series: Path | None, upto: int | None, llvm: bool, refresh: bool
 ) -> None:
-    """Build a kernel into the store, unless it is there, and say where it is.
+    """Build a kernel into the store, unless it is there, and print its path.
 
     SPEC is build:PATH, build:PATH@REF or build:debian:VERSION; prebuilt kernels are fetched.
     Exit code: 0 built, 2 wrong input, 4 it does not build or a patch does not apply.
@@ -115,15 +116,15 @@ def _list(full: bool) -> None:
         name = str(item.path) if full else f"{item.path.name:12.12}"
         age = _age(now - item.used)
         click.echo(f"{item.sort:9} {name}  {_megabytes(item.size):>9}  {age:>6}  {item.text}")
-    more = f", and {_megabytes(rest)} of other things" if rest else ""
-    size = _megabytes(sum(one.size for one in items))
+    more = f", and {_megabytes(rest)} of other files" if rest else ""
+    size = _megabytes(sum(item.size for item in items))
     click.echo(f"{len(items)} in the store, {size}{more}")
 
 
 def _prune_options(command: Command) -> Command:
     options = (
-        click.option("--keep", metavar="SIZE", help="Remove until no more than this is left."),
-        click.option("--older-than", metavar="AGE", help="Remove what was not used for so long."),
+        click.option("--keep", metavar="SIZE", help="Remove items until the store is no larger."),
+        click.option("--older-than", metavar="AGE", help="Remove items unused for this long."),
     )
     for option in reversed(options):
         command = option(command)
@@ -131,10 +132,10 @@ def _prune_options(command: Command) -> Command:
 
 
 def _prune(keep: str | None, older_than: str | None) -> None:
-    """Remove kernels with what belongs to them, the least recently used first.
+    """Remove kernels with their objects, sources and initramfs, the least recently used first.
 
-    SIZE, such as 20G, is of all that is in the store; AGE is such as 12h, 7d or 2w. What a run or a
-    build uses stays; an initramfs of which the kernel is gone goes in any case.
+    SIZE, such as 20G, limits the whole store; AGE is such as 12h, 7d or 2w. Items in use stay. An
+    initramfs whose kernel was removed is always removed.
     """
     from harness.core.cache import Store
     from harness.core.paths import store_root
@@ -143,7 +144,7 @@ def _prune(keep: str | None, older_than: str | None) -> None:
     from harness.platform.memory_range import parse_size
 
     if keep is None and older_than is None:
-        raise UsageError("nothing says what to remove", hint="add --keep SIZE or --older-than AGE")
+        raise UsageError("neither a size nor an age", hint="add --keep SIZE or --older-than AGE")
     try:
         size = None if keep is None else 0 if keep == "0" else parse_size(keep)
     except ValueError as error:
@@ -154,7 +155,25 @@ def _prune(keep: str | None, older_than: str | None) -> None:
         click.echo(f"removed {item.sort} {item.path.name[:12]}  {item.text}")
     for item in in_use:
         click.echo(f"in use, kept: {item.sort} {item.path.name[:12]}  {item.text}")
-    click.echo(f"freed {_megabytes(sum(one.size for one in removed))}")
+    click.echo(f"freed {_megabytes(sum(item.size for item in removed))}")
+
+
+def _verify() -> None:
+    """Read all entries of the store and compare them with their checksums.
+
+    A damaged entry is listed, and made again when a run needs it.
+    Exit code: 0 no damage, 1 damage, 2 an entry cannot be read.
+    """
+    from harness.core.cache import Store
+    from harness.core.paths import store_root
+    from harness.kernels.store import verify_entries
+
+    damage = verify_entries(Store(store_root()))
+    for error in damage:
+        click.echo(f"{error.where}: {error.message}")
+    if damage:
+        click.get_current_context().exit(1)
+    click.echo("no entry of the store is damaged")
 
 
 def _megabytes(count: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Things worth keeping: folders named by what went into them, built once, whoever asks first."""
+"""The store: folders named by a hash of their inputs, each built once."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _BUILD_SECONDS = 4 * 3600.0
 
 
 class Store:
-    """Folders `ROOT/KIND/KEY` that never change once they are there.
+    """Folders `ROOT/KIND/KEY` that never change once they exist.
 
-    An entry is built in `ROOT/tmp` under a lock that its builder holds, and renamed into place.
-    What a killed builder left there is removed by the next build. Nothing is evicted by itself.
-    Who uses an entry asks `harness.core.files` whether it still is what was stored.
+    An entry is built in `ROOT/tmp` under a lock, and renamed into place. The next build removes the
+    remains of a killed one. No entry is evicted automatically. `harness.core.files` verifies that
+    an entry is still what was stored.
 
     Args:
-        root: an absolute path; it is created when something is first kept.
+        root: an absolute path; it is created with the first entry.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, kind: str, key: str) -> Path | None:
-        """The entry's folder, or None when it was not built yet. Costs one stat."""
+        """Return the entry's folder, or None when it does not exist. Costs one stat."""
         path = self._entry(kind, key)
         return path if path.is_dir() else None
 
@@ -54,19 +54,19 @@ class Store:
         what: str = "",
         progress: Progress | None = None,
     ) -> Path:
-        """The entry's folder, built first when it is not there.
+        """Return the entry's folder; build it first when it does not exist.
 
         Args:
-            kind: what sort of thing it is, such as `kernels`; part of the path.
-            key: names everything that went into the entry, usually a hash; part of the path.
+            kind: the sort of entry, such as `kernels`; part of the path.
+            key: names all inputs of the entry, usually a hash; part of the path.
             make: fills the empty folder that it is given. It may build other entries, in an
                 order that is the same everywhere, but not this one.
             what: what `make` does, as it reads after "another harness is".
-            progress: hears of a wait for another process that builds the same entry.
+            progress: reports a wait for another process that builds the same entry.
 
         Raises:
-            UsageError: the store is full, or cannot be written; or the entry was filled with hashes
-                that say otherwise.
+            UsageError: the store is full, or cannot be written; or the entry came with checksums,
+                and differs from them.
             DeadlineExpiredError: another process has been building the entry for hours.
         """
         path = self._entry(kind, key)
@@ -86,7 +86,7 @@ class Store:
         return path
 
     def find_alias(self, kind: str, name: str) -> Path | None:
-        """The entry that a name stands for, or None when there is none. Costs two calls."""
+        """Return the entry of an alias, or None when there is none. Costs two system calls."""
         try:
             target = os.readlink(self._alias(kind, name))
         except OSError:
@@ -94,7 +94,7 @@ class Store:
         return self.find(kind, os.path.basename(target))
 
     def set_alias(self, kind: str, name: str, key: str) -> None:
-        """Let a name (any text) stand for an entry of the same kind, instead of any before.
+        """Let a name (any text) stand for an entry of the same kind; it replaces an older alias.
 
         Raises:
             UsageError: the store is full, or cannot be written.
@@ -103,7 +103,7 @@ class Store:
         target = Path("..", "..", self._entry(kind, key).relative_to(self.root))
         with (
             self._explained(),
-            self._claimed(f"{_ALIASES}.{kind}.{alias.name}", "naming it") as link,
+            self._claimed(f"{_ALIASES}.{kind}.{alias.name}", "setting its alias") as link,
         ):
             alias.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(target)
@@ -116,13 +116,13 @@ class Store:
         """Hold the store-wide lock `name`; `what` reads after "another harness is".
 
         Raises:
-            UsageError: another process holds it, and this one is not to wait.
+            UsageError: another process holds it, and `wait` is false.
         """
         with self._explained(), self._claimed(f"{_LOCK}.{name}", what, progress, wait):
             yield
 
     def folder(self, name: str) -> Path:
-        """A folder below the root that is kept and may change; its users lock it themselves.
+        """Return a folder below the root whose content may change; its users lock it themselves.
 
         Raises:
             UsageError: the store is full, or cannot be written.
@@ -133,9 +133,7 @@ class Store:
         return path
 
     def remove(self, path: Path) -> None:
-        """Remove a folder of the store, at once for everybody who looks.
-
-        Whether somebody still uses it is for the caller to know.
+        """Remove a folder of the store atomically. The caller makes sure that it is not in use.
 
         Raises:
             UsageError: the store cannot be written.
@@ -145,14 +143,14 @@ class Store:
             path.rename(away)
 
     def require_space(self, size: int, what: str) -> None:
-        """Refuse early what would not fit: some programs hang on a full disk.
+        """Refuse early to write what would not fit: some programs hang on a full disk.
 
         Args:
-            size: how much is about to be written, in bytes.
-            what: what is fetched.
+            size: in bytes.
+            what: what is fetched, for the error message.
 
         Raises:
-            UsageError: less is free.
+            UsageError: less space is free.
         """
         with self._explained():
             self.root.mkdir(parents=True, exist_ok=True)
@@ -180,8 +178,8 @@ class Store:
     ) -> Iterator[Path]:
         """Lock a name in the temporary folder; yield a path there that does not exist yet.
 
-        The path belongs to the lock's holder: what exists there when the lock is free was left by
-        a process that died.
+        The path belongs to the lock's holder: a file there while the lock is free was left by a
+        process that was killed.
         """
         work, locks = self.root / _BUSY / "work", self.root / _BUSY / "locks"
         work.mkdir(parents=True, exist_ok=True)
@@ -193,13 +191,13 @@ class Store:
             f"another process that is {what}",
             hint=f"see which process has {lock} open, for example with fuser",
         )
-        told = False
+        reported = False
         while (held := _try_lock(lock)) is None:
             if not wait:
                 raise UsageError(f"another harness is {what}", hint=deadline.hint)
-            if not told and progress is not None:
+            if not reported and progress is not None:
                 progress.note(f"another harness is {what}; waiting for it")
-                told = True
+                reported = True
             time.sleep(min(_POLL_SECONDS, deadline.check()))
         try:
             _remove(path)
@@ -210,7 +208,7 @@ class Store:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say what to do when the store cannot take what is written to it."""
+        """Turn an error about writing to the store into a UsageError with a hint."""
         try:
             yield
         except OSError as error:
@@ -220,21 +218,21 @@ class Store:
             ours = isinstance(named, str) and Path(named).is_relative_to(self.root)
             if not self.root.is_dir():
                 raise UsageError(
-                    f"the store cannot be made: {error.strerror}",
+                    f"cannot create the store: {error.strerror}",
                     where=str(self.root),
-                    hint="set HARNESS_STORE to a folder that is there, or that you may make",
+                    hint="set HARNESS_STORE to a folder that exists, or that you may create",
                 ) from error
             if error.errno in _REFUSED and (ours or not os.access(self.root, os.W_OK)):
                 raise UsageError(
-                    f"the store cannot be written: {error.strerror}",
+                    f"cannot write to the store: {error.strerror}",
                     where=str(self.root),
-                    hint="make it writable for you, or set HARNESS_STORE to a folder that is",
+                    hint="make it writable for you, or set HARNESS_STORE to another folder",
                 ) from error
             raise
         except UsageError:
             raise
         except HarnessError as error:
-            # A program that the builder ran says it in its own words.
+            # The error message of a program that the builder ran.
             for code in _FULL:
                 if os.strerror(code).lower() in error.message.lower():
                     raise self._full(os.strerror(code)) from error
@@ -256,10 +254,10 @@ def _checked(name: str) -> str:
 
 
 def _try_lock(path: Path) -> int | None:
-    """Take a lock file, created when missing: its descriptor, or None when another holds it.
+    """Lock a file, created when missing; return its descriptor, or None when it is locked.
 
-    flock and not the filelock package: lock files are deleted here, so a lock counts only when
-    the locked file is still the one at the path, and that needs the descriptor.
+    The package filelock does not fit: lock files are deleted here, so a lock is valid only when
+    the locked file is still the one at the path, and that check needs the descriptor.
     """
     import fcntl
 
@@ -280,16 +278,16 @@ def _try_lock(path: Path) -> int | None:
 
 
 def _drop_lock(path: Path, handle: int) -> None:
-    # Unlink first: who opened the file before then finds that it is no longer the one at the path.
+    # Unlink first: a process that has opened the file then finds that the path has another one.
     with suppress(OSError):
         path.unlink()
     os.close(handle)
 
 
 def _sweep(work: Path, locks: Path) -> None:
-    """Remove what dead processes left in the temporary folder."""
+    """Remove the files of killed processes from the temporary folder."""
     for lock in locks.iterdir():
-        # Another user's lock file in a shared store is not ours to judge.
+        # In a shared store, leave the lock files of other users alone.
         with suppress(PermissionError):
             held = _try_lock(lock)
             if held is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the store has of kernels, how much room it takes, and how to get that back."""
+"""List the kernels of the store, with their sizes, and remove old ones."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from harness.kernels.build.tree import FOLDER as SOURCES
 from harness.kernels.build.tree import USED, SourceTree
 from harness.kernels.store import KIND, remove_unless_used
 
-# A run that has just found its kernel may not have said yet that it uses it.
+# A run that has just found its kernel may not have locked it yet.
 _GRACE_SECONDS = 300.0
 _MANIFEST = "manifest.json"
-# What `harness.guest.initramfs` keeps there.
+# The folder of `harness.guest.initramfs`.
 _INITRAMFS = "initramfs"
 
 Sort = Literal["kernel", "objects", "source", "initramfs", "ccache"]
@@ -31,16 +31,15 @@ Sort = Literal["kernel", "objects", "source", "initramfs", "ccache"]
 
 @dataclass(frozen=True)
 class StoredItem:
-    """Something that takes room in the store.
+    """A folder of the store that can be removed.
 
     Attributes:
-        sort: a kernel, the objects of an output folder, a source tree, the part of the initramfs
-            that all runs of a kernel share, or the compiler's cache.
-        path: its folder.
+        sort: a kernel, the objects of a build, a source tree, the part of the initramfs that all
+            runs of a kernel share, or the compiler's cache.
         size: in bytes.
-        used: when it was last used, in seconds since the epoch.
-        text: what it is, for people.
-        orphan: whether it was made for something that is gone.
+        used: the time of its last use, in seconds since the epoch.
+        text: a description.
+        orphan: the kernel that it was made for no longer exists.
     """
 
     sort: Sort
@@ -52,32 +51,32 @@ class StoredItem:
 
 
 def stored_items(store: Store) -> tuple[StoredItem, ...]:
-    """All that can be listed and pruned, the most recently used first."""
+    """Return all folders that can be pruned, the most recently used first."""
     items = (*_kernels(store), *_outputs(store), *_sources(store))
     more = (*_initramfs(store), *_ccache(store))
-    return tuple(sorted((*items, *more), key=lambda one: -one.used))
+    return tuple(sorted((*items, *more), key=lambda item: -item.used))
 
 
 def size_of_the_rest(store: Store) -> int:
-    """The bytes in the store that are not listed: package lists, guest programs, records."""
+    """Return the bytes in the store that are not listed: package lists, guest programs, records."""
     listed = {KIND, OUTPUTS, SOURCES, _INITRAMFS, CCACHE}
-    return sum(_size(one) for one in _folders(store.root) if one.name not in listed)
+    return sum(_size(path) for path in _folders(store.root) if path.name not in listed)
 
 
 def choose_to_prune(
     items: tuple[StoredItem, ...], *, keep: int | None, older_than: float | None, now: float
 ) -> tuple[StoredItem, ...]:
-    """What to remove: what is of no use any more, and then the least recently used first.
+    """Return the items to remove: orphans first, then the least recently used ones.
 
     Args:
-        items: all there are.
-        keep: how many bytes of them may stay; None for any number.
-        older_than: remove what was not used for this many seconds; None for no such limit.
+        items: all items of the store.
+        keep: the most bytes of them that stay; None for no limit.
+        older_than: remove items that were not used for this many seconds; None for no limit.
         now: seconds since the epoch.
     """
-    total = sum(one.size for one in items)
+    total = sum(item.size for item in items)
     chosen = []
-    for item in sorted(items, key=lambda one: (not one.orphan, one.used)):
+    for item in sorted(items, key=lambda item: (not item.orphan, item.used)):
         age = now - item.used
         too_old = older_than is not None and age > older_than
         too_much = keep is not None and total > keep
@@ -94,16 +93,14 @@ def prune(
     keep: int | None = None,
     older_than: float | None = None,
 ) -> tuple[tuple[StoredItem, ...], tuple[StoredItem, ...]]:
-    """Remove what was not used for long, and what is of no use, except what is in use.
+    """Remove orphans and items that were not used for long, except those in use.
 
     Args:
-        store: what is pruned.
-        progress: hears of waits.
-        keep: how many bytes the whole store may have; None for any number.
+        keep: the most bytes of the whole store; None for no limit.
         older_than: as in `choose_to_prune`.
 
     Returns:
-        What was removed, and what would have been had it not been in use.
+        The removed items, and those that were kept because they are in use.
     """
     removed: list[StoredItem] = []
     in_use: list[StoredItem] = []
@@ -114,10 +111,10 @@ def prune(
     for item in chosen:
         with suppress(FileNotFoundError):
             (removed if _remove(item, store, progress) else in_use).append(item)
-    # What was made for a kernel that has just been removed.
+    # Items of kernels that have just been removed.
     orphans = choose_to_prune(tuple(_initramfs(store)), keep=None, older_than=None, now=time.time())
     for item in orphans:
-        if item.path not in {one.path for one in in_use}:
+        if item.path not in {kept.path for kept in in_use}:
             with suppress(FileNotFoundError):
                 (removed if _remove(item, store, progress) else in_use).append(item)
     return tuple(removed), tuple(in_use)
@@ -131,7 +128,7 @@ def _remove(item: StoredItem, store: Store, progress: Progress) -> bool:
     name = item.path.name if item.sort == "source" else source_of_output(item.path.name)
     source = SourceTree(store.root / SOURCES / name, name)
     with source.claimed(store, progress), source.looked_at(store, progress):
-        # A build may have used it while this waited for the claim, or be about to claim it.
+        # A build may have used it during the wait for the claim, or be about to claim it.
         last_use = _last_use_of_source if item.sort == "source" else _last_use_of_output
         if last_use(item.path) > item.used:
             return False
@@ -168,13 +165,13 @@ def _sources(store: Store) -> Iterator[StoredItem]:
 
 def _initramfs(store: Store) -> Iterator[StoredItem]:
     for folder in _folders(store.root / _INITRAMFS):
-        text, orphan = "of a kernel that it does not name", False
+        text, orphan = "of an unknown kernel", False
         with suppress(OSError, ValueError, KeyError, TypeError):
-            of = json.loads((folder / _MANIFEST).read_text())["kernel"]
-            text = f"{of['release']}  {of['spec']}"
-            orphan = of["stored"] and not (store.root / KIND / of["identity"]).exists()
+            kernel = json.loads((folder / _MANIFEST).read_text())["kernel"]
+            text = f"{kernel['release']}  {kernel['spec']}"
+            orphan = kernel["stored"] and not (store.root / KIND / kernel["identity"]).exists()
         used = _newest((folder / _MANIFEST, folder))
-        gone = ", which is gone" if orphan else ""
+        gone = ", which was removed" if orphan else ""
         yield StoredItem("initramfs", folder, _size(folder), used, text + gone, orphan)
 
 
@@ -206,11 +203,11 @@ def _newest(paths: tuple[Path, ...]) -> float:
 def _folders(parent: Path) -> tuple[Path, ...]:
     if not parent.is_dir():
         return ()
-    return tuple(sorted(one for one in parent.iterdir() if one.is_dir()))
+    return tuple(sorted(path for path in parent.iterdir() if path.is_dir()))
 
 
 def _size(folder: Path) -> int:
-    """The bytes that a folder takes on disk; what another process removes meanwhile takes none."""
+    """Return the bytes of a folder on disk; files that disappear meanwhile do not count."""
     total = 0
     with suppress(FileNotFoundError):
         for _, _, names, handle in os.fwalk(folder):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From a SPEC to a kernel that can be booted."""
+"""Resolve a SPEC to a kernel that can be booted."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from harness.kernels.store import KIND, discard_damaged, read_stored
 
 
 def resolve_kernel(
-    asked: str | KernelRequest, store: Store, progress: Progress, refresh: bool = False
+    spec: str | KernelRequest, store: Store, progress: Progress, refresh: bool = False
 ) -> Kernel:
-    """The kernel that is asked for, fetched or built first when the store does not have it.
+    """Return the requested kernel; fetch or build it first when the store lacks it.
 
-    A version of Debian that was resolved once keeps standing for the same kernel, without any
-    network, until `refresh` asks again. A kernel that is damaged in the store is made again.
+    A version of Debian means the same kernel, without any network, until `refresh`. A kernel that
+    is damaged in the store is made again.
 
     Args:
-        asked: a SPEC, or a SPEC with what shapes a build.
-        store: where kernels are kept.
-        progress: hears of downloads, builds and waits for other processes.
+        spec: a SPEC, or a SPEC with the options of a build.
+        progress: reports downloads, builds and waits for other processes.
         refresh: look for a newer kernel of the version.
 
     Raises:
-        UsageError: the SPEC is wrong, names nothing that exists, or cannot be had on this machine.
+        UsageError: the SPEC is wrong, names a kernel that does not exist, or this host lacks
+            something to fetch or build it.
         UnbuildableError: the kernel does not build, or a patch does not apply.
         CommandError: a download failed.
     """
-    request = as_request(asked)
+    request = as_request(spec)
     parsed = parse_kernel_spec(request.spec)
 
     def resolve() -> Kernel:
@@ -55,7 +55,7 @@ def _resolve(
         return read_stored(str(request), entry)
     if request.shapes_build:
         raise UsageError(
-            "configurations, series and compilers are for kernels that are built",
+            "--config, --series, --upto and --llvm are for kernels that are built",
             where=str(request),
             hint=f"write build:debian:VERSION or build:PATH instead of {request.spec}",
         )
@@ -65,9 +65,8 @@ def _resolve(
         return find_image(parsed)
     entry_or_none = None if refresh else store.find_alias(KIND, str(parsed))
     if entry_or_none is None:
-        from harness.kernels.debian.packages import (
-            fetch_debian_kernel,  # the way of a second use is short
-        )
+        # Imported late: a kernel that the store has is found quickly.
+        from harness.kernels.debian.packages import fetch_debian_kernel
 
         entry_or_none = fetch_debian_kernel(parsed, store, progress, refresh=refresh)
     return read_stored(str(parsed), entry_or_none)
@@ -79,6 +78,6 @@ def _stored(key: str, store: Store) -> Path:
         raise UsageError(
             f"the store has no kernel {key}",
             where=str(store.root),
-            hint="it was there a moment ago: start again, and it is sent again",
+            hint="it was removed meanwhile: start again, and it is sent again",
         )
     return found

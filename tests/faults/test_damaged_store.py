@@ -57,7 +57,7 @@ def test_a_damaged_kernel_is_not_booted(bench: Bench, name: str) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    # It cannot be fetched again: nobody listens there.
+    # It cannot be fetched again: no server listens there.
     bench.environment["HARNESS_DEBIAN_MIRROR"] = "http://127.0.0.1:9/debian"
     done = bench.finish(*RUN)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -82,7 +82,7 @@ def test_damaged_modules_are_not_loaded(bench: Bench) -> None:
     assert list(bench.evidence.glob("*")) == []
 
 
-def test_a_whole_store_says_nothing(bench: Bench) -> None:
+def test_an_undamaged_store(bench: Bench) -> None:
     done = bench.finish(*RUN)
     assert done.returncode == Verdict.PASS.value, done.stdout + done.stderr
     assert "damaged" not in done.stderr

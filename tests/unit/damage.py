@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def flip(path: Path) -> None:
-    """Another bit in the middle: the size stays."""
+    """Change a bit in the middle; the size stays."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 def empty(path: Path) -> None:
-    """What a file is that a file system lost when the power went."""
+    """Empty the file, as some file systems do after a power failure."""
     os.truncate(path, 0)
 
 

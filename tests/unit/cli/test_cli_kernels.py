@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from damage import flip
 from fake_sources import HMEM, Builder, builder, edit, format_patch, git, git_fake
 
 from harness.cli.kernels import parse_age, register_kernel_commands
@@ -74,7 +75,7 @@ def test_none_of_a_series_is_the_source_itself(
     assert len(builder.entries()) == 2
 
 
-def test_build_says_what_is_wrong(
+def test_build_explains_errors(
     harness: Callable[..., Result], builder: Builder, tmp_path: Path
 ) -> None:
     tree = git_fake(tmp_path / "linux")
@@ -118,10 +119,20 @@ def test_list_and_prune(harness: Callable[..., Result], builder: Builder, tmp_pa
     assert builder.entries() == []
 
 
+def test_verify(harness: Callable[..., Result], builder: Builder, tmp_path: Path) -> None:
+    harness("build", f"build:{git_fake(tmp_path / 'linux')}")
+    (entry,) = builder.entries()
+    assert harness("kernels", "verify").exit_code == 0
+    flip(next((entry / "modules").rglob("*.ko")))
+    done = harness("kernels", "verify")
+    assert done.exit_code == 1
+    assert done.stdout.startswith(f"{entry}: damaged in the store: modules/")
+
+
 @pytest.mark.parametrize(
     "words", [(), ("--keep", "much"), ("--older-than", "7"), ("--older-than", "d")]
 )
-def test_prune_says_what_is_wrong(harness: Callable[..., Result], words: tuple[str, ...]) -> None:
+def test_prune_explains_errors(harness: Callable[..., Result], words: tuple[str, ...]) -> None:
     done = harness("kernels", "prune", *words)
     assert done.exit_code == 2
     assert "hint:" in done.stderr

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was damaged in the store is not used: it is said, and made again."""
+"""Damaged entries of the store are reported and made again, never used."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from fake_sources import Builder, Listener, builder, git_fake
 
 from harness.core.cache import Store
 from harness.core.errors import UsageError
-from harness.core.files import DamagedEntryError
+from harness.core.files import DamagedEntryError, write_sums
 from harness.core.kernel import Kernel
 from harness.core.kernel_modules import ModulePlan
 from harness.guest.initramfs import shared_initramfs
@@ -32,22 +31,27 @@ def kernel(builder: Builder, tmp_path: Path) -> Kernel:
     return builder(f"build:{git_fake(tmp_path / 'linux')}")
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", ["vmlinuz", "config", "manifest.json"])
-def test_a_damaged_kernel_is_made_again(
-    builder: Builder, kernel: Kernel, tmp_path: Path, name: str, damage: Callable[[Path], None]
-) -> None:
-    path = kernel.image.parent / name
-    whole = path.read_bytes()
-    damage(path)
-    again = builder(f"build:{tmp_path / 'linux'}")
-    assert (again.identity, again.image) == (kernel.identity, kernel.image)
-    if name != "manifest.json":  # it has the time of the build
-        assert path.read_bytes() == whole
-    (said,) = [note for note in builder.progress.notes if "damaged in the store" in note]
-    assert said.startswith(f"kernels/{kernel.identity[:12]} is damaged in the store: {name}")
-    assert said.endswith("it is made again")
+def test_a_damaged_kernel_is_made_again(builder: Builder, kernel: Kernel, tmp_path: Path) -> None:
+    for name, damage in (
+        ("vmlinuz", flip), ("vmlinuz", Path.unlink), ("config", flip), ("manifest.json", flip),
+        ("manifest.json", Path.unlink),
+    ):  # fmt: skip
+        path = kernel.image.parent / name
+        whole = path.read_bytes()
+        builder.progress.notes.clear()
+        damage(path)
+        again = builder(f"build:{tmp_path / 'linux'}")
+        assert (again.identity, again.image) == (kernel.identity, kernel.image)
+        if name != "manifest.json":  # it has the time of the build
+            assert path.read_bytes() == whole
+        assert_reported(builder.progress, f"kernels/{kernel.identity[:12]}", name)
     assert not list((builder.store.root / "tmp").glob("*/*"))
+
+
+def assert_reported(progress: Listener, entry: str, name: str) -> None:
+    (note,) = [note for note in progress.notes if "damaged in the store" in note]
+    assert note.startswith(f"{entry} is damaged in the store: {name}")
+    assert note.endswith("it is made again")
 
 
 def test_a_damaged_kernel_that_a_run_uses_is_not_booted(
@@ -86,8 +90,8 @@ def test_damaged_modules_are_not_put_into_an_initramfs(
     with pytest.raises(UsageError, match="not a kernel module"):  # it is a fake one
         prepare_kernel(host, KernelRequest(f"build:{tmp_path / 'linux'}"))
     assert module.read_bytes() == whole
-    (said,) = [note for note in builder.progress.notes if "damaged in the store" in note]
-    assert module.name in said
+    (note,) = [note for note in builder.progress.notes if "damaged in the store" in note]
+    assert module.name in note
 
 
 MAKE_AGAIN = """
@@ -122,20 +126,17 @@ def test_several_processes_make_it_again_once(tmp_path: Path) -> None:
     subprocess.run(words, env=environment, check=True)
     flip(root / "things" / "a" / "image")
     running = [subprocess.Popen(words, env=environment) for _ in range(6)]
-    assert [one.wait(60) for one in running] == [0] * 6
+    assert [child.wait(60) for child in running] == [0] * 6
     assert Path(f"{root}.log").read_text() == "made\n" * 2
     assert not list((root / "tmp").glob("*/*"))
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", ["initramfs.cpio", "manifest.json"])
-def test_a_damaged_initramfs_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None]
-) -> None:
+def test_a_damaged_initramfs_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.guest.initramfs._add_programs", lambda *_: None)
     store, programs = Store(tmp_path / "store"), tmp_path / "userland" / "0" / "root"
     (programs / "usr").mkdir(parents=True)
     (programs / "usr" / "busybox").write_bytes(b"busybox")
+    write_sums(programs.parent)
     kernel = Kernel("x", "1", tmp_path / "vmlinuz", None, None, "0")
 
     def make() -> Path:
@@ -144,34 +145,35 @@ def test_a_damaged_initramfs_is_noticed(
             kernel, ("kmem",), programs, store, Listener(), lambda _: (plan, {})
         ).archive
 
-    archive = make()
-    damage(archive.with_name(name))
-    with pytest.raises(DamagedEntryError, match=name):
-        make()
-    # And the guest's programs, of which the next one would be made.
-    store.remove(archive.parent)
-    damage(programs / "usr" / "busybox")
+    for name in ("initramfs.cpio", "manifest.json"):
+        for damage in DAMAGE:
+            archive = make()
+            damage(archive.with_name(name))
+            with pytest.raises(DamagedEntryError, match=name):
+                make()
+            store.remove(archive.parent)
+    # The guest's programs are copied into the next one.
+    flip(programs / "usr" / "busybox")
     with pytest.raises(DamagedEntryError, match="busybox"):
         make()
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_answer_is_asked_for_again(
-    tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
+def test_a_damaged_answer_is_queried_again(tmp_path: Path) -> None:
     progress = Listener()
     host = Host(FIT_QEMU, Store(tmp_path / "store"), progress, "tcg")
     recall = host.remember("layouts")
-    asked: list[int] = []
+    queries: list[int] = []
 
-    def ask() -> dict[str, str]:
-        asked.append(1)
+    def query() -> dict[str, str]:
+        queries.append(1)
         return {"SRAT": "00"}
 
-    for _ in range(2):
-        assert recall("a", ask) == {"SRAT": "00"}
-    damage(host.store.root / "layouts" / "a" / "answer.json")
-    assert recall("a", ask) == {"SRAT": "00"}
-    assert len(asked) == 2
-    (said,) = progress.notes
-    assert said.startswith("layouts/a is damaged in the store: answer.json")
+    for damage in DAMAGE:
+        queries.clear()
+        progress.notes.clear()
+        for _ in range(2):
+            assert recall("a", query) == {"SRAT": "00"}
+        damage(host.store.root / "layouts" / "a" / "answer.json")
+        assert recall("a", query) == {"SRAT": "00"}
+        assert len(queries) == (2 if damage is DAMAGE[0] else 1)
+        assert_reported(progress, "layouts/a", "answer.json")

@@ -12,6 +12,7 @@ import pytest
 from newc import Entry, read_newc
 
 from harness.core.cache import Store
+from harness.core.files import write_sums
 from harness.core.kernel import Kernel
 from harness.core.kernel_modules import KernelModule, MissingModule, ModulePlan
 from harness.core.progress import SilentProgress
@@ -59,6 +60,7 @@ def make(
         (root / "usr" / "bin" / name).write_bytes(name.encode())
     library = root / "lib" / "libcxl.so.1"
     library.write_bytes(b"library")
+    write_sums(root.parent)
     monkeypatch.setattr(initramfs, "library_closure", lambda _root, programs: (library,))
 
     def run(
