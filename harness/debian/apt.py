@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian packages from the machine's own mirror, through an apt state of the harness's own.
+"""Search and download Debian packages with a private apt state.
 
-Nothing is installed and nothing of the machine's apt changes: lists, cache and an empty package
-database live in the store. Signatures and hashes are apt's to verify.
+Nothing is installed, and the apt of this host is not changed: package lists, cache and an empty
+package database are in the store. apt verifies signatures and checksums.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
+
+from debian.deb822 import Packages, Sources
 
 from harness.core.cache import Store
 from harness.core.deadline import Deadline
 from harness.core.errors import UsageError
+from harness.core.files import sha256
 from harness.core.process import CommandError, Completed, ending, run, spawn
 from harness.core.progress import Progress
 from harness.debian.mirror import MIRROR_HINT, Mirror, find_mirror
@@ -29,9 +34,11 @@ SUITES = ("bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid",
 _ONLINE_HINT = f"check the network and the proxy settings, or {MIRROR_HINT}"
 _SOURCE_WORDS = ("source", "--download-only", "--only-source")
 _FOLDER, _SOURCE_FOLDER = "apt", "apt-sources"
-# What one update took at most, and what a package takes with all that is unpacked from it.
+# The most that one update took.
 _LISTS_SIZE = 300_000_000
+# A package and all files that are unpacked from it, compared with the package.
 _UNPACKED_FACTOR = 4
+_MIRROR_SECONDS = 10.0
 _METADATA_SECONDS = 120.0
 _UPDATE_SECONDS = 900.0
 _DOWNLOAD_SECONDS = 3600.0
@@ -88,7 +95,7 @@ class Package:
 
 @dataclass(frozen=True)
 class SourcePackage:
-    """One version of a source package, of which the upstream tarball is what counts here.
+    """One version of a source package; only its upstream tarball is used.
 
     Attributes:
         tarball: name of the upstream tarball.
@@ -103,12 +110,13 @@ class SourcePackage:
     sha256: str
 
 
+AnyPackage = Package | SourcePackage
+
+
 class Apt:
-    """An open session with the harness's own apt; `open_apt` makes one.
+    """A session with the private apt; `open_apt` opens one.
 
     Args:
-        store: where lists and cache are.
-        progress: hears of downloads.
         folder: the name of this apt's state in the store.
     """
 
@@ -124,10 +132,10 @@ class Apt:
         A suite that the mirror lacks is reported and left out.
 
         Returns:
-            Whether newer lists were fetched.
+            True if newer lists were fetched.
 
         Raises:
-            UsageError: there are no lists and none could be fetched, or there is no room.
+            UsageError: there are no lists and none can be fetched, or the disk is too full.
         """
         with suppress(FileNotFoundError):
             if time.time() - self._stamp.stat().st_mtime < max_age:
@@ -140,24 +148,22 @@ class Apt:
         why = next((line for line in done.stderr.splitlines() if line[:2] in ("E:", "W:")), "")
         if not fresh:
             if not self._stamp.exists():
-                raise UsageError(f"no Debian package list can be had: {why}", hint=_ONLINE_HINT)
-            self._progress.note(
-                f"Debian's package lists cannot be refreshed, using old ones: {why}"
-            )
+                raise UsageError(f"cannot fetch Debian's package lists: {why}", hint=_ONLINE_HINT)
+            self._progress.note(f"cannot refresh Debian's package lists, using the old ones: {why}")
             return False
         if lacking:
-            self._progress.note(f"the mirror gives no package list of {', '.join(lacking)}: {why}")
+            self._progress.note(f"the mirror has no package list of {', '.join(lacking)}: {why}")
         self._stamp.touch()
         return True
 
     def search(self, pattern: str) -> tuple[Package, ...]:
-        """Every version, in every suite, of the packages whose whole name matches a pattern."""
+        """Return all versions, in all suites, of packages whose full name matches a pattern."""
+        matching = re.compile(pattern).fullmatch
         listed = self._apt("apt-cache", "pkgnames").stdout.split()
-        wanted = re.compile(pattern)
-        return self.versions(sorted(name for name in listed if wanted.fullmatch(name)))
+        return self.versions(sorted(filter(matching, listed)))
 
     def versions(self, names: Sequence[str]) -> tuple[Package, ...]:
-        """Every version of the named packages in every suite, ordered by name."""
+        """Return all versions of the named packages in all suites, ordered by name."""
         if not names:
             return ()
         rows = parse_madison(self._apt("apt-cache", "madison", *names).stdout)
@@ -172,10 +178,10 @@ class Apt:
         )
 
     def closure(self, names: Sequence[str], suite: str) -> tuple[Package, ...]:
-        """The named packages and all that they depend on, from one suite alone.
+        """Return the named packages and all their dependencies, from one suite only.
 
         Raises:
-            UsageError: the suite does not have them all.
+            UsageError: the suite lacks one of them.
         """
         done = self._apt(
             "apt-get", "install", "--simulate", "--no-install-recommends",
@@ -190,46 +196,47 @@ class Apt:
                 f"{', '.join(names)}: not installable from {suite}: {why}",
                 hint=f"the mirror must carry the whole suite; {MIRROR_HINT}",
             )
-        chosen = set(parse_simulation(done.stdout))
-        found = self.versions(sorted(name for name, _ in chosen))
+        chosen = set(re.findall(r"^Inst (\S+) \((\S+) ", done.stdout, re.M))
         return tuple(
-            one for one in found if one.suite == suite and (one.name, one.version) in chosen
+            package
+            for package in self.versions(sorted(name for name, _ in chosen))
+            if package.suite == suite and (package.name, package.version) in chosen
         )
 
     def source_versions(self, name: str) -> tuple[SourcePackage, ...]:
-        """Every version of a source package in every suite; needs `open_apt(sources=True)`."""
+        """Return all versions of a source package; needs `open_apt(sources=True)`."""
         listed = self._apt("apt-cache", "showsrc", "--only-source", name, check=False)
         return parse_showsrc(listed.stdout)
 
-    def addresses(self, packages: Sequence[Package | SourcePackage]) -> dict[str, str]:
-        """Where the lists say that the files of packages of one kind are, by their SHA-256."""
+    def addresses(self, packages: Sequence[AnyPackage]) -> dict[str, str]:
+        """Return the addresses of the files of packages of one kind, by their SHA-256."""
         verb = _SOURCE_WORDS if isinstance(packages[0], SourcePackage) else ("download",)
-        exact = sorted({f"{one.name}={one.version}" for one in packages})
+        exact = sorted({f"{package.name}={package.version}" for package in packages})
         done = self._apt("apt-get", *verb, "--print-uris", *exact, check=False)
         return {sha: uri for uri, sha in re.findall(r"^'(\S+)' .*SHA256:(\w+)", done.stdout, re.M)}
 
     def download(self, packages: Sequence[Package], into: Path, what: str) -> tuple[Path, ...]:
-        """Fetch packages into an empty folder of the store; apt verifies their hashes.
+        """Fetch packages into an empty folder of the store; apt verifies their checksums.
 
         Returns:
             The package files, in the order of `packages`.
 
         Raises:
-            CommandError: a package cannot be had, for example because the lists are old.
-            UsageError: there is no room for the packages and what is unpacked from them.
+            CommandError: a package cannot be fetched, for example because the lists are old.
+            UsageError: the disk is too full for the packages and the files in them.
         """
-        words = ("download", *(f"{one.name}={one.version}" for one in packages))
-        self._fetch(words, sum(one.size for one in packages), into, what)
-        return tuple(_package_file(one, into) for one in packages)
+        words = ("download", *(f"{package.name}={package.version}" for package in packages))
+        self._fetch(words, sum(package.size for package in packages), into, what)
+        return tuple(_package_file(package, into) for package in packages)
 
     def download_source(self, package: SourcePackage, into: Path, what: str) -> Path:
         """Fetch the upstream tarball of a source package into an empty folder of the store.
 
-        Mirrors exist that have it without the rest of the package: that will do.
+        Some mirrors have the tarball and lack the rest of the package: that is enough.
 
         Raises:
-            CommandError: it cannot be had, for example because the lists are old.
-            UsageError: there is no room for it and what is unpacked from it.
+            CommandError: it cannot be fetched, for example because the lists are old.
+            UsageError: the disk is too full for the tarball and the files in it.
         """
         words = (*_SOURCE_WORDS, f"{package.name}={package.version}")
         path = into / package.tarball
@@ -238,18 +245,16 @@ class Apt:
         except CommandError:
             if not path.is_file():
                 raise
-        with path.open("rb") as tarball:
-            found = hashlib.file_digest(tarball, "sha256").hexdigest()
-        if found != package.sha256:
+        if sha256(path) != package.sha256:
             raise CommandError(
-                f"{package.tarball} is not what the signed list says",
+                f"{package.tarball} has another checksum than the signed list",
                 where=str(path),
-                hint="the mirror is out of step with itself: try later, or another mirror",
+                hint="the files of the mirror are from different times: try later, or another one",
             )
         return path
 
     def _fetch(self, words: Sequence[str], total: int, into: Path, what: str) -> None:
-        """Run apt-get in a folder that it fills, and report how far it is."""
+        """Run apt-get in the folder that it fills, and report progress."""
         argv = ["apt-get", "--config-file", f"{self._root}/apt.conf", "--quiet", *words]
         deadline = Deadline(_DOWNLOAD_SECONDS, f"the download of {what}", hint=_ONLINE_HINT)
         self._store.require_space(_UNPACKED_FACTOR * total, what)
@@ -263,12 +268,12 @@ class Apt:
                 time.sleep(min(_WATCH_SECONDS, deadline.check()))
             report(min(_bytes_in(into), total))
             output.seek(0)
-            said = output.read().decode(errors="replace")
+            text = output.read().decode(errors="replace")
         if child.returncode != 0:
-            lines = said.splitlines() or [f"apt-get {ending(child.returncode)}"]
+            lines = text.splitlines() or [f"apt-get {ending(child.returncode)}"]
             errors = [line for line in lines if line[:2] == "E:"] or lines
             raise CommandError(
-                f"{what} cannot be fetched:\n" + "\n".join(errors[-4:]),
+                f"cannot fetch {what}:\n" + "\n".join(errors[-4:]),
                 where=shlex.join(argv),
                 hint=_ONLINE_HINT,
             )
@@ -283,15 +288,15 @@ class Apt:
 
 @contextmanager
 def open_apt(store: Store, progress: Progress, *, sources: bool = False) -> Iterator[Apt]:
-    """The harness's own apt, with package lists; one process at a time has it.
+    """Open the private apt with package lists, for one process at a time.
 
     Args:
-        store: where lists and cache are.
-        progress: hears of downloads and of waits for other processes.
-        sources: have the lists of source packages, and not those of binary packages.
+        store: has lists and cache.
+        progress: reports downloads and waits for other processes.
+        sources: use the lists of source packages instead of those of binary packages.
 
     Raises:
-        UsageError: this machine has no Debian mirror to offer, or it cannot be reached.
+        UsageError: this host has no Debian mirror, or the mirror cannot be reached.
     """
     mirror = find_mirror()
     folder = _SOURCE_FOLDER if sources else _FOLDER
@@ -304,20 +309,48 @@ def open_apt(store: Store, progress: Progress, *, sources: bool = False) -> Iter
 
 
 def unpack(package: Path, into: Path) -> None:
-    """Unpack a package file's content into a folder, without running any of its scripts."""
+    """Unpack the files of a package into a folder; none of its scripts runs."""
     deadline = Deadline(600, f"{package.name} to be unpacked", hint="is the disk very slow?")
     run(["dpkg-deb", "--extract", package, into], deadline=deadline)
 
 
+def files_on_mirror(apt: Apt, packages: Sequence[AnyPackage]) -> Callable[[AnyPackage], bool]:
+    """Return a predicate that queries the mirror for the file of one of these packages.
+
+    Package lists name files that the mirror has deleted. A package counts as available when the
+    mirror gives no clear answer.
+    """
+    addresses = apt.addresses(packages)
+
+    def available(package: AnyPackage) -> bool:
+        address = addresses.get(package.sha256)
+        return address is None or _available(address)
+
+    return available
+
+
+def _available(address: str) -> bool:
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=_MIRROR_SECONDS):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code not in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+    except urllib.error.URLError as error:
+        return not isinstance(error.reason, FileNotFoundError)
+    except (OSError, ValueError):
+        return True
+
+
 def _set_up(root: Path, mirror: Mirror, sources: bool) -> None:
     lines = {suite: _source_line(mirror, suite, sources) for suite in SUITES}
-    wanted = {f"{suite}.list": line for suite, line in lines.items()}
-    wanted |= {"sources.list": "".join(lines.values()), "apt.conf": _CONFIG.format(root=root)}
+    texts = {f"{suite}.list": line for suite, line in lines.items()}
+    texts |= {"sources.list": "".join(lines.values()), "apt.conf": _CONFIG.format(root=root)}
+    texts["state/status"] = ""
     for name in ("state/lists/partial", "cache/archives/partial"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    # Written only when it differs: apt rebuilds its cache when any of these is younger than that.
-    wanted["state/status"] = ""
-    for name, text in wanted.items():
+    # Written only when it differs: apt rebuilds a cache that is older than one of these files.
+    for name, text in texts.items():
         path = root / name
         if not path.exists() or path.read_text() != text:
             (root / "updated").unlink(missing_ok=True)
@@ -335,7 +368,7 @@ def _source_line(mirror: Mirror, suite: str, sources: bool) -> str:
 def _bytes_in(folder: Path) -> int:
     count = 0
     for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # apt renames what is complete
+        with suppress(FileNotFoundError):  # apt renames a file that is complete
             count += path.stat().st_size if path.is_file() else 0
     return count
 
@@ -353,12 +386,12 @@ def _package_file(package: Package, folder: Path) -> Path:
 
 
 def updated_suites(output: str) -> frozenset[str]:
-    """The suites whose lists `apt-get update` has fetched, or found unchanged, and verified."""
+    """Return the suites whose lists `apt-get update` has fetched or confirmed, and verified."""
 
     def suites(verbs: str, file: str) -> set[str]:
         return set(re.findall(rf"^(?:{verbs}):\d+ \S+ (\S+) {file}(?: |$)", output, re.M))
 
-    # Of a file: address, apt first says that it gets what is not there.
+    # With a file: address, apt prints Get for a file that does not exist, and Ign after it.
     inline = suites("Hit|Get", "InRelease") - suites("Ign", "InRelease")
     detached = suites("Hit|Get", "Release") - suites("Ign", r"Release\.gpg")
     refused = re.findall(r"^Err:\d+ \S+ ([^\s/]+)", output, re.M)
@@ -366,38 +399,29 @@ def updated_suites(output: str) -> frozenset[str]:
 
 
 def parse_madison(output: str) -> frozenset[tuple[str, str, str]]:
-    """Name, version and suite of each row that `apt-cache madison` prints."""
+    """Return name, version and suite of each row that `apt-cache madison` prints."""
     rows = re.findall(r"^\s*(\S+) \|\s*(\S+) \| \S+ ([^\s/]+)/\S+ \S+ Packages$", output, re.M)
     return frozenset(rows)
 
 
 def parse_show(output: str) -> dict[tuple[str, str], tuple[int, str]]:
-    """Size in bytes and SHA-256 of each name and version that `apt-cache show` prints."""
-    files = {}
-    for stanza in output.split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Version|Size|SHA256): (.*)$", stanza, re.M))
-        if len(fields) == 4:
-            key = fields["Package"], fields["Version"]
-            files[key] = int(fields["Size"]), fields["SHA256"]
-    return files
+    """Return size in bytes and SHA-256 by name and version, as `apt-cache show` prints them."""
+    return {
+        (fields["Package"], fields["Version"]): (int(fields["Size"]), fields["SHA256"])
+        for fields in Packages.iter_paragraphs(output, use_apt_pkg=False)
+        if fields.keys() >= {"Package", "Version", "Size", "SHA256"}
+    }
 
 
 def parse_showsrc(output: str) -> tuple[SourcePackage, ...]:
-    """The source packages that `apt-cache showsrc` prints, each version once."""
+    """Return the source packages that `apt-cache showsrc` prints, each version once."""
     found = {}
-    for stanza in output.split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Version): (.*)$", stanza, re.M))
-        listed = re.search(r"^Checksums-Sha256:[ \t]*\n((?:[ \t].*\n?)+)", stanza, re.M)
-        rows = [line.split() for line in listed[1].splitlines()] if listed else []
-        for digest, _, name in rows:
-            if len(fields) == 2 and re.search(r"\.orig\.tar\.\w+$", name):
-                size = sum(int(row[1]) for row in rows)
+    for fields in Sources.iter_paragraphs(output, use_apt_pkg=False):
+        files = fields.get("Checksums-Sha256", [])
+        size = sum(int(file["size"]) for file in files)
+        for file in files:
+            if re.search(r"\.orig\.tar\.\w+$", file["name"]):
                 found[fields["Version"]] = SourcePackage(
-                    fields["Package"], fields["Version"], name, size, digest
+                    fields["Package"], fields["Version"], file["name"], size, file["sha256"]
                 )
     return tuple(found.values())
-
-
-def parse_simulation(output: str) -> tuple[tuple[str, str], ...]:
-    """Name and version of each package that `apt-get install --simulate` would install."""
-    return tuple(re.findall(r"^Inst (\S+) \((\S+) ", output, re.M))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which Debian mirror this machine uses, and whose signatures it trusts there."""
+"""The Debian mirror of this host, and the keys that may sign its suites."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from debian.deb822 import Deb822
 
 from harness.core.deadline import Deadline
 from harness.core.errors import UsageError
@@ -30,11 +32,11 @@ _SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Mirror:
-    """Where Debian packages come from.
+    """An archive of Debian packages.
 
     Attributes:
         uri: the folder that has `dists/` and `pool/`, ending in a slash.
-        keyrings: files of keys that may sign its suites; none means those that apt trusts anyway.
+        keyrings: files of keys that may sign its suites; empty for those that apt trusts anyway.
     """
 
     uri: str
@@ -42,10 +44,10 @@ class Mirror:
 
 
 def find_mirror() -> Mirror:
-    """The mirror that HARNESS_DEBIAN_MIRROR names, else the one this machine's apt uses.
+    """Return the mirror that HARNESS_DEBIAN_MIRROR names, else the one of this host's apt.
 
     Raises:
-        UsageError: this machine has no apt, or its apt is not Debian's.
+        UsageError: this host has no apt, or its apt does not use Debian's archive.
     """
     find_program(
         "apt-get",
@@ -58,18 +60,13 @@ def find_mirror() -> Mirror:
         if re.fullmatch(r"[a-z][a-z0-9+-]*:\S+", chosen) is None:
             raise UsageError(f"not a URL: {chosen!r}", where=MIRROR_VARIABLE, hint=MIRROR_HINT)
         return Mirror(chosen.rstrip("/") + "/", debian_keys)
-    found = _machine_mirror()
-    if found is None:
-        raise UsageError(
-            "the apt of this machine does not use Debian's main archive", hint=MIRROR_HINT
-        )
-    uri, sources = found
+    uri, sources = _machine_mirror()
     own = tuple(key for key in signing_keys(sources, uri) if key.exists())
     return Mirror(uri, tuple(dict.fromkeys((*own, *debian_keys))))
 
 
 def parse_index_targets(output: str) -> tuple[str, str] | None:
-    """The address of Debian's main archive and the file that names it.
+    """Return the address of Debian's main archive and the file that configures it.
 
     Args:
         output: lines `REPO_URI|LABEL|COMPONENT|SOURCESENTRY` of `apt-get indextargets`.
@@ -82,7 +79,7 @@ def parse_index_targets(output: str) -> tuple[str, str] | None:
 
 
 def parse_update_uris(output: str) -> str | None:
-    """The address of Debian's main archive in what `apt-get update --print-uris` prints."""
+    """Return the address of Debian's main archive from `apt-get update --print-uris`."""
     for uri, suite in re.findall(r"^'(\S+?/)dists/([^/\s]+)/main/binary-\S+'", output, re.M):
         if suite.removesuffix("-updates").removesuffix("-backports") in _DEBIAN_SUITES:
             return str(uri)
@@ -90,45 +87,34 @@ def parse_update_uris(output: str) -> str | None:
 
 
 def signing_keys(sources: str, uri: str) -> tuple[Path, ...]:
-    """The key files that a sources file, of either format, names for an archive.
-
-    Args:
-        sources: the file's text.
-        uri: the archive's address.
-    """
+    """Return the key files that a sources file, of either format, names for an archive."""
     address = uri.rstrip("/")
     if re.search(r"^URIs:", sources, re.M | re.I):
-        blocks = re.split(r"\n\s*\n", sources)
-        pattern = r"^Signed-By:[ \t]*(/.*)$"
+        blocks = Deb822.iter_paragraphs(sources, use_apt_pkg=False)
+        names = [b.get("Signed-By", "") for b in blocks if address in b.get("URIs", "")]
     else:
-        blocks = sources.splitlines()
-        pattern = r"^deb\s+\[[^\]]*\bsigned-by=(/[^\s\]]+)"
-    found = [
-        name
-        for block in blocks
-        if address in block
-        for names in re.findall(pattern, block, re.M | re.I)
-        for name in re.split(r"[,\s]+", names.strip())
-    ]
-    return tuple(Path(name) for name in dict.fromkeys(found) if name.startswith("/"))
+        lines = [line for line in sources.splitlines() if address in line]
+        names = re.findall(r"^deb\s+\[[^\]]*\bsigned-by=([^\s\]]+)", "\n".join(lines), re.M | re.I)
+    files = re.split(r"[,\s]+", " ".join(names))
+    return tuple(Path(name) for name in dict.fromkeys(files) if name.startswith("/"))
 
 
-def _machine_mirror() -> tuple[str, str] | None:
-    """The archive's address, and the text of the sources file that names it where known."""
+def _machine_mirror() -> tuple[str, str]:
+    """Return the archive's address, and the text of the sources file where it is known."""
     template = "$(REPO_URI)|$(LABEL)|$(COMPONENT)|$(SOURCESENTRY)"
-    listed = run(
-        ["apt-get", "indextargets", "--format", template, "Created-By: Packages"],
-        deadline=Deadline(_SECONDS, "apt-get indextargets", hint=MIRROR_HINT),
-    ).stdout
-    found = parse_index_targets(listed)
-    if found is not None:
-        uri, entry = found
-        path = Path(entry)
-        return uri, path.read_text() if path.is_file() and os.access(path, os.R_OK) else ""
-    # Without package lists (a fresh container) apt knows addresses but not what is there.
-    planned = run(
-        ["apt-get", "update", "--print-uris"],
-        deadline=Deadline(_SECONDS, "apt-get update --print-uris", hint=MIRROR_HINT),
-    ).stdout
-    bare = parse_update_uris(planned)
-    return None if bare is None else (bare, "")
+    listed = _apt_get("indextargets", "--format", template, "Created-By: Packages")
+    if found := parse_index_targets(listed):
+        path = Path(found[1])
+        return found[0], path.read_text() if path.is_file() and os.access(path, os.R_OK) else ""
+    # Without package lists (a fresh container) apt has addresses, and no labels of archives.
+    uri = parse_update_uris(_apt_get("update", "--print-uris"))
+    if uri is None:
+        raise UsageError(
+            "the apt of this host does not use Debian's main archive", hint=MIRROR_HINT
+        )
+    return uri, ""
+
+
+def _apt_get(verb: str, *words: str) -> str:
+    deadline = Deadline(_SECONDS, f"apt-get {verb}", hint=MIRROR_HINT)
+    return run(["apt-get", verb, *words], deadline=deadline).stdout

@@ -23,7 +23,7 @@ from harness.core.paths import PROJECT
 HARNESS = """
 import sys
 from pathlib import Path
-from harness import apt
+from harness.debian import apt
 from harness.cli.options import explains_errors
 from harness.kernels.debian.packages import _build
 from harness.kernels.debian.versions import DebianKernel
@@ -37,7 +37,7 @@ apt._DOWNLOAD_SECONDS = float(sys.argv[2])
 def fetch():
     kernel = DebianKernel("7.2.1-x", "7.2.1-1", (apt.Package("linux", "7.2.1-1", "sid", 5, ""),))
     store = Store(Path(sys.argv[1]))
-    print(_build(parse_kernel_spec("debian:7.2"), kernel, store, SilentProgress()))
+    print(_build(parse_kernel_spec("debian:7.2"), kernel, store, SilentProgress()).name)
 
 fetch()
 """

@@ -151,7 +151,7 @@ def test_a_scenario_that_may_not_be_read(harness: Harness) -> None:
         ("", ("''", "debian:VERSION")),
         ("image:", ("'image:'", "image:PATH")),
         ("image:/nowhere/linux", ("image:/nowhere/linux", "no such file")),
-        ("image:.", ("image:.", "no kernel in it")),
+        ("image:.", ("image:.", "the folder has no kernel")),
     ],
 )
 @pytest.mark.parametrize("command", ["run", "boot"])
@@ -186,7 +186,7 @@ def test_a_version_that_debian_does_not_have(
     )
     ended = harness("run", "exact_cover", "--kernel", "debian:99.9")
     note, _, message = ended.err.partition("\n")
-    assert note == "asking the mirror which kernels it has"
+    assert note == "querying the mirror for its kernels"
     assert_one_message(
         replace(ended, err=message),
         "debian:99.9",

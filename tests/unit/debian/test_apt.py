@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
 
 import pytest
+from fake_sources import Listener
 
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.process import CommandError
 from harness.core.progress import SilentProgress
-from harness.debian import mirror
+from harness.debian import apt, mirror
 from harness.debian.apt import (
     SUITES,
     Apt,
     Package,
+    SourcePackage,
     open_apt,
     parse_madison,
     parse_show,
-    parse_simulation,
     updated_suites,
 )
 from harness.debian.mirror import (
@@ -88,7 +90,7 @@ Conf libc6 (2.41-12+deb13u4 Debian:13.6/stable [amd64])
 """
 
 
-def test_what_apt_prints() -> None:
+def test_output_of_apt() -> None:
     assert parse_madison(MADISON) == {
         ("linux-base-7.3-cloud-amd64", "7.3~rc7-1~exp1", "experimental"),
         ("linux-image-cloud-amd64", "7.2.13-1", "sid"),
@@ -99,7 +101,6 @@ def test_what_apt_prints() -> None:
         ("linux-image-cloud-amd64", "7.2.13-1"): (1916, "b47a"),
     }
     assert updated_suites(UPDATE) == {"bookworm", "trixie-backports", "detached"}
-    assert parse_simulation(SIMULATION) == (("libc6", "2.41-12+deb13u4"), ("cxl", "81-1"))
 
 
 def test_the_machines_mirror() -> None:
@@ -166,7 +167,7 @@ def test_a_machine_of_another_distribution(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def fake_apt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Programs that write what they were asked to a log and print what files say."""
+    """Programs that write their verb to a log and print the content of files."""
     programs = folder / "programs"
     programs.mkdir()
     for name in ("apt-get", "apt-cache"):
@@ -181,17 +182,9 @@ def fake_apt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-class Listener(SilentProgress):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a fake apt that knows one mirror with all suites."""
+def apt_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a fake apt with one mirror that has all suites."""
     folder = tmp_path / "fake"
     folder.mkdir()
     fake_apt(folder, monkeypatch)
@@ -211,7 +204,7 @@ def log(folder: Path) -> list[str]:
     return (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
 
 
-def test_the_private_state(asked: Path, tmp_path: Path) -> None:
+def test_the_private_state(apt_folder: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     with open_apt(store, SilentProgress()):
         pass
@@ -228,11 +221,11 @@ def test_the_private_state(asked: Path, tmp_path: Path) -> None:
     with open_apt(store, SilentProgress()):
         pass
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    assert log(asked) == ["apt-get update"]
+    assert log(apt_folder) == ["apt-get update"]
 
 
 def test_lists_are_fetched_again_when_old_or_from_elsewhere(
-    asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    apt_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path / "store")
     with open_apt(store, SilentProgress()) as apt:
@@ -241,46 +234,46 @@ def test_lists_are_fetched_again_when_old_or_from_elsewhere(
         os.utime(store.root / "apt" / "updated", (old, old))
         assert apt.refresh(3600)
         assert not apt.refresh(3600)
-    assert len(log(asked)) == 2
+    assert len(log(apt_folder)) == 2
     monkeypatch.setenv(MIRROR_VARIABLE, "http://other.invalid/debian")
     with open_apt(store, SilentProgress()):
         pass
-    assert len(log(asked)) == 3
+    assert len(log(apt_folder)) == 3
 
 
-def test_a_suite_that_the_mirror_lacks(asked: Path, tmp_path: Path) -> None:
-    answer(asked, SUITES[:-1], "E: The repository has no Release file.\n")
+def test_a_suite_that_the_mirror_lacks(apt_folder: Path, tmp_path: Path) -> None:
+    answer(apt_folder, SUITES[:-1], "E: The repository has no Release file.\n")
     listener = Listener()
     with open_apt(Store(tmp_path / "store"), listener):
         pass
     assert listener.notes[-1] == (
-        "the mirror gives no package list of experimental: E: The repository has no Release file."
+        "the mirror has no package list of experimental: E: The repository has no Release file."
     )
 
 
-def test_no_network(asked: Path, tmp_path: Path) -> None:
+def test_no_network(apt_folder: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    answer(asked, (), "E: Could not resolve\n")
+    answer(apt_folder, (), "E: Could not resolve\n")
     with (
         pytest.raises(UsageError, match="Could not resolve") as caught,
         open_apt(store, SilentProgress()),
     ):
         raise AssertionError
     assert "network" in caught.value.hint
-    answer(asked, SUITES)
+    answer(apt_folder, SUITES)
     with open_apt(store, SilentProgress()):
         pass
-    answer(asked, (), "E: Could not resolve\n")
+    answer(apt_folder, (), "E: Could not resolve\n")
     listener = Listener()
     with open_apt(store, listener) as apt:
         assert not apt.refresh(0.0)
-    assert "using old ones" in listener.notes[-1]
+    assert "using the old ones" in listener.notes[-1]
 
 
-def test_a_search(asked: Path, tmp_path: Path) -> None:
-    (asked / "apt-cache-pkgnames").write_text("linux-image-cloud-amd64\nother\n")
-    (asked / "apt-cache-madison").write_text(MADISON)
-    (asked / "apt-cache-show").write_text(SHOW)
+def test_a_search(apt_folder: Path, tmp_path: Path) -> None:
+    (apt_folder / "apt-cache-pkgnames").write_text("linux-image-cloud-amd64\nother\n")
+    (apt_folder / "apt-cache-madison").write_text(MADISON)
+    (apt_folder / "apt-cache-show").write_text(SHOW)
     with open_apt(Store(tmp_path / "store"), SilentProgress()) as apt:
         assert apt.search("linux-.*") == (
             Package("linux-base-7.3-cloud-amd64", "7.3~rc7-1~exp1", "experimental", 357680, "1b4a"),
@@ -289,35 +282,68 @@ def test_a_search(asked: Path, tmp_path: Path) -> None:
         assert apt.search("nothing") == ()
 
 
-def test_a_closure_from_a_suite_that_lacks_it(asked: Path, tmp_path: Path) -> None:
-    (asked / "apt-get-install.err").write_text("E: Unable to locate package cxl\n")
-    (asked / "apt-get-install.status").write_text("100")
-    with (
-        open_apt(Store(tmp_path / "store"), SilentProgress()) as apt,
-        pytest.raises(UsageError, match="not installable from trixie: E: Unable to locate"),
-    ):
-        apt.closure(["cxl"], "trixie")
+def test_a_closure(apt_folder: Path, tmp_path: Path) -> None:
+    rows = (("cxl", "81-1", "trixie"), ("cxl", "82-1", "trixie"), ("cxl", "81-1", "sid"),
+            ("libc6", "2.41-12+deb13u4", "trixie"))  # fmt: skip
+    address = "http://mirror.invalid/debian"
+    (apt_folder / "apt-get-install").write_text(SIMULATION)
+    (apt_folder / "apt-cache-madison").write_text(
+        "".join(f"{name} | {version} | {address} {suite}/main amd64 Packages\n"
+                for name, version, suite in rows)
+    )  # fmt: skip
+    (apt_folder / "apt-cache-show").write_text(
+        "".join(f"Package: {name}\nVersion: {version}\nSize: 1\nSHA256: 1a\n\n"
+                for name, version, _ in rows)
+    )  # fmt: skip
+    with open_apt(Store(tmp_path / "store"), SilentProgress()) as apt:
+        chosen = apt.closure(["cxl"], "trixie")
+        assert [(package.name, package.version, package.suite) for package in chosen] == [
+            rows[0], rows[3],
+        ]  # fmt: skip
+        (apt_folder / "apt-get-install.err").write_text("E: Unable to locate package cxl\n")
+        (apt_folder / "apt-get-install.status").write_text("100")
+        with pytest.raises(UsageError, match="not installable from trixie: E: Unable to locate"):
+            apt.closure(["cxl"], "trixie")
 
 
-def test_downloads(asked: Path, tmp_path: Path) -> None:
+def test_downloads(apt_folder: Path, tmp_path: Path) -> None:
     into = tmp_path / "into"
     into.mkdir()
-    wanted = (Package("b", "1:2-1", "sid", 5, ""), Package("a", "1", "sid", 5, ""))
+    requested = (Package("b", "1:2-1", "sid", 5, ""), Package("a", "1", "sid", 5, ""))
     apt = Apt(Store(tmp_path), SilentProgress())
     with pytest.raises(CommandError, match="left no file of b"):
-        apt.download(wanted, into, "things")
+        apt.download(requested, into, "things")
     for name in ("a_1_all.deb", "b_1%3a2-1_amd64.deb", "a_12_all.deb"):
         (into / name).touch()
-    assert [path.name for path in apt.download(wanted, into, "things")] == [
+    assert [path.name for path in apt.download(requested, into, "things")] == [
         "b_1%3a2-1_amd64.deb",
         "a_1_all.deb",
     ]
-    (asked / "apt-get-download.err").write_text("E: Failed to fetch x  404  Not Found\n")
-    (asked / "apt-get-download.status").write_text("100")
-    with pytest.raises(CommandError, match="things cannot be fetched:\nE: Failed to fetch"):
-        apt.download(wanted, into, "things")
+    (apt_folder / "apt-get-download.err").write_text("E: Failed to fetch x  404  Not Found\n")
+    (apt_folder / "apt-get-download.status").write_text("100")
+    with pytest.raises(CommandError, match="cannot fetch things:\nE: Failed to fetch"):
+        apt.download(requested, into, "things")
+
+
+def test_a_tarball_is_compared_with_the_signed_list(apt_folder: Path, tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    (into / "linux_7.2.orig.tar.xz").write_bytes(b"upstream")
+    package = SourcePackage(
+        "linux", "7.2-1", "linux_7.2.orig.tar.xz", 8, hashlib.sha256(b"upstream").hexdigest()
+    )
+    apt = Apt(Store(tmp_path), SilentProgress())
+    # The mirror lacks the rest of the package.
+    (apt_folder / "apt-get-source.status").write_text("100")
+    assert apt.download_source(package, into, "things") == into / package.tarball
+    (into / package.tarball).write_bytes(b"another")
+    with pytest.raises(CommandError, match="has another checksum"):
+        apt.download_source(package, into, "things")
+    (into / package.tarball).unlink()
+    with pytest.raises(CommandError, match="cannot fetch things"):
+        apt.download_source(package, into, "things")
 
 
 def test_no_registry_is_named() -> None:
-    for module in (mirror, __import__("harness.debian.apt").apt):
+    for module in (apt, mirror):
         assert "://" not in Path(str(module.__file__)).read_text()

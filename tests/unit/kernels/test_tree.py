@@ -17,10 +17,9 @@ from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.process import CommandError
 from harness.core.progress import Progress
-from harness.debian.apt import Package, SourcePackage, parse_showsrc
+from harness.debian.apt import AnyPackage, Package, SourcePackage, parse_showsrc
 from harness.kernels.build.tree import SourceState, SourceTree, look, split_ref
 from harness.kernels.debian import source as module
-from harness.kernels.debian.mirror_files import AnyPackage
 from harness.kernels.debian.source import choose_source, debian_source
 from harness.kernels.spec import KernelSpec
 
@@ -52,7 +51,7 @@ def test_a_clean_tree(store: Store, tmp_path: Path) -> None:
     assert checked_out(source, state)[HMEM] == (tree / HMEM).read_text()
 
 
-def test_a_dirty_tree_is_taken_as_it_is(store: Store, tmp_path: Path) -> None:
+def test_a_dirty_tree_is_read_with_its_changes(store: Store, tmp_path: Path) -> None:
     tree = git_fake(tmp_path / "linux")
     edit(tree, "return 2", "return 22")
     git(tree, "add", HMEM)
@@ -73,7 +72,7 @@ def test_a_dirty_tree_is_taken_as_it_is(store: Store, tmp_path: Path) -> None:
     assert git(tree, "stash", "list") == ""
 
 
-def test_what_the_users_own_git_ignores_is_left_out(
+def test_files_that_the_users_git_ignores_are_left_out(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
@@ -92,7 +91,7 @@ def contents(tree: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in tree.rglob("*")}
 
 
-def test_nothing_in_a_tree_changes(store: Store, tmp_path: Path) -> None:
+def test_the_users_tree_is_not_changed(store: Store, tmp_path: Path) -> None:
     tree = git_fake(tmp_path / "linux")
     edit(tree, "return 2", "return 22")
     before = contents(tree)
@@ -137,7 +136,7 @@ def test_an_at_in_a_path(tmp_path: Path) -> None:
     assert split_ref("/nowhere@v1") == (Path("/nowhere@v1"), None)
 
 
-def test_files_that_are_the_same_keep_their_times(store: Store, tmp_path: Path) -> None:
+def test_unchanged_files_keep_their_times(store: Store, tmp_path: Path) -> None:
     tree = git_fake(tmp_path / "linux")
     source, state = seen(tree, store)
     checked_out(source, state)
@@ -211,7 +210,7 @@ def test_a_git_tree_without_a_commit(store: Store, tmp_path: Path) -> None:
     assert (state.commit, state.dirty) == (None, True)
 
 
-def test_what_is_no_source(store: Store, tmp_path: Path) -> None:
+def test_paths_that_are_not_sources(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no folder"):
         seen(tmp_path / "none", store)
     with pytest.raises(UsageError, match="is not the source of a kernel"):
@@ -287,7 +286,7 @@ class FakeApt:
 
 def pack(root: Path, path: Path) -> None:
     if (root / "broken").exists():
-        raise CommandError("it cannot be fetched", hint="wait")
+        raise CommandError("cannot fetch it", hint="wait")
     with tarfile.open(path, "w:xz") as archive:
         archive.add(root / "linux", arcname="linux-source-7.2")
 
@@ -303,7 +302,7 @@ def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         yield FakeApt(root, sources)
 
     def files_on_mirror(apt: FakeApt, packages: object) -> Callable[[AnyPackage], bool]:
-        return lambda one: not (root / getattr(one, "tarball", "")).is_file()
+        return lambda package: not (root / getattr(package, "tarball", "")).is_file()
 
     monkeypatch.setattr(module, "open_apt", open_apt)
     monkeypatch.setattr(module, "files_on_mirror", files_on_mirror)
@@ -366,7 +365,7 @@ def test_a_source_that_is_listed_and_not_there(debian: Path, store: Store) -> No
 def test_no_source_that_is_listed_is_there(debian: Path, store: Store) -> None:
     for version in ("7.1.9", "7.1.13"):
         (debian / f"linux_{version}.orig.tar.xz").touch()
-    with pytest.raises(UsageError, match=r"lists sources of Linux 7\.1 and has none") as caught:
+    with pytest.raises(UsageError, match=r"lists sources of Linux 7\.1, and lacks") as caught:
         debian_source(KernelSpec("build:debian", "7.1"), store, Listener())
     assert caught.value.hint == (
         "the newest of each series are 7.2.13; or name a tree with build:PATH"
@@ -375,11 +374,9 @@ def test_no_source_that_is_listed_is_there(debian: Path, store: Store) -> None:
     assert debian_source(KernelSpec("build:debian", "7.1"), store, Listener())
 
 
-def test_a_mirror_that_cannot_be_reached_is_asked_for_one_version(
-    debian: Path, store: Store
-) -> None:
+def test_an_unreachable_mirror_is_queried_for_one_version(debian: Path, store: Store) -> None:
     (debian / "broken").touch()
     progress = Listener()
-    with pytest.raises(CommandError, match="cannot be fetched"):
+    with pytest.raises(CommandError, match="cannot fetch"):
         debian_source(KernelSpec("build:debian", "7.1"), store, progress)
     assert "taking" not in " ".join(progress.notes)
