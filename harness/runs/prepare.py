@@ -29,7 +29,7 @@ from harness.guest.initramfs import (
     shared_initramfs,
 )
 from harness.guest.userland import userland
-from harness.kernels.build.kernel_config import parse_config
+from harness.kernels.build.config import parse_config
 from harness.kernels.request import KernelRequest, with_configs
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.store import (

@@ -10,7 +10,7 @@ import pytest
 
 from harness.contract.result import Verdict
 from harness.core.progress import TerminalProgress
-from harness.kernels.build.kernel_config import parse_config
+from harness.kernels.build.config import parse_config
 from harness.kernels.modules import find_modules, index_modules
 from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel

@@ -13,9 +13,14 @@ import pytest
 from harness.core.errors import NotConfigurableError, UnbuildableError
 from harness.kernels.build import build as under_test
 from harness.kernels.build.build import BuildJob, build
-from harness.kernels.build.config import FRAGMENTS, fragment_names, plan_config
+from harness.kernels.build.config import (
+    FRAGMENTS,
+    KernelConfig,
+    fragment_names,
+    parse_config,
+    plan_config,
+)
 from harness.kernels.build.from_source import CCACHE
-from harness.kernels.build.kernel_config import KernelConfig, parse_config
 from harness.kernels.build.make import run_make
 from harness.kernels.build.sandbox import find_sandbox
 from harness.kernels.build.toolchain import find_toolchain
@@ -126,5 +131,5 @@ def test_an_option_that_the_source_has_renamed_is_noticed(
     assert "CONFIG_DEBUG_KMEMLEAK=y\n" in text
     changed = tmp_path / "changed.config"
     changed.write_text(text.replace("CONFIG_DEBUG_KMEMLEAK", "CONFIG_DEBUG_KMEMLEEK"))
-    with pytest.raises(NotConfigurableError, match=r"DEBUG_KMEMLEEK: .* this source has none"):
+    with pytest.raises(NotConfigurableError, match=r"DEBUG_KMEMLEEK: .* no such option"):
         configure([str(changed)])

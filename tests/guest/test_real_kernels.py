@@ -11,7 +11,7 @@ from harness.core.cache import Store
 from harness.core.paths import store_root
 from harness.core.progress import TerminalProgress
 from harness.guest.userland import find_program, library_closure, userland
-from harness.kernels.build.kernel_config import parse_config
+from harness.kernels.build.config import parse_config
 from harness.kernels.image import read_release
 from harness.kernels.modules import find_modules, index_modules
 from harness.kernels.resolve import resolve_kernel
