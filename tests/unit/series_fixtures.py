@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What tests of series share: a fake kernel, patches to it, and their application."""
+"""Fixtures for series: a fake kernel, patches to it, and their application."""
 
 from __future__ import annotations
 

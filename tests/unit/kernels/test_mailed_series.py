@@ -35,7 +35,7 @@ def test_an_mbox_of_b4(
     mbox.write_bytes(cover + third + second + first)
     assert "return 111;" in applied(tree, mbox, store)[HMEM]
     mbox.write_bytes(first + third)
-    with pytest.raises(UsageError, match="patch 2 of 3 is not in it") as caught:
+    with pytest.raises(UsageError, match="lacks patch 2 of 3") as caught:
         read_series(mbox)
     assert "b4 am" in caught.value.hint
     mbox.write_bytes(first + second + third + first)
@@ -63,13 +63,16 @@ def test_a_thread_with_several_series(patches: tuple[bytes, ...], tmp_path: Path
         + mail("Re: [PATCH v10 1/2] a", third)
     )  # fmt: skip
     newest = read_series(thread)
-    assert [one.name for one in newest.patches] == ["[RFC PATCH v10 1/2] a", "[PATCH v10 2/2] b"]
+    assert [patch.name for patch in newest.patches] == [
+        "[RFC PATCH v10 1/2] a",
+        "[PATCH v10 2/2] b",
+    ]
     assert newest.left_out.splitlines() == [
         "taken from the mails:", "  [RFC PATCH v10 1/2] a", "  [PATCH v10 2/2] b",
         "left out:", "  v9: [PATCH v9 1/1] old", "  a reply: Re: [PATCH v10 1/2] a",
     ]  # fmt: skip
     older = read_series(tmp_path / "thread.mbox@v9")
-    assert [one.name for one in older.patches] == ["[PATCH v9 1/1] old"]
+    assert [patch.name for patch in older.patches] == ["[PATCH v9 1/1] old"]
     with pytest.raises(UsageError, match="no series of version 8") as caught:
         read_series(tmp_path / "thread.mbox@v8")
     assert caught.value.hint == "versions that it has: v9, v10"
@@ -98,11 +101,11 @@ def test_an_empty_mbox(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the file is empty") as caught:
         read_series(one(tmp_path, b"\n"))
     assert "b4 am" in caught.value.hint
-    with pytest.raises(UsageError, match="no patch in it"):
+    with pytest.raises(UsageError, match="has no patch"):
         read_series(one(tmp_path, b"From A Mon Sep 17 00:00:00 2001\nSubject: x\n\nhello\n"))
     with pytest.raises(UsageError, match="no such file or folder"):
         read_series(tmp_path / "none")
-    with pytest.raises(UsageError, match="no patch in it"):
+    with pytest.raises(UsageError, match="has no patch"):
         read_series(tmp_path)
 
 
@@ -164,11 +167,11 @@ def expanded(patch: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
-    [(flowed, "format=flowed, RFC 3676"), (expanded, "in white space alone")],
+    ("damage", "message"),
+    [(flowed, "format=flowed, RFC 3676"), (expanded, "changed the white space")],
 )
 def test_white_space_that_a_mailer_changed_is_repaired_on_request_only(
-    damage: Callable[[bytes], bytes], said: str, tree: Path, tmp_path: Path, store: Store
+    damage: Callable[[bytes], bytes], message: str, tree: Path, tmp_path: Path, store: Store
 ) -> None:
     work = git_fake(tmp_path / "work")
     patch = format_patch(work, {HMEM: ("/* Two. */", "/* 2. */")}, "two")
@@ -179,7 +182,7 @@ def test_white_space_that_a_mailer_changed_is_repaired_on_request_only(
     described = folder / "series.yaml"
     described.write_text("base: v1\norder: [a.patch]\n")
     error, _ = refused(tree, folder, store)
-    assert said in error.message
+    assert message in error.message
     assert "repair_whitespace: true" in error.hint
     unrepaired = read_series(folder)
     described.write_text("order: [a.patch]\nrepair_whitespace: true\n")
@@ -218,8 +221,8 @@ def test_a_patch_without_a_number_beside_a_series_is_left_out(
     last, begin = mail("[PATCH v4 2/2] b", second), mail("[PATCH v4 1/2] a", first)
     thread.write_bytes(last + begin + stray)
     series = read_series(thread)
-    assert [one.name for one in series.patches] == ["[PATCH v4 1/2] a", "[PATCH v4 2/2] b"]
+    assert [patch.name for patch in series.patches] == ["[PATCH v4 1/2] a", "[PATCH v4 2/2] b"]
     assert "[PATCH] other" in series.left_out
     thread.write_bytes(begin + stray)
-    with pytest.raises(UsageError, match="patch 2 of 2 is not in it"):
+    with pytest.raises(UsageError, match="lacks patch 2 of 2"):
         read_series(thread)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from harness.core.paths import PROJECT
-from harness.kernels.build.series_description import GUIDE, SeriesDescription
+from harness.kernels.build.series import GUIDE, SeriesDescription
 from harness.scenario.scenario_files import scenario_names
 from harness.scenario.yaml_document import read_document
 

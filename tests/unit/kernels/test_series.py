@@ -39,30 +39,30 @@ def test_a_folder_with_numbers(
 def test_names_of_format_patch(patches: tuple[bytes, ...], tmp_path: Path, version: str) -> None:
     cover = "From: A\nSubject: [PATCH 0/12] all\n\nwords\n"
     (tmp_path / f"{version}0000-cover-letter.patch").write_text(cover)
-    (tmp_path / "notes.patch").write_text("of somebody's own")
+    (tmp_path / "notes.patch").write_text("private notes")
     numbers = ("0001", "0002", "0010", "9999", "10000")  # git writes four digits, or more
     for number in numbers:
         (tmp_path / f"{version}{number}-cxl-x.patch").write_bytes(patches[0])
     series = read_series(tmp_path)
-    assert [one.name for one in series.patches] == [
-        f"{version}{one}-cxl-x.patch" for one in numbers
+    assert [patch.name for patch in series.patches] == [
+        f"{version}{number}-cxl-x.patch" for number in numbers
     ]
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
-        ("v3-0001-x.patch", "more than one version of a series is in it: v2, v3"),
+        ("v3-0001-x.patch", "more than one version of a series: v2, v3"),
         ("0001-x.patch", "more than one version .* one without a version, v2"),
-        ("v2-0001-y.patch", r"more than one patch 1 is in it: v2-0001-x\.patch, v2-0001-y\.patch"),
+        ("v2-0001-y.patch", r"more than one patch 1: v2-0001-x\.patch, v2-0001-y\.patch"),
     ],
 )
 def test_two_series_in_one_folder(
-    patches: tuple[bytes, ...], tmp_path: Path, other: str, said: str
+    patches: tuple[bytes, ...], tmp_path: Path, other: str, message: str
 ) -> None:
     for name in ("v2-0001-x.patch", other):
         (tmp_path / name).write_bytes(patches[0])
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         read_series(tmp_path)
     assert "in order in a file 'series'" in caught.value.hint
     (tmp_path / "series").write_text("v2-0001-x.patch\n")
@@ -108,7 +108,7 @@ def test_series_yaml(tree: Path, patches: tuple[bytes, ...], tmp_path: Path, sto
         ("- b.patch", "not a mapping"),
         ("order: &a [b.patch]\nposted: *a", r"the alias \*a is used"),
         ("order: " + "[" * 20000, "not valid YAML|nested too deep"),
-        ("order: []", "no patch in it"),
+        ("order: []", "has no patch"),
     ):
         described.write_text(text)
         with pytest.raises(UsageError, match=words):
@@ -133,7 +133,7 @@ def test_quilt(tree: Path, patches: tuple[bytes, ...], tmp_path: Path, store: St
     listed.write_text("# comment\n\nbare.diff -p1  # why\n")
     assert "return 11;" in applied(tree, folder, store)[HMEM]
     listed.write_text("bare.diff -p0\n")
-    with pytest.raises(UsageError, match="otherwise than with -p1") as caught:
+    with pytest.raises(UsageError, match="not applied with -p1") as caught:
         read_series(folder)
     assert caught.value.where == f"{listed}:1"
 
@@ -254,7 +254,7 @@ def test_a_build_with_a_series(
         builder("debian:7.2", series=path)
 
 
-def test_what_a_series_is_made_of(tmp_path: Path, patches: tuple[bytes, ...]) -> None:
+def test_the_digest_depends_on_the_patches(tmp_path: Path, patches: tuple[bytes, ...]) -> None:
     series = read_series(one(tmp_path, patches[0]))
     same = Series(Path("/elsewhere"), series.patches)
     assert series.digest == same.digest
