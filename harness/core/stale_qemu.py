@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMUs of the harness whose harness is gone, and their end. See docs/reliability.md."""
+"""Find and kill QEMU processes that an earlier harness left running. See docs/reliability.md."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
@@ -16,9 +15,9 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _PROC = Path("/proc")
-# Every QEMU has this in its environment: which harness started it.
+# In the environment of every QEMU: the harness that started it.
 _OWNER = "CXL_OWNERSHIP_HARNESS_OWNER"
-# How qemu_profiles/machine.j2 gives a guest's console to the harness: nobody else does it so.
+# The console option of qemu_profiles/machine.j2, which no other program uses.
 _CONSOLE = re.compile(r"file,id=console,path=/dev/fd/\d+,logfile=(?P<log>.+),logappend=(?:on|off)")
 _HARNESS = re.compile(r"(?:^|/)(?:python[\d.]*|harness|pytest)$")
 _TOO_DEEP = 64
@@ -26,10 +25,9 @@ _TOO_DEEP = 64
 
 @dataclass(frozen=True)
 class Orphan:
-    """A QEMU that nobody waits for.
+    """A QEMU whose harness has ended.
 
     Attributes:
-        pid: its process number.
         log: the file to which it writes its console.
     """
 
@@ -38,31 +36,16 @@ class Orphan:
 
 
 def owner_environment() -> dict[str, str]:
-    """What to put into the environment of a QEMU, so that a later harness knows whose it was."""
+    """Return the environment variable of a QEMU that names this harness."""
     return {_OWNER: _identity(_PROC, "self")}
 
 
-@functools.cache
-def reap_orphans_once() -> None:
-    """Before the first guest of this process: see `reap_orphans`."""
-    for one in reap_orphans():
-        log.warning(
-            "killed process %d, a QEMU of a harness that is gone; it wrote to %s", one.pid, one.log
-        )
-
-
 def reap_orphans(proc: Path = _PROC) -> tuple[Orphan, ...]:
-    """Kill the user's QEMUs that are proved to be those of a harness that is gone.
+    """Kill the user's QEMUs that provably belong to a harness that has ended, and log each.
 
     The proof: the environment that the process was started with names the harness, by process
-    number and start time, in these namespaces, and there is no such process any more. A process
-    of which less is known is left alone: `find_orphans` names it.
-
-    Args:
-        proc: where the kernel shows processes.
-
-    Returns:
-        Those that were killed.
+    number and start time, in these namespaces, and that process no longer exists. Other QEMUs of
+    the harness are left alone: `find_orphans` lists them.
     """
     killed = []
     for folder in _own_processes(proc):
@@ -72,24 +55,26 @@ def reap_orphans(proc: Path = _PROC) -> tuple[Orphan, ...]:
                 continue
             handle = os.pidfd_open(pid)
             try:
-                # The handle stays with one process: what is seen now is true of what it names.
+                # The handle keeps the process number from being reused.
                 if _owner_is_gone(proc, folder):
                     console = _console(folder) or "no file"
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
                     killed.append(Orphan(pid, console))
+                    log.warning(
+                        "killed process %d, a QEMU of a harness that has ended; it wrote to %s",
+                        pid,
+                        console,
+                    )
             finally:
                 os.close(handle)
     return tuple(killed)
 
 
 def find_orphans(proc: Path = _PROC) -> tuple[Orphan, ...]:
-    """The user's QEMUs whose command line is the harness's and which has none above it.
+    """Return the user's QEMUs with a command line of the harness and no harness as an ancestor.
 
-    A QEMU is a child of the harness that started it, or a child of a wrapper of `--qemu` that is,
-    until that ends. One that has what could be a harness above it is left out.
-
-    Args:
-        proc: where the kernel shows processes.
+    A QEMU is a child of the harness that started it, or of a wrapper that `--qemu` names. One with
+    an ancestor that may be a harness is left out.
     """
     found = []
     for folder in _own_processes(proc):
@@ -97,7 +82,7 @@ def find_orphans(proc: Path = _PROC) -> tuple[Orphan, ...]:
             console = _console(folder)
             if console is not None and not _below_a_harness(proc, folder):
                 found.append(Orphan(int(folder.name), console))
-    return tuple(sorted(found, key=lambda one: one.pid))
+    return tuple(sorted(found, key=lambda orphan: orphan.pid))
 
 
 def _own_processes(proc: Path) -> Iterator[Path]:
@@ -115,10 +100,10 @@ def _console(folder: Path) -> str | None:
 
 
 def _owner_is_gone(proc: Path, folder: Path) -> bool:
-    marks = [word for word in _words(folder, "environ") if word.startswith(f"{_OWNER}=")]
-    if len(marks) != 1:
+    owners = [word for word in _words(folder, "environ") if word.startswith(f"{_OWNER}=")]
+    if len(owners) != 1:
         return False
-    owner = marks[0].partition("=")[2]
+    owner = owners[0].partition("=")[2]
     spaces, _, rest = owner.rpartition(" ")[0].rpartition(" ")
     if not rest.isdecimal() or spaces != _namespaces(proc, "self"):
         return False
@@ -129,10 +114,10 @@ def _owner_is_gone(proc: Path, folder: Path) -> bool:
 
 
 def _identity(proc: Path, pid: str) -> str:
-    """A process, told apart from all others of this boot: namespaces, number and start time."""
+    """Return namespaces, number and start time of a process, which are unique in this boot."""
     state = _state(proc / pid)
     spaces = _namespaces(proc, "self")
-    # A zombie starts nothing and waits for nothing; one of its threads might.
+    # A zombie has ended, unless it has other threads.
     if state[0] in "ZX" and state[17] in "01":
         return f"{spaces} {pid} ended"
     number = os.getpid() if pid == "self" else int(pid)
@@ -140,7 +125,7 @@ def _identity(proc: Path, pid: str) -> str:
 
 
 def _namespaces(proc: Path, pid: str) -> str:
-    """Those in which a process number and a start time mean the same."""
+    """Return the namespaces that give process numbers and start times their meaning."""
     return " ".join(_namespace(proc / pid / "ns" / kind) for kind in ("pid", "time"))
 
 
@@ -156,7 +141,7 @@ def _words(folder: Path, name: str) -> list[str]:
 
 
 def _state(folder: Path) -> list[str]:
-    """The fields of proc_pid_stat(5) from the third: behind the name, which may be anything."""
+    """Return the fields of proc_pid_stat(5) after the name, which may contain any text."""
     return (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
