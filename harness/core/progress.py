@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What long operations report to while they run."""
+"""Progress reports of long operations."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _LINE_EVERY = 10.0
 
 
 class Progress(Protocol):
-    """A listener of long operations."""
+    """A receiver of progress reports."""
 
     def note(self, text: str) -> None:
-        """Say one line of text, without a newline."""
+        """Report one line of text, without a newline."""
 
     def download(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Begin a download of `total` bytes (> 0), which ends with the block.
+        """Report a download of `total` bytes (> 0), which ends with the block.
 
-        The block gets a function to call with the bytes that are there so far, from 0 to `total`.
+        The block gets a function to call with the bytes received so far, from 0 to `total`.
         """
 
     def compiling(
         self, what: str, estimate: int | None
     ) -> AbstractContextManager[Callable[[int], None]]:
-        """Begin to compile about `estimate` files (None: nobody knows), which ends with the block.
+        """Report the compilation of about `estimate` files (None: unknown) in the block.
 
-        The block gets a function to call, every second or so, with the files compiled so far.
+        The block gets a function to call, about every second, with the files compiled so far.
         """
 
 
 class SilentProgress:
-    """Says nothing."""
+    """Drop all reports."""
 
     def note(self, text: str) -> None:
         """Drop the text."""
@@ -53,7 +53,7 @@ class SilentProgress:
 
 
 class TerminalProgress:
-    """Tells a person: lines, and a bar for a download when the stream is a terminal.
+    """Print lines, and a bar for a download when the stream is a terminal.
 
     Args:
         stream: where to write; standard error when None.
@@ -68,82 +68,58 @@ class TerminalProgress:
 
     @contextmanager
     def download(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Draw a bar, or write a line at the start and now and then without a terminal."""
-        advance = self._bar if self._stream.isatty() else self._lines
-        with advance(what, total) as done:
+        """Draw a bar, or write a line at the start and every ten seconds without a terminal."""
+
+        def state(count: int, seconds: float) -> str:
+            return f"{_megabytes(count)} of {_megabytes(total)}"
+
+        size = f" ({_megabytes(total)})"
+        with self._task(f"fetching {what}", size, total, state) as done:
             yield done
 
     @contextmanager
     def compiling(self, what: str, estimate: int | None) -> Iterator[Callable[[int], None]]:
-        """Draw a bar, or write a line now and then without a terminal."""
-        advance = self._compiling_bar if self._stream.isatty() else self._compiling_lines
-        with advance(what, estimate) as done:
+        """Draw a bar, or write a line at the start and every ten seconds without a terminal."""
+        about = f" of about {estimate}" if estimate else ""
+
+        def state(count: int, seconds: float) -> str:
+            return f"{count}{about} files compiled, {_elapsed(seconds)}"
+
+        size = f" (about {estimate} files)" if estimate else ""
+        with self._task(f"building {what}", size, estimate, state) as done:
             yield done
 
     @contextmanager
-    def _compiling_lines(self, what: str, estimate: int | None) -> Iterator[Callable[[int], None]]:
-        about = f" of about {estimate}" if estimate else ""
-        self.note(f"building {what}" + (f" (about {estimate} files)" if estimate else ""))
+    def _task(
+        self, text: str, size: str, total: int | None, state: Callable[[int, float], str]
+    ) -> Iterator[Callable[[int], None]]:
         begin = last = time.monotonic()
 
-        def done(count: int) -> None:
+        def line(count: int) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= _LINE_EVERY:
                 last = now
-                self.note(
-                    f"building {what}: {count}{about} files compiled, {_elapsed(now - begin)}"
-                )
+                self.note(f"{text}: {state(count, now - begin)}")
 
-        yield done
-
-    @contextmanager
-    def _compiling_bar(self, what: str, estimate: int | None) -> Iterator[Callable[[int], None]]:
+        if not self._stream.isatty():
+            self.note(f"{text}{size}")
+            yield line
+            return
+        # Importing rich takes longer than finding a kernel in the store.
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        about = f"/{estimate}" if estimate else ""
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}" + about + " files", markup=False),
-            TimeElapsedColumn(),
-        )
-        with Bars(*columns, console=Console(file=self._stream), transient=True) as bars:
-            task = bars.add_task(f"building {what}", total=estimate)
-            yield lambda count: bars.update(task, completed=count)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn())
+        more = (TextColumn("{task.fields[state]}", markup=False), TimeRemainingColumn())
+        with Bars(*columns, *more, console=Console(file=self._stream), transient=True) as bars:
+            task = bars.add_task(text, total=total, state="")
 
-    @contextmanager
-    def _lines(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        self.note(f"fetching {what} ({_megabytes(total)})")
-        last = time.monotonic()
+            def bar(count: int) -> None:
+                bars.update(task, completed=count, state=state(count, time.monotonic() - begin))
 
-        def done(count: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= _LINE_EVERY:
-                last = now
-                self.note(f"fetching {what}: {_megabytes(count)} of {_megabytes(total)}")
-
-        yield done
-
-    @contextmanager
-    def _bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        # rich takes longer to import than a cached kernel takes to find.
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-        from rich.progress import Progress as Bars
-
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-        )
-        with Bars(*columns, console=Console(file=self._stream), transient=True) as bars:
-            task = bars.add_task(f"fetching {what}", total=total)
-            yield lambda count: bars.update(task, completed=count)
+            yield bar
 
 
 def _elapsed(seconds: float) -> str:

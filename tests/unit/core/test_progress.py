@@ -52,7 +52,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     fetch(TerminalProgress(stream))
     assert "fetching a [kernel]" in stream.getvalue()
-    assert "4.0/4.0 MB" in stream.getvalue()
+    assert "4.0 MB of 4.0 MB" in stream.getvalue()
 
 
 def compile_files(listener: Progress, estimate: int | None) -> None:
@@ -77,7 +77,7 @@ def test_a_build(estimate: int | None, about: str, monkeypatch: pytest.MonkeyPat
     terminal = Terminal()
     compile_files(TerminalProgress(terminal), estimate)
     assert "building a [kernel]" in terminal.getvalue()
-    assert ("600/1200 files" if estimate else "600 files") in terminal.getvalue()
+    assert f"600{of} files compiled" in terminal.getvalue()
 
 
 def test_rich_is_not_imported_before_it_is_needed() -> None:
