@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Deadlines: every wait has one and says what it waited for."""
+"""Deadlines: each wait has one, which names what it waits for."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from harness.core.errors import DeadlineExpiredError
 
 
 class Deadline:
-    """A point in monotonic time by which something must have happened.
+    """A point in monotonic time at which a wait ends with an error.
 
     Args:
         seconds: how long from now, > 0.
-        what: what is awaited, as it reads after "timed out after N s waiting for".
-        hint: what the reader can do when it expires; without one, it is about a guest of a run.
+        what: the awaited event, as it reads after "timed out after N s waiting for".
+        hint: what the reader can do when it expires; the default is for guests of a run.
     """
 
     def __init__(
@@ -29,21 +29,21 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def times(self, factor: float) -> Deadline:
-        """The same wait, `factor` times as long, from the same beginning."""
+        """Return the same wait, `factor` times as long, from the same start."""
         longer = Deadline(self.seconds * factor, self.what, self.hint)
         longer._end = self._end + self.seconds * (factor - 1)
         return longer
 
     def remaining(self) -> float:
-        """Seconds left, never negative."""
+        """Return the seconds left, never negative."""
         return max(0.0, self._end - time.monotonic())
 
     def expired(self) -> bool:
-        """Whether no time is left."""
+        """Return whether no time is left."""
         return time.monotonic() >= self._end
 
     def error(self) -> DeadlineExpiredError:
-        """The error to raise when this deadline has passed."""
+        """Return the error to raise when this deadline has passed."""
         error = DeadlineExpiredError(
             f"timed out after {self.seconds:g} s waiting for {self.what}", hint=self.hint
         )
@@ -54,7 +54,7 @@ class Deadline:
         """Return the seconds left, > 0.
 
         Raises:
-            DeadlineExpiredError: when none are.
+            DeadlineExpiredError: no time is left.
         """
         left = self.remaining()
         if left <= 0:

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong, by who has to act on it. Only the doors turn these into exit codes."""
+"""Errors of the harness, by who has to act on them. Frontends turn them into exit codes."""
 
 from __future__ import annotations
 
 import re
+from functools import partial
 
-# What a message quotes, of a build say, may be meant for the terminal of who reads it.
+# A message may quote text, such as a build's, that is crafted to control the reader's terminal.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def printable(text: str) -> str:
-    """A text with ? for characters that control a terminal, but for tabs and line ends."""
+    """Replace characters that control a terminal by ?, except tabs and line ends."""
     return _UNPRINTABLE.sub("?", text)
 
 
 class HarnessError(Exception):
-    """Something went wrong: what, where, and what to do about it.
+    """An error with its place, and a hint for the reader.
 
     Args:
-        message: what is wrong, one sentence without a trailing period.
+        message: one sentence without a trailing period.
         hint: what the reader can do about it.
-        where: file, line and field, or the command, that it is about.
+        where: file, line and field, or the command.
     """
 
     def __init__(self, message: str, *, hint: str, where: str | None = None) -> None:
@@ -34,36 +35,30 @@ class HarnessError(Exception):
         return printable(f"{head}\n  hint: {self.hint}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross process borders under pytest-xdist; keyword-only arguments need help.
-        return (_rebuild, (type(self), self.message, vars(self)))
-
-
-def _rebuild(kind: type[HarnessError], message: str, attributes: dict[str, object]) -> HarnessError:
-    error = kind(message, hint="")
-    vars(error).update(attributes)
-    return error
+        # Errors are pickled under pytest-xdist, which by default drops keyword-only arguments.
+        return (partial(type(self), hint=self.hint), (self.message,), vars(self))
 
 
 class UsageError(HarnessError):
-    """The input is wrong, or this machine lacks something: nothing was judged. Exit code 2."""
+    """The input is wrong, or this host lacks something: nothing was judged. Exit code 2."""
 
 
 class InconclusiveError(HarnessError):
-    """The run ended without a judgement. Verdict INCONCLUSIVE."""
+    """The run ended before it could be judged. Verdict INCONCLUSIVE."""
 
 
 class DeadlineExpiredError(InconclusiveError):
     """A wait ran out of time.
 
     Attributes:
-        seconds: for how long was waited, 0 where nobody says.
+        seconds: the length of the wait, 0 if unknown.
     """
 
     seconds = 0.0
 
 
 class MachineLostError(InconclusiveError):
-    """QEMU could not be started, died, or stopped answering."""
+    """QEMU could not be started, crashed, or stopped answering."""
 
 
 class GuestLostError(InconclusiveError):
@@ -71,23 +66,21 @@ class GuestLostError(InconclusiveError):
 
 
 class MomentMissedError(GuestLostError):
-    """The guest was to be caught in a state that passes, and was not: another one may be."""
+    """A transient guest state was missed; retry with a new guest."""
 
 
 class GuestEndedError(GuestLostError):
-    """The guest ended its machine: it reset or powered off."""
+    """The guest reset or powered off its machine."""
 
 
 class GuestCrashedError(HarnessError):
-    """The guest's kernel broke in the scenario's own steps: a panic, an oops, a hang. Verdict FAIL.
+    """The guest's kernel panicked, oopsed or hung in the scenario's own steps. Verdict FAIL.
 
     Args:
-        message: what is wrong.
-        hint: what the reader can do about it.
-        where: what it is about.
-        trace: the kernel's own lines about it, as they came.
-        step: in which step, or phase of the boot.
-        hung: whether the step does not return, and no line of the kernel says why.
+        message: see `HarnessError`, like `hint` and `where`.
+        trace: the kernel's lines about it, in order.
+        step: the step, or phase of the boot.
+        hung: the step does not return, and the kernel printed no reason.
     """
 
     def __init__(
@@ -107,7 +100,7 @@ class GuestCrashedError(HarnessError):
 
 
 class PreflightError(InconclusiveError):
-    """The guest did not get the machine that the scenario asked for."""
+    """The guest did not get the machine that the scenario describes."""
 
 
 class UnbuildableError(HarnessError):
@@ -115,10 +108,10 @@ class UnbuildableError(HarnessError):
 
 
 class NotConfigurableError(UnbuildableError):
-    """A source whose Kconfig does not give what was asked for.
+    """The Kconfig of a source cannot give a requested option.
 
     Attributes:
-        fragments: the files that ask for the options that it does not give.
+        fragments: the files that request these options.
     """
 
     fragments: frozenset[str] = frozenset()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A bootable kernel, as the rooms hand it to each other."""
+"""A bootable kernel."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ class Kernel:
 
     Attributes:
         spec: the SPEC that the user gave, such as `debian:7.2`.
-        release: what `uname -r` prints in the guest.
+        release: the output of `uname -r` in the guest.
         image: the bzImage.
         modules: the folder that holds `kernel/` and `modules.order`, or None for a kernel
             whose drivers are all built in.
-        config: the `.config` that it was built with, or None where the packager ships none.
-        identity: hexadecimal digest of everything that makes this kernel what it is; two
-            kernels with the same identity boot the same bytes.
+        config: its `.config`, or None where the packager ships none.
+        identity: hexadecimal digest; two kernels with the same identity boot the same bytes.
         symbols: its vmlinux, or None where the packager ships none.
-        scripts: the folder with its own decode_stacktrace.sh, or None.
+        scripts: the folder with its decode_stacktrace.sh, or None.
     """
 
     spec: str

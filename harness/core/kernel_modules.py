@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernel modules: what one says about itself, and which ones must be loaded in which order."""
+"""Parse the description of kernel modules, and order them for loading."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-# By its path: busybox's shell runs its own modprobe, which has no softdeps, for the bare name.
+# With its path: for the bare name busybox's shell runs its own modprobe, without softdeps.
 MODPROBE = "/sbin/modprobe"
 
 
@@ -17,12 +17,12 @@ class KernelModule:
     """A loadable module, as its `.modinfo` section describes it. Names have no hyphens.
 
     Attributes:
-        name: what `lsmod` prints.
+        name: as `lsmod` prints it.
         path: the module file, compressed or not.
         depends: modules whose symbols it uses.
-        pre: modules that should be loaded before it where they exist (softdep).
-        post: modules that should be loaded after it where they exist (softdep).
-        vermagic: the release and options of the kernel that it was built for.
+        pre: modules to load before it where they exist (softdep).
+        post: modules to load after it where they exist (softdep).
+        vermagic: release and options of its kernel.
     """
 
     name: str
@@ -34,7 +34,7 @@ class KernelModule:
 
     @property
     def release(self) -> str:
-        """The kernel release that it was built for, empty when it does not say."""
+        """The release of its kernel, empty if unknown."""
         return self.vermagic.partition(" ")[0]
 
 
@@ -43,9 +43,9 @@ class MissingModule:
     """A name that is neither a module of the kernel nor built in.
 
     Attributes:
-        name: as it was asked for.
-        close: names that the kernel has and that look like it, the closest first.
-        needed_by: the module that depends on it, or None when it was asked for itself.
+        name: as it was requested.
+        close: similar names that the kernel has, the closest first.
+        needed_by: the module that depends on it, or None when it was requested itself.
     """
 
     name: str
@@ -61,12 +61,12 @@ class MissingModule:
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """What becomes of a list of wanted names.
+    """The modules for a list of requested names.
 
     Attributes:
-        order: every module that is needed, each after all that it depends on.
-        built_in: wanted names, or names that they depend on, that need no file.
-        missing: what cannot be had.
+        order: all needed modules, each after its dependencies.
+        built_in: requested names and dependencies that need no file.
+        missing: names that the kernel lacks.
     """
 
     order: tuple[KernelModule, ...]
@@ -74,7 +74,7 @@ class ModulePlan:
     missing: tuple[MissingModule, ...]
 
     def loaded_before(self) -> dict[str, tuple[str, ...]]:
-        """For each module those that modprobe loads first: dependencies, and softdeps it has."""
+        """Return the modules that modprobe loads before each module: dependencies and softdeps."""
         found: dict[str, tuple[str, ...]] = {}
         for module in self.order:
             soft = (name for name in module.pre if name in found)
@@ -83,12 +83,12 @@ class ModulePlan:
 
 
 def module_name(name: str) -> str:
-    """The one spelling of a module's name: the kernel takes `-` and `_` for the same."""
+    """Return a module's name with `_` for `-`; the kernel treats them alike."""
     return name.replace("-", "_")
 
 
 def parse_modinfo(section: bytes, path: Path) -> KernelModule:
-    """Read the content of a `.modinfo` section: `key=value` strings that NUL bytes end.
+    """Parse the content of a `.modinfo` section: `key=value` strings, each ended by a NUL byte.
 
     A module without a `name` (before Linux 4.13) is named by its file.
     """
@@ -110,30 +110,29 @@ def parse_modinfo(section: bytes, path: Path) -> KernelModule:
 
 
 def plan_modules(
-    wanted: Iterable[str],
+    requested: Iterable[str],
     *,
     read: Callable[[str], KernelModule | None],
     available: Collection[str],
     built_in: Collection[str],
 ) -> ModulePlan:
-    """Order wanted modules and all that they need, so that each can be loaded in turn.
+    """Order modules and their dependencies, so that each can be loaded after the one before.
 
-    Softdeps count where the kernel has them. The order among independent modules is that of
-    `wanted`.
+    Softdeps count where the kernel has them. Independent modules stay in the requested order.
 
     Args:
-        wanted: names, with `-` or `_`.
-        read: gives a module by its name, None when it is not a module.
+        requested: names, with `-` or `_`.
+        read: returns a module by its name, None when it is not a module.
         available: the names of all modules, for suggestions.
-        built_in: the names of what is built in.
+        built_in: the names of built-in modules.
     """
     order: dict[str, KernelModule] = {}
     inside: dict[str, None] = {}
     missing: dict[str, MissingModule] = {}
     begun: set[str] = set()
 
-    def visit(asked: str, needed_by: str | None) -> None:
-        name = module_name(asked)
+    def visit(request: str, needed_by: str | None) -> None:
+        name = module_name(request)
         if name in begun:
             return
         begun.add(name)
@@ -145,21 +144,21 @@ def plan_modules(
                 close = tuple(
                     difflib.get_close_matches(name, {*available, *built_in}, n=3, cutoff=0.7)
                 )
-                missing[name] = MissingModule(asked, close, needed_by)
+                missing[name] = MissingModule(request, close, needed_by)
             return
-        for other in module.pre:
-            visit_soft(other)
-        for other in module.depends:
-            visit(other, module.name)
+        for soft in module.pre:
+            visit_soft(soft)
+        for dependency in module.depends:
+            visit(dependency, module.name)
         order[name] = module
-        for other in module.post:
-            visit_soft(other)
+        for soft in module.post:
+            visit_soft(soft)
 
     def visit_soft(name: str) -> None:
         if name in available or name in built_in:
             visit(name, None)
 
-    for name in wanted:
+    for name in requested:
         visit(name, None)
     return ModulePlan(tuple(order.values()), tuple(inside), tuple(missing.values()))
 
@@ -169,7 +168,7 @@ def _names(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def _softdeps(lines: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The `pre:` and the `post:` names of all `softdep` lines."""
+    """Return the `pre:` and the `post:` names of all `softdep` lines."""
     found: dict[str, list[str]] = {"pre:": [], "post:": []}
     for line in lines:
         into: list[str] | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernel versions, to be compared."""
+"""Parse kernel versions, for comparisons."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?", re.ASCII)
 
 
 def kernel_version(release: str) -> tuple[int, int, int]:
-    """The version that a release, as `uname -r` prints it, begins with; zeros when with none.
+    """Parse the version at the start of a release of `uname -r`; zeros when there is none.
 
-    A release candidate counts as what it is a candidate for.
+    A release candidate counts as the final version.
     """
     match = VERSION.match(release)
     if match is None:

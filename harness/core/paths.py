@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where things are kept: the project's data, the store, the evidence."""
+"""Paths of the project's data, the store and the evidence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = "cxl-ownership-harness"
 
 
 def store_root() -> Path:
-    """The folder of kernels, initramfs and other things worth keeping.
+    """Return the folder of kernels, initramfs and other cached files.
 
     HARNESS_STORE, or the user's XDG cache folder.
     """
@@ -28,7 +28,7 @@ def store_root() -> Path:
 
 
 def evidence_root() -> Path:
-    """The folder under which runs leave their evidence unless told otherwise.
+    """Return the default folder for the evidence of runs.
 
     HARNESS_EVIDENCE, or the user's XDG state folder.
     """

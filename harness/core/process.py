@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one door through which the harness starts other programs."""
+"""Start other programs. All programs of the harness are started here."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from harness.core.errors import HarnessError, UsageError
 
 log = logging.getLogger(__name__)
 
-# A process that was killed ends in less, but for one that waits for broken hardware.
+# A killed process ends sooner, unless it waits for broken hardware.
 _REAP_SECONDS = 30.0
 
-# Nothing else of the caller's environment reaches a child: no secrets, no locale surprises.
+# A child gets no other variable of the caller's environment: no secrets, no other locale.
 _KEPT_ENVIRONMENT = (
     "PATH", "HOME", "USER", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME",
     "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
@@ -46,16 +46,16 @@ class Completed:
 
 
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """The allow-listed environment for a child, in the C locale, with `extra` on top."""
+    """Return the allow-listed environment for a child, in the C locale, with `extra` on top."""
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     return kept | {"LC_ALL": "C.UTF-8"} | (extra or {})
 
 
 def find_program(name: str, *, hint: str) -> Path:
-    """The absolute path of a program on PATH.
+    """Return the absolute path of a program on PATH.
 
     Raises:
-        UsageError: it is not there; `hint` says how to get it.
+        UsageError: it is not installed; the error has this hint.
     """
     found = shutil.which(name)
     if found is None:
@@ -73,12 +73,12 @@ def run(
     stdin: str | bytes | None = None,
     hint: str = "run the command by hand to see more",
 ) -> Completed:
-    """Run a program to its end and return what it printed.
+    """Run a program to its end and return its output.
 
     The program is killed, with its group, when the deadline passes or the caller is interrupted.
 
     Raises:
-        CommandError: with `check`, when the status is not zero.
+        CommandError: `check` is true, and the status is not zero.
         DeadlineExpiredError: the program ran past the deadline.
     """
     with spawn(
@@ -123,14 +123,14 @@ def spawn(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program that cannot outlive the block, nor this process.
 
-    The child gets SIGKILL when the harness dies, however it dies, and runs in a session of its
-    own, so that Ctrl-C reaches the harness first and the whole group can be ended together.
+    The child gets SIGKILL when the harness ends in any way. It runs in a session of its own, so
+    that Ctrl-C reaches the harness first and the whole group can be killed.
     """
     words = [os.fspath(word) for word in argv]
     log.debug("starting: %s", shlex.join(words))
-    # setpriv (util-linux) sets the parent-death signal after fork and before exec, which a
-    # preexec_fn could not do safely once there are threads. A harness that was killed before that
-    # is no parent any more: then the program is not started at all.
+    # setpriv (util-linux) sets the parent-death signal after fork and before exec; a preexec_fn
+    # cannot do that safely in a process with threads. If the harness was killed before that, the
+    # shell has another parent and does not start the program.
     alive = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
     guarded = ["setpriv", "--pdeathsig", "KILL", "--", *alive, *words]
     child = subprocess.Popen(
@@ -150,15 +150,15 @@ def spawn(
 
 
 def ending(status: int) -> str:
-    """How a program ended, by its status: below zero it is a signal."""
+    """Describe how a program ended; a negative status is a signal."""
     return f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
 
 
 def end_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a child's process group, reap the child and close its pipes.
+    """Kill the rest of a child's process group, reap the child and close its pipes.
 
-    A number is not given to another process while one is left in the group of that number: once
-    the child has been reaped, a process with its number is somebody else's, and so is its group.
+    The kernel does not reuse a process number while its group has a process. Once the child has
+    been reaped, a process with its number, and the group of that, belong to another program.
     """
     if child.returncode is None or not os.path.exists(f"/proc/{child.pid}"):
         with suppress(ProcessLookupError):
@@ -166,8 +166,8 @@ def end_group(child: subprocess.Popen[bytes]) -> None:
     try:
         child.wait(_REAP_SECONDS)
     except subprocess.TimeoutExpired:
-        # The kernel waits in it for a disk or a network that does not answer.
-        log.warning("process %d does not end although it was killed", child.pid)
+        # It waits in the kernel for a disk or a network that does not answer.
+        log.warning("process %d was killed and does not end", child.pid)
     for pipe in (child.stdin, child.stdout, child.stderr):
         if pipe is not None:
             pipe.close()

@@ -12,7 +12,7 @@ from harness.core.paths import PROJECT
 
 @cache
 def harness_version() -> str:
-    """The version of this package, with a digest of all that decides what comes of a run."""
+    """Return the version of this package, with a digest of all files that affect a run."""
     digest = hashlib.sha256()
     for folder, pattern in (
         ("harness", "*.py"),

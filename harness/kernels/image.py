@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`image:PATH`: a kernel that the user has built or unpacked."""
+"""Find `image:PATH`: a kernel that the user has built or unpacked."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _HINT = (
     "with vmlinuz or bzImage, config, and modules/ or lib/modules/RELEASE"
 )
 # linux/Documentation/arch/x86/boot.rst: the magic number, and the pointer to the version string,
-# which counts from the end of the first sector.
+# relative to the end of the first sector.
 _MAGIC_AT, _MAGIC = 0x202, b"HdrS"
 _VERSION_AT, _SECTOR = 0x20E, 0x200
 _VERSION_LENGTH = 256
-# The drivers under test: the ones whose mismatch would spoil a verdict.
+# The drivers under test: a mismatch of these would spoil a verdict.
 _CHECKED_FOLDERS = frozenset(("cxl", "dax"))
 
 
@@ -36,10 +36,10 @@ class _Parts:
 
 
 def find_image(spec: KernelSpec) -> Kernel:
-    """The kernel at a path: a built tree, an image, or a folder with an image in it.
+    """Return the kernel at a path: a built tree, an image, or a folder with an image in it.
 
     Raises:
-        UsageError: there is none, or its modules are of another kernel.
+        UsageError: the path has no kernel, or its modules are of another kernel.
     """
     path = Path(spec.value).expanduser().absolute()
     where = str(spec)
@@ -60,7 +60,7 @@ def find_image(spec: KernelSpec) -> Kernel:
         config=parts.config,
         identity=identity,
         symbols=found_symbols(parts.modules or image.parent) or found_symbols(image.parent),
-        # A tree that was built elsewhere than in its source has a link to that.
+        # A tree that was built outside of its source has a link to the source.
         scripts=found_scripts(*(place for place in _source_folders(parts) if place.is_dir())),
     )
 
@@ -71,11 +71,11 @@ def _source_folders(parts: _Parts) -> tuple[Path, ...]:
 
 
 def read_release(image: Path) -> str:
-    """The release (`uname -r`) that is written in the header of a bzImage.
+    """Return the release (`uname -r`) in the header of a bzImage.
 
     Raises:
         UsageError: the file is not an x86 kernel image.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with image.open("rb") as stream:
         head = stream.read(0xFFFF + _SECTOR + _VERSION_LENGTH)
@@ -86,9 +86,9 @@ def read_release(image: Path) -> str:
         head[pointer + _SECTOR :][:_VERSION_LENGTH].partition(b"\0")[0].decode("ascii", "replace")
     )
     words = text.split()
-    # It is printed, and names files.
+    # The release is printed, and used in file names.
     if not words or not words[0].isprintable() or "/" in words[0]:
-        raise UsageError("a kernel image that names no release", where=str(image), hint=_HINT)
+        raise UsageError("the kernel image has no release", where=str(image), hint=_HINT)
     return words[0]
 
 
@@ -102,20 +102,22 @@ def _find_image_file(path: Path, where: str) -> Path:
             return image
     named = [*sorted(path.glob("vmlinuz-*")), *sorted(path.glob("boot/vmlinuz-*"))]
     if len(named) > 1:
-        names = ", ".join(str(one.relative_to(path)) for one in named)
+        names = ", ".join(str(file.relative_to(path)) for file in named)
         raise UsageError(
-            f"several kernels in one folder: {names}",
+            f"the folder has several kernels: {names}",
             where=where,
             hint="name one of the files instead of the folder",
         )
     if named:
         return named[0]
-    what = "a kernel tree that is not built" if (path / "Kbuild").exists() else "no kernel in it"
+    what = (
+        "the kernel tree is not built" if (path / "Kbuild").exists() else "the folder has no kernel"
+    )
     raise UsageError(what, where=where, hint=_HINT)
 
 
 def _find_parts(path: Path, image: Path, release: str) -> _Parts:
-    # An image below arch/x86/boot belongs to its tree, whether the tree was named or the image.
+    # An image below arch/x86/boot belongs to its tree, also where the user named the image.
     tree = image.parents[3] if len(image.parents) > 3 else image.parent
     if image == tree / _TREE_IMAGE and is_build_tree(tree):
         return _Parts(image, tree, _first((tree / ".config",)))
@@ -127,7 +129,7 @@ def _find_parts(path: Path, image: Path, release: str) -> _Parts:
         for lib in ("lib/modules", "usr/lib/modules")
     ]
     places = (base / "modules", base / "modules" / release, *installed)
-    modules = next((one for one in places if (one / "kernel").is_dir()), None)
+    modules = next((place for place in places if (place / "kernel").is_dir()), None)
     configs = [base / "config", base / f"config-{release}", base / ".config"]
     configs += [modules / "config"] if modules is not None else []
     return _Parts(image, modules, _first(configs))
@@ -145,18 +147,18 @@ def _check_modules(release: str, modules: Path | None, files: tuple[Path, ...], 
     written = modules / "include" / "config" / "kernel.release"
     if written.is_file():
         named[written] = written.read_text().strip()
-    for path, other in named.items():
-        if other != release:
+    for path, module_release in named.items():
+        if module_release != release:
             raise UsageError(
-                f"a kernel whose modules do not match: the image is {release}, "
-                f"{path.relative_to(modules)} is of {other or 'no release'}",
+                f"the modules do not match the kernel: the image is {release}, "
+                f"{path.relative_to(modules)} is of {module_release or 'no release'}",
                 where=where,
                 hint="build image and modules again, from one state of the source",
             )
 
 
 def _identity(parts: _Parts, files: tuple[Path, ...]) -> str:
-    """A digest of the image and configuration, and of the modules' names, sizes and times."""
+    """Return a digest of the image, the configuration, and the modules' names, sizes and times."""
     digest = hashlib.sha256(parts.image.read_bytes())
     digest.update(parts.config.read_bytes() if parts.config is not None else b"no config")
     for path in files:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The modules of a kernel on disk: an installed folder, or the tree in which it was built."""
+"""Find and read the modules of a kernel, in an installed folder or a build tree."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from harness.core.kernel_modules import (
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
-_HINT = "delete the file or the store entry that it lies in, and fetch or build the kernel again"
+_HINT = "delete the file or its store entry, and fetch or build the kernel again"
 
 
 @dataclass(frozen=True)
 class ModuleIndex:
-    """Which modules a kernel has and where they are; nothing is read of them yet.
+    """The module files of a kernel, which were not read yet.
 
     Attributes:
         files: module files by name, without hyphens.
-        built_in: names of what would be modules had they not been built in.
+        built_in: names of modules that are built in.
     """
 
     files: Mapping[str, Path]
@@ -40,16 +40,16 @@ class ModuleIndex:
 
 
 def is_build_tree(folder: Path) -> bool:
-    """Whether a folder is one that a kernel was built in, and not one of installed modules."""
+    """Return whether a kernel was built in a folder, in contrast to one of installed modules."""
     return (folder / "include" / "config").is_dir()
 
 
 def module_files(folder: Path) -> tuple[Path, ...]:
-    """Every module file of a kernel, in a stable order.
+    """Return the module files of a kernel, in a stable order.
 
     Args:
         folder: `Kernel.modules`: an installed folder (with `kernel/` and perhaps `updates/`), or a
-            build tree, where `modules.order` says which of many files are modules.
+            build tree, where `modules.order` lists the modules.
     """
     if is_build_tree(folder):
         return tuple(_files_of_tree(folder))
@@ -61,7 +61,7 @@ def module_files(folder: Path) -> tuple[Path, ...]:
 
 
 def index_modules(folder: Path | None) -> ModuleIndex:
-    """Find the modules of a kernel; of two with one name the one outside `kernel/` counts.
+    """Find the modules of a kernel; of two with the same name, take the one outside `kernel/`.
 
     Args:
         folder: `Kernel.modules`, see `module_files`; None gives an empty index.
@@ -80,17 +80,17 @@ def index_modules(folder: Path | None) -> ModuleIndex:
 
 
 def module_order(folder: Path | None) -> tuple[str, ...]:
-    """Names of a kernel's modules in the order of its Makefiles, empty where that is not known."""
+    """Return a kernel's modules in the order of its Makefiles, empty where it is unknown."""
     if folder is None or not (folder / "modules.order").exists():
         return ()
     lines = (folder / "modules.order").read_text().split()
     return tuple(module_name(Path(line).stem) for line in lines)
 
 
-def find_modules(index: ModuleIndex, wanted: Iterable[str]) -> ModulePlan:
-    """The wanted modules with all that they need, in load order.
+def find_modules(index: ModuleIndex, requested: Iterable[str]) -> ModulePlan:
+    """Return the requested modules with their dependencies, in load order.
 
-    A name that the kernel does not have is a value in the plan, not an error.
+    A name that the kernel lacks is in the plan's `missing`, not an error.
 
     Raises:
         UsageError: a module file cannot be read.
@@ -100,11 +100,11 @@ def find_modules(index: ModuleIndex, wanted: Iterable[str]) -> ModulePlan:
         path = index.files.get(name)
         return None if path is None else read_module(path)
 
-    return plan_modules(wanted, read=read, available=index.files, built_in=index.built_in)
+    return plan_modules(requested, read=read, available=index.files, built_in=index.built_in)
 
 
 def read_module(path: Path) -> KernelModule:
-    """What a module file, plain or compressed, says about itself.
+    """Read the description of a module from its file, plain or compressed.
 
     Raises:
         UsageError: the file is not a kernel module.
@@ -120,16 +120,16 @@ def read_module(path: Path) -> KernelModule:
         if section is None:
             raise _not_a_module(path, "it has no .modinfo section")
         module = parse_modinfo(section.data(), path)
-    if _NAME.fullmatch(module.name) is None:  # it becomes a file name
+    if _NAME.fullmatch(module.name) is None:  # it is used as a file name
         raise _not_a_module(path, f"its name is {module.name!r}")
     return module
 
 
 def read_vermagic(path: Path) -> str:
-    """The vermagic of a module file, found without an ELF parser, in a millisecond.
+    """Return the vermagic of a module file, in a millisecond, without an ELF parser.
 
     Raises:
-        UsageError: the file has none.
+        UsageError: the file has no vermagic.
     """
     with open_module(path) as stream:
         _, found, rest = stream.read().partition(b"vermagic=")
@@ -149,7 +149,7 @@ def open_module(path: Path) -> IO[bytes]:
     data = path.read_bytes()
     try:
         return io.BytesIO(_decompress(path.suffix, data))
-    except Exception as error:  # each library has an error class of its own
+    except Exception as error:  # each library has its own error class
         raise _not_a_module(path, f"it cannot be decompressed: {error}") from error
 
 
@@ -164,7 +164,7 @@ def _decompress(suffix: str, data: bytes) -> bytes:
         return gzip.decompress(data)
     import zstandard
 
-    # The kernel's own build streams through zstd, which leaves the size out of the header.
+    # The kernel's build streams through zstd, so the header lacks the size.
     return zstandard.ZstdDecompressor().decompressobj().decompress(data)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a user asks of a kernel: where it comes from, and how it is to be built."""
+"""A request for a kernel: its SPEC, and the options of a build."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ Toolchain = Literal["gcc", "clang"]
 
 @dataclass(frozen=True)
 class KernelRequest:
-    """A kernel SPEC with all that shapes a build.
+    """A kernel SPEC with the options of a build.
 
     Attributes:
         spec: such as `debian:7.2` or `build:~/linux@v7.1`.
-        configs: names of fragments on top of the base configuration, in order; see `kconfig`.
+        configs: names of fragments on top of the base configuration, in order; see
+            `kernels.build.config`.
         series: a folder or mbox of patches to apply, or None.
         upto: stop after this many patches, counted from 1; None applies all.
-        toolchain: what compiles.
-        stored: the key of the store's entry that this very request led to elsewhere, with which
-            nothing is fetched or built; None to find out.
+        toolchain: the compiler.
+        stored: the key of the store's entry that another host has resolved this request to; it is
+            neither fetched nor built. None to resolve it here.
     """
 
     spec: str
@@ -35,7 +36,7 @@ class KernelRequest:
 
     @property
     def shapes_build(self) -> bool:
-        """Whether anything is asked that only a build can give."""
+        """True if it has an option that only a build can satisfy."""
         return self != KernelRequest(self.spec)
 
     def __str__(self) -> str:
@@ -55,32 +56,24 @@ class KernelRequest:
 def request_of_options(
     spec: str, configs: str, series: Path | None, *, llvm: bool, upto: int | None = None
 ) -> KernelRequest:
-    """The request that the options of a command make.
-
-    Args:
-        spec: what `--kernel` says.
-        configs: what `--config` says: names with commas between.
-        series: what `--series` says.
-        llvm: whether `--llvm` is there.
-        upto: what `--upto` says.
-    """
+    """Return the request for the values of --kernel, --config, --series, --llvm and --upto."""
     names = tuple(name.strip() for name in configs.split(",") if name.strip())
     return KernelRequest(spec, names, series, upto, "clang" if llvm else "gcc")
 
 
-def as_request(asked: str | KernelRequest) -> KernelRequest:
-    """The request that a bare SPEC stands for, or the request itself."""
-    return KernelRequest(asked) if isinstance(asked, str) else asked
+def as_request(spec: str | KernelRequest) -> KernelRequest:
+    """Return the request for a bare SPEC, or the request itself."""
+    return KernelRequest(spec) if isinstance(spec, str) else spec
 
 
-def with_configs(asked: KernelRequest, needed: Iterable[str]) -> KernelRequest:
-    """What was asked for, with fragments that must be on top.
+def with_configs(request: KernelRequest, needed: Iterable[str]) -> KernelRequest:
+    """Return the request with more fragments on top.
 
-    No distribution ships a kernel with fragments: a prebuilt version then stands for the same
-    version, built from the distribution's source.
+    No distribution ships a kernel with fragments: a prebuilt version then means the same version,
+    built from the distribution's source.
     """
-    configs = tuple(name for name in needed if name not in asked.configs)
-    if not configs or asked.spec.startswith("image:"):
-        return asked
-    spec = f"build:{asked.spec}" if asked.spec.startswith("debian:") else asked.spec
-    return replace(asked, spec=spec, configs=(*asked.configs, *configs))
+    configs = tuple(name for name in needed if name not in request.configs)
+    if not configs or request.spec.startswith("image:"):
+        return request
+    spec = f"build:{request.spec}" if request.spec.startswith("debian:") else request.spec
+    return replace(request, spec=spec, configs=(*request.configs, *configs))

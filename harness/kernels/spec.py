@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The SPEC with which a user names a kernel."""
+"""Parse a SPEC, the name of a kernel."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SOURCES = ("debian", "image", "build", "build:debian")
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """Where a kernel comes from.
+    """The origin of a kernel.
 
     Attributes:
         source: `debian`, `image`, `build` or `build:debian`.
-        value: the version, or the path as the user wrote it, perhaps with `@REF` behind.
+        value: the version, or the path as the user wrote it, which may end in `@REF`.
     """
 
     source: str
@@ -31,10 +31,10 @@ class KernelSpec:
 
 
 def parse_kernel_spec(text: str) -> KernelSpec:
-    """Read a SPEC.
+    """Parse a SPEC.
 
     Raises:
-        UsageError: it is not one.
+        UsageError: the text is not a SPEC.
     """
     source, _, value = text.strip().partition(":")
     if source == "build" and value.startswith("debian:"):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The harness's own command, with one fault at the beginning of one phase.
+"""Run the harness with one fault at the start of one phase.
 
 Run as: python inject.py PHASE FAULT HARNESS-WORD...
-The harness has no hook for this: a function of it is wrapped here, and fails where it is called.
+The harness has no hook for this: one of its functions is wrapped here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# The function whose call begins each phase, as the module that calls it knows it.
+# The function whose call starts each phase, by its name in the calling module.
 PHASES = {
     "kernel": "harness.runs.prepare:resolve_kernel",
     "initramfs": "harness.guest.initramfs:_add_programs",
@@ -32,7 +32,7 @@ PHASES = {
     "judge": "harness.runs.guest_run:judge_guest",
     "report": "harness.reports.terminal:result_lines",
 }
-# So that what waits for a guest that never answers is over soon.
+# Short waits for guests that never answer.
 SHORTER = {
     "harness.guest.settle:_LOAD_SECONDS": 8.0,
     "harness.guest.observe:_SECONDS": 8.0,
@@ -42,13 +42,13 @@ _MONTH = 30 * 86400.0
 
 
 def _only(kind: str) -> Any:
-    """The one object of a class, by its name."""
-    (found,) = [one for one in gc.get_objects() if type(one).__name__ == kind]
+    """Return the only object of a class, by its name."""
+    (found,) = [item for item in gc.get_objects() if type(item).__name__ == kind]
     return found
 
 
 def _end_of_file(fd: int) -> None:
-    """Let the next read find the end; the one under way still takes what comes."""
+    """Let the next read find the end of the file; a read that has begun still gets data."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, fd)
     os.close(nothing)
@@ -108,7 +108,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "guest powers off": lambda: _in_guest("poweroff -f"),
     "guest fills memory": lambda: _in_guest("tail /dev/zero >/dev/null"),
     "guest kills shell": lambda: _in_guest("kill -9 $$"),
-    # More than the log holds, at a level that the console does not show.
+    # More than the kernel log can hold, at a level that the console does not show.
     "guest floods log": lambda: _in_guest(
         f"i=0; while [ $i -lt 4000 ]; do echo '<7>{'flood' * 150}' >/dev/kmsg; i=$((i + 1)); done"
     ),
@@ -116,7 +116,7 @@ FAULTS: dict[str, Callable[[], object]] = {
 
 
 def _flood_console() -> None:
-    """Let a command in the guest print for ever; the limit comes before its time is up."""
+    """Let a command in the guest print forever; the limit is reached before the deadline."""
     importlib.import_module("harness.machine.console").MOST_BYTES = 1 << 17  # type: ignore[attr-defined]
     _in_guest("yes >/dev/ttyS0")
 
@@ -142,7 +142,7 @@ def _wrap(phase: str, fault: str) -> None:
 
 
 def main() -> None:
-    """Inject, then be the harness."""
+    """Inject the fault, then run the harness."""
     _, phase, fault, *words = sys.argv
     for path, value in SHORTER.items():
         place, _, name = path.partition(":")

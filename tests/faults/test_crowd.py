@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Many runs, builds and prunes at once on one store, some killed; `ci/crowd` has the real ones."""
+"""Concurrent fake runs, builds and prunes on one store, some killed; `ci/crowd` has real ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real runs on a store in which something was damaged: nothing of it is booted."""
+"""Real runs on a damaged store: no damaged file is booted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RUN = ("run", "exact_cover", "--start", "cold")
 
 
 def own(bench: Bench, kind: str) -> list[Path]:
-    """Entries of a kind, no longer those of the user's store."""
+    """Copy the entries of a kind from the user's store."""
     entries = sorted((bench.store / kind).iterdir())
     for entry in entries:
         whole = entry.resolve()
@@ -28,7 +28,7 @@ def own(bench: Bench, kind: str) -> list[Path]:
 
 
 def used_kernel(bench: Bench) -> Path:
-    """The store entry that `bench.finish(*RUN)` boots, now the bench's own."""
+    """Copy the store entry that `bench.finish(*RUN)` boots."""
     alias = (bench.store / "aliases" / "kernels" / "debian:7.2").readlink()
     for entry in (bench.store / "kernels").iterdir():
         if entry.name != alias.name:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Faults at the phases of a run: the verdict, and what is left of it. docs/reliability.md has all.
+"""Faults at the phases of a run: verdict and evidence. docs/reliability.md lists all.
 
 The quick ones belong to the tests; `pytest -m soak tests/faults` runs the others.
 """
@@ -24,19 +24,19 @@ INTERRUPTED, TERMINATED, KILLED = 128 + signal.SIGINT, 128 + signal.SIGTERM, -si
 
 
 class Row(NamedTuple):
-    """A fault at some phases, and the exit codes that are right there.
+    """A fault at some phases, and the exit codes that are expected there.
 
     Attributes:
-        quick: the phases at which the normal tests try it.
-        soak: those at which only the long tests do.
-        says: words that the output has.
+        quick: the phases of the normal tests.
+        soak: the phases of the long tests.
+        output: text that the output must contain.
     """
 
     fault: str
     codes: tuple[int, ...]
     quick: str
     soak: str = ""
-    says: str = ""
+    output: str = ""
 
 
 TABLE = (
@@ -51,7 +51,7 @@ TABLE = (
     Row("QEMU killed", (UNCLEAR,), "qtest observe", "monitor ssh load", "killed by signal 9"),
     Row("QEMU killed", (UNCLEAR,), "", "boot", "killed by signal 9"),
     Row("QEMU stopped", (UNCLEAR,), "load", "monitor qtest boot ssh observe"),
-    Row("QEMU killed", (PASSED,), "", "judge"),  # at the report it is no more
+    Row("QEMU killed", (PASSED,), "", "judge"),  # at the report QEMU has ended
     Row("QMP closes", (UNCLEAR,), "qtest", "monitor", "monitor connection broke"),
     Row("qtest closes", (UNCLEAR,), "qtest", "", "qtest connection"),
     Row("qtest closes", (UNCLEAR,), "", "boot", "qtest connection"),
@@ -107,13 +107,13 @@ def test_a_fault(bench: Bench, row: Row, phase: str) -> None:
     )
     with child:
         out, err = child.communicate(timeout=SECONDS)
-    said = out + err
+    output = out + err
     assert f"fault: {row.fault} at {phase}\n" in err, "the phase was never reached"
-    assert child.returncode in row.codes, said
-    assert "Traceback" not in err, said
-    assert row.says in said
+    assert child.returncode in row.codes, output
+    assert "Traceback" not in err, output
+    assert row.output in output
     if child.returncode not in (PASSED, KILLED, INTERRUPTED, TERMINATED):
-        assert "hint: " in said or "evidence: " in said
+        assert "hint: " in output or "evidence: " in output
     await_true(lambda: processes(bench.root) == [], "an end of what the run started", seconds=10)
     if child.returncode != KILLED:
         assert bench.leftovers() == []
@@ -126,7 +126,7 @@ def test_a_fault(bench: Bench, row: Row, phase: str) -> None:
 
 
 def processes(root: Path) -> list[str]:
-    """Command lines of whatever was started with this bench's environment."""
+    """Command lines of processes with this bench's environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -138,7 +138,7 @@ def processes(root: Path) -> list[str]:
 
 
 def assert_readable(folder: Path, code: int, phase: str) -> None:
-    """The evidence is whole up to the moment of the fault, and claims no verdict that was not."""
+    """Check that the evidence is complete up to the fault, and has no verdict without a result."""
     for path in folder.rglob("*.json"):
         assert json.loads(path.read_text()), path
     if phase not in ("kernel", "initramfs", "start"):
@@ -149,5 +149,5 @@ def assert_readable(folder: Path, code: int, phase: str) -> None:
     if code in (INTERRUPTED, TERMINATED, KILLED) and phase not in ("judge", "report"):
         assert not verdict.exists()
     elif code in (PASSED, BROKEN, UNCLEAR) and verdict.exists():
-        wanted = {PASSED: "PASS", BROKEN: "FAIL", UNCLEAR: "INCONCLUSIVE"}
-        assert json.loads(verdict.read_text())["verdict"] == wanted.get(code, "INCONCLUSIVE")
+        expected = {PASSED: "PASS", BROKEN: "FAIL", UNCLEAR: "INCONCLUSIVE"}
+        assert json.loads(verdict.read_text())["verdict"] == expected.get(code, "INCONCLUSIVE")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Faults while a kernel is fetched and unpacked; no guest: apt-get and dpkg-deb are stand-ins."""
+"""Faults while a kernel is fetched and unpacked by fake apt-get and dpkg-deb; no guest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench_fixtures import await_true
 from harness.core.cache import Store
 from harness.core.paths import PROJECT
 
-# As the command line does it, with one kernel whose packages are known already.
+# As the command line does it, with one kernel whose packages are already known.
 HARNESS = """
 import sys
 from pathlib import Path
@@ -41,7 +41,7 @@ def fetch():
 
 fetch()
 """
-# Each does its part, and waits in the middle of it while there is a file HOLD-<what>.
+# Each program waits in the middle of its work while there is a file HOLD-<what>.
 STAND_IN = """\
 #!{python}
 import os, pathlib, struct, sys, time
@@ -115,7 +115,7 @@ class Fetching:
         return path
 
     def await_phase(self, phase: str) -> int:
-        """Wait for it; the process that is in it."""
+        """Wait for a phase; return the process that is in it."""
         path = self.root / f"reached-{phase}"
         await_true(lambda: path.exists() and path.read_text(), phase, seconds=30)
         return int(path.read_text())
@@ -129,7 +129,7 @@ class Fetching:
         return [one.name for one in folder.iterdir()] if folder.exists() else []
 
     def assert_fetches_now(self) -> None:
-        """Whatever came before: the next harness has the kernel, and leaves nothing else."""
+        """The next harness fetches the kernel, and leaves no other file."""
         for hold in self.root.glob("HOLD-*"):
             hold.unlink()
         with self.start() as child:
@@ -149,7 +149,7 @@ def fetching(tmp_path: Path) -> Iterator[Fetching]:
         (programs / name).write_text(STAND_IN.format(python=sys.executable, folder=str(tmp_path)))
         (programs / name).chmod(0o755)
     yield Fetching(tmp_path)
-    for hold in tmp_path.glob("HOLD-*"):  # so that nothing waits for ever
+    for hold in tmp_path.glob("HOLD-*"):  # no process waits forever
         hold.unlink()
 
 
@@ -165,7 +165,7 @@ def gone(process: int) -> bool:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
-def test_a_harness_that_is_ended(fetching: Fetching, phase: str, number: int, code: int) -> None:
+def test_a_harness_that_is_killed(fetching: Fetching, phase: str, number: int, code: int) -> None:
     fetching.hold(phase)
     with fetching.start() as child:
         helper = fetching.await_phase(phase)
@@ -218,7 +218,7 @@ def test_a_download_that_goes_silent(fetching: Fetching, number: int | None) -> 
     ],
 )
 def test_a_limit_of_the_user(fetching: Fetching, limit: int, value: int) -> None:
-    """A disk that is full, no file descriptors, no memory: also for what the harness starts."""
+    """A full disk, no file descriptors, no memory, also for the programs of the harness."""
     with fetching.start(before=lambda: resource.setrlimit(limit, (value, value))) as child:
         _, err = child.communicate(timeout=60)
     if limit != resource.RLIMIT_AS:  # with so little, Python may not even start
@@ -230,7 +230,7 @@ def test_a_limit_of_the_user(fetching: Fetching, limit: int, value: int) -> None
 
 
 def test_a_full_tmp(fetching: Fetching) -> None:
-    """What the harness puts there is small, and finds another place."""
+    """The temporary files of the harness are small, and are written to another folder."""
     script = 'mount -t tmpfs -o size=4k,nr_inodes=2 full "$0" && { echo x > "$0/x"; exec "$@"; }'
     for words in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
         argv = [*words, "sh", "-c", script, str(fetching.root / "tmp")]

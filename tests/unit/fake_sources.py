@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What tests of the builder share: copies of the fake kernel, patches to it, stub compilers."""
+"""Fixtures for builds: copies of the fake kernel, patches to it, stub compilers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IDENTITY = {
 
 
 class Listener(SilentProgress):
-    """Remembers what was said."""
+    """Keeps the notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -80,7 +80,7 @@ def format_patch(tree: Path, edits: dict[str, tuple[str, str]], subject: str) ->
 
 
 def stub_tools(folder: Path, *, clang: bool = False) -> Path:
-    """A folder with programs that only say their version."""
+    """A folder with programs that only print their version."""
     folder.mkdir(parents=True)
     of_clang = ("clang", "ld.lld", "llvm-ar", "llvm-nm")
     for name in ("gcc", "ld", "flex", "bison", "bc", "lz4", *(of_clang if clang else ())):
@@ -100,12 +100,7 @@ def small_configs(folder: Path, **fragments: str) -> Path:
 
 
 class Builder:
-    """Builds the fake kernel in a store of its own.
-
-    Attributes:
-        progress: what was said so far.
-        store: where it is kept.
-    """
+    """Builds the fake kernel in a private store."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tools = stub_tools(root / "tools" / "bin", clang=True)

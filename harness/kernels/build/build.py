@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compiling a kernel into an output folder that is kept, and taking from it what is booted."""
+"""Compile a kernel in a kept output folder, and copy the kernel out of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from harness.kernels.modules import module_files
 from harness.kernels.store import DECODERS, folder_in_use
 
 _IMAGE = "arch/x86/boot/bzImage"
-# What a build may write to, and beside it the harness's own files, where no build gets at them.
+# The folder that a build can write to; the other files are the harness's, out of its reach.
 _OBJECTS = "objects"
 _UNFINISHED = "unfinished"
 _CONFIGURED = "configured.json"
@@ -36,9 +36,9 @@ _ASKED = "asked.config"
 _LOG = "harness-build.log"
 _FILES = "files"
 _STATISTICS = "ccache.log"
-# Part of the name of an output folder: raise it when folders of before cannot be used.
+# Part of the name of an output folder: increase it when old folders cannot be used.
 _FORM = 2
-# What the base configuration of Linux 7.2 compiles.
+# The number of files that the base configuration of Linux 7.2 compiles.
 _FILES_OF_BASE = 1200
 _SYMBOLS_LIMIT = 100_000_000
 _MODULE_LISTS = ("modules.order", "modules.builtin", "modules.builtin.modinfo")
@@ -46,17 +46,14 @@ _MODULE_LISTS = ("modules.order", "modules.builtin", "modules.builtin.modinfo")
 
 @dataclass(frozen=True)
 class BuildJob:
-    """A kernel that is to be compiled.
+    """A kernel to compile.
 
     Attributes:
-        source: of which `files` are what is compiled.
-        commit: what `files` has.
-        plan: the configuration.
-        toolchain: what compiles.
-        sandbox: what confines it.
-        output: what is kept for the next build: objects, and what the harness knows of them.
+        source: its `files` are compiled.
+        commit: the commit that is checked out in `files`.
+        output: the folder that is kept for the next build, with the objects.
         ccache: the folder of the compiler's cache.
-        what: the kernel, for people.
+        what: the kernel, for messages.
     """
 
     source: SourceTree
@@ -76,13 +73,13 @@ class BuildJob:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did.
+    """The statistics of a build.
 
     Attributes:
         seconds: wall time.
-        compiled: files that make compiled.
-        cache_hits: those of them that ccache had.
-        cache_misses: those of them that it had not.
+        compiled: the number of files that make compiled.
+        cache_hits: those that ccache had.
+        cache_misses: those that ccache lacked.
     """
 
     seconds: float
@@ -96,7 +93,7 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
 
     Raises:
         UnbuildableError: it cannot be configured, or does not compile.
-        UsageError: this machine lacks something.
+        UsageError: a header or a newer toolchain is needed.
         OSError: the disk is full.
     """
     begin = time.monotonic()
@@ -121,14 +118,14 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
                 compiled = run_make(make_argv(job, words), log, report, hide=_hidden(job))
     except NotConfigurableError:
         if new:
-            shutil.rmtree(job.output)  # of no use, and as large as the neighbour's
+            shutil.rmtree(job.output)  # useless, and as large as the neighbour's
         else:
             unfinished.unlink()
         raise
     except MakeKilledError:
-        raise  # the next build removes what is half written
+        raise  # the next build removes incomplete files
     except (UnbuildableError, UsageError):
-        # make has ended by itself, and removed the target that it was at.
+        # make has ended by itself, and removed the incomplete target.
         unfinished.unlink()
         raise
     unfinished.unlink()
@@ -139,7 +136,7 @@ def build(job: BuildJob, progress: Progress) -> BuildReport:
 
 
 def collect(job: BuildJob, into: Path) -> str:
-    """Copy what is booted, and what explains it, to a folder.
+    """Copy the kernel, its modules and the build's log to a folder.
 
     Returns:
         The kernel's release.
@@ -156,7 +153,7 @@ def collect(job: BuildJob, into: Path) -> str:
             raise UnbuildableError(
                 f"the build has left no {Path(made).name}",
                 where=str(job.output / _LOG),
-                hint="see what it says; is it the source of an x86 kernel?",
+                hint="see the log; is it the source of an x86 kernel?",
             ) from None
     shutil.copyfile(job.output / _LOG, into / "build.log")
     with suppress(FileNotFoundError):
@@ -171,7 +168,7 @@ def collect(job: BuildJob, into: Path) -> str:
     for name in _MODULE_LISTS:
         with suppress(FileNotFoundError):
             objects.copy(name, modules / name)
-    # What the list names is looked for where it was made, and opened as carefully as all else.
+    # modules.order is the build's, like the modules: their paths are untrusted too.
     for path in module_files(job.objects):
         place = path.relative_to(job.objects) if path.is_relative_to(job.objects) else path
         with objects.open(str(place)) as module:
@@ -183,7 +180,7 @@ def collect(job: BuildJob, into: Path) -> str:
 
 
 def cache_use(statistics: Path) -> tuple[int, int]:
-    """Hits and misses of ccache's log, for files; not for what Kconfig and make only try out."""
+    """Return the hits and misses in ccache's log, without the tests of Kconfig and make."""
     hits = misses = 0
     counts = False
     try:
@@ -200,22 +197,23 @@ def cache_use(statistics: Path) -> tuple[int, int]:
 
 
 def output_name(source: str, toolchain: FoundToolchain, sandbox: Sandbox, plan: ConfigPlan) -> str:
-    """The name of an output folder: the source's, then what objects depend on, then the rest."""
-    # A folder of objects knows the paths at which it was built.
+    """Return the name of an output folder: source, toolchain and sandbox, configuration."""
+    # Objects contain the paths at which they were built.
     kind = f"{_FORM}\n{toolchain.version}\n{toolchain.ccache}\n{sandbox.bwrap is not None}"
     parts = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (kind, plan.text))
     return "-".join((source, *parts))
 
 
 def source_of_output(name: str) -> str:
-    """The name of the source that an output folder belongs to."""
+    """Return the name of the source of an output folder."""
     return name.rsplit("-", 2)[0]
 
 
 def _start_from_a_neighbour(output: Path) -> None:
-    """Take over the objects of another configuration of the same source: make knows the rest.
+    """Copy the objects of another configuration of the same source.
 
-    What a changed option leads to is compiled again, as in one folder that is configured anew.
+    make compiles the files again that a changed option affects, as in a folder whose configuration
+    changes.
     """
     others = [
         path.parent
@@ -237,7 +235,7 @@ def _start_from_a_neighbour(output: Path) -> None:
 
 
 def _configure(job: BuildJob, log: Path) -> None:
-    """Configure, unless nothing that Kconfig reads has changed since this folder was configured."""
+    """Configure, unless no input of Kconfig has changed since this folder was configured."""
     path = job.output / _CONFIGURED
     digest = hashlib.sha256(job.plan.text.encode() + job.toolchain.version.encode()).hexdigest()
     try:
@@ -251,11 +249,11 @@ def _configure(job: BuildJob, log: Path) -> None:
     def make(words: Sequence[str]) -> None:
         run_make(
             make_argv(job, words), log, lambda count: None, hide=_hidden(job),
-            what="the kernel to be configured",
+            what="the configuration of the kernel",
         )  # fmt: skip
 
-    asked = job.sandbox.place(job.output / _ASKED, _ASKED)
-    configure(job.plan, UntrustedFolder(job.objects), asked, job.source.files, make)
+    request = job.sandbox.place(job.output / _ASKED, _ASKED)
+    configure(job.plan, UntrustedFolder(job.objects), request, job.source.files, make)
     path.write_text(json.dumps({"asked": digest, "commit": job.commit}))
 
 
@@ -273,16 +271,16 @@ def _kconfig_changed(job: BuildJob, before: str) -> bool:
 
 
 def make_argv(job: BuildJob, words: Sequence[str]) -> tuple[str, ...]:
-    """The whole command line that runs make in the sandbox for a build, with these words added."""
+    """Return the command line that runs make in the sandbox, with these words added."""
     source, output, ccache = job.source.files, job.objects, job.ccache
     places = job.sandbox.places(source, output, ccache)
-    asked, statistics = job.output / _ASKED, job.output / _STATISTICS
+    request, statistics = job.output / _ASKED, job.output / _STATISTICS
     place = job.sandbox.place
     make = ("make", "-C", str(places.source), f"O={places.output}", "ARCH=x86_64", "LOCALVERSION=")
     return job.sandbox.argv(
         (*make, *job.toolchain.make_words, *words),
         env=build_environment(places) | {"CCACHE_STATSLOG": str(place(statistics, _STATISTICS))},
-        read_only={source: places.source, asked: place(asked, _ASKED)},
+        read_only={source: places.source, request: place(request, _ASKED)},
         writable={
             output: places.output,
             ccache: places.ccache,
@@ -298,22 +296,22 @@ def _hidden(job: BuildJob) -> tuple[Path, ...]:
 
 
 def _files_of_a_whole_build(output: Path) -> int:
-    """How many files another whole build has compiled, for an estimate of this one."""
+    """Return how many files another full build has compiled, as an estimate."""
     others = sorted(output.parent.glob(f"*/{_FILES}"), key=lambda path: path.stat().st_mtime)
     return max((int(path.read_text()) for path in others), default=_FILES_OF_BASE)
 
 
 def _undo_unfinished(output: Path, progress: Progress) -> None:
-    """Remove what a killed build may have left half written: all that is younger than its begin.
+    """Remove files that a killed build may have left incomplete: all that are newer than its start.
 
-    Not below include/config, whose empty files say when an option last changed: Kconfig compares
-    with what it last finished, and touches them again.
+    Files below include/config stay: they are empty, their times tell when an option last changed,
+    and Kconfig touches them again as needed.
     """
     try:
         begin = (output / _UNFINISHED).stat().st_mtime_ns
     except FileNotFoundError:
         return
-    progress.note("the last build here was interrupted; keeping what it had finished before")
+    progress.note("the last build here was interrupted; keeping its finished files")
     (output / _CONFIGURED).unlink(missing_ok=True)
     objects = output / _OBJECTS
     kept = objects / "include" / "config"

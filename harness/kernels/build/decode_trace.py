@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Traces with files and lines, by the kernel's own scripts/decode_stacktrace.sh."""
+"""Add files and lines to traces, with the kernel's own scripts/decode_stacktrace.sh."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ _CODE = re.compile(r"\S\+0x[0-9a-f]+/0x[0-9a-f]+")
 
 
 class NotDecodableError(HarnessError):
-    """There is no decoding of this kernel's traces."""
+    """The traces of this kernel cannot be decoded."""
 
 
 def has_code(lines: Sequence[str]) -> bool:
-    """Whether these lines name places in the kernel's code."""
+    """Return whether these lines contain addresses of the kernel's code."""
     return any(_CODE.search(line) for line in lines)
 
 
 def decode_trace(
     kernel: Kernel, lines: Sequence[str], sandbox: Sandbox | None = None
 ) -> tuple[str, ...]:
-    """The lines of a trace with files and line numbers in them.
+    """Return the lines of a trace with files and line numbers added.
 
-    The script comes from the kernel's own source, like what a build runs: it runs in the sandbox.
+    The script comes from the kernel's source, like the Makefiles: it runs in the sandbox.
 
     Args:
-        kernel: which printed them.
+        kernel: the kernel that printed them.
         lines: as it printed them.
-        sandbox: what confines the script; None for this machine's.
+        sandbox: confines the script; None for this host's.
 
     Raises:
-        NotDecodableError: says what is missing.
+        NotDecodableError: names what is missing.
     """
     vmlinux, scripts = kernel.symbols, kernel.scripts
     if vmlinux is None:
-        raise _impossible("there is no vmlinux with it", "use a kernel that was built here")
+        raise _impossible("the kernel has no vmlinux", "use a kernel that was built here")
     if not _has_lines(vmlinux):
         raise _impossible(
             "it was built without debug information", "build it with --config debug_info"
         )
     if scripts is None:
-        raise _impossible(f"{DECODERS[0]} is not kept with it", "build it again")
+        raise _impossible(f"the kernel has no {DECODERS[0]}", "build it again")
     missing = [name for name in _PROGRAMS if shutil.which(name) is None]
     if missing:
         raise _impossible(

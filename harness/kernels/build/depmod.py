@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A kernel's modules for a guest, with the indexes that kmod's modprobe reads."""
+"""Collect a kernel's modules for a guest, and make the indexes for kmod's modprobe."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from harness.kernels.build.untrusted_files import UntrustedFolder
 from harness.kernels.modules import find_modules, index_modules, module_order, open_module
 
 _SECONDS = 120.0
-# The indexes do not name the release, which comes from the kernel and could be any path.
+# The indexes do not contain the release. That of the kernel could be any path.
 _RELEASE = "0.0"
 
 
 def guest_modules(
-    modules: Path | None, wanted: Iterable[str], programs: Path, folder: Path
+    modules: Path | None, requested: Iterable[str], programs: Path, folder: Path
 ) -> tuple[ModulePlan, dict[str, bytes]]:
-    """The wanted modules, all that they need or can pull in by softdeps, and their indexes.
+    """Return the requested modules, their dependencies and softdeps, and their indexes.
 
     Args:
         modules: `Kernel.modules`.
-        wanted: names of modules.
         programs: the unpacked packages of the guest's programs, with kmod.
-        folder: an empty folder to work in.
+        folder: an empty folder for temporary files.
 
     Returns:
         The modules, and the content of `/lib/modules/RELEASE` by file name.
@@ -37,7 +36,7 @@ def guest_modules(
         UsageError: a module file cannot be read.
         CommandError: depmod failed.
     """
-    plan = find_modules(index_modules(modules), wanted)
+    plan = find_modules(index_modules(modules), requested)
     files = {}
     for module in plan.order:
         with open_module(module.path) as stream:
@@ -55,14 +54,14 @@ def guest_modules(
 
 
 def module_indexes(files: Mapping[str, bytes], programs: Path, folder: Path) -> dict[str, bytes]:
-    """The files that depmod makes of modules and lists of them.
+    """Return the indexes that depmod makes of modules.
 
-    A module can be anybody's: depmod runs where builds run, and may write to one folder only.
+    A module is untrusted: depmod runs in the sandbox, and may write to one folder only.
 
     Args:
-        files: content by file name.
+        files: modules and lists of them, content by file name.
         programs: the unpacked packages with kmod; it runs with its own loader and libraries.
-        folder: an empty folder to work in.
+        folder: an empty folder for temporary files.
 
     Raises:
         CommandError: depmod failed.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`build:...`: a kernel from its source, compiled unless the store has exactly this one."""
+"""Build `build:...`: a kernel from its source, unless the store has it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OUTPUTS = "outputs"
 CCACHE = "ccache"
 _ARCHITECTURE = "x86_64"
-# Part of the key: raise it when the same inputs give another kernel.
+# Part of the key: increase it when the same inputs give another kernel.
 _FORM = 1
 
 
@@ -39,17 +39,14 @@ def build_from_source(
     *,
     refresh: bool = False,
 ) -> Path:
-    """The store entry of a kernel, compiled first when the store lacks it.
+    """Return the store entry of a kernel; compile it first when the store lacks it.
 
     Args:
-        request: what is asked for.
-        spec: its SPEC, of the source `build` or `build:debian`.
-        store: where sources, objects and kernels are kept.
-        progress: hears of all that takes time.
+        spec: the SPEC of the request, of the source `build` or `build:debian`.
         refresh: look for a newer source package.
 
     Raises:
-        UsageError: something asked for does not exist, or this machine lacks something.
+        UsageError: a part of the request does not exist, or this host lacks a program.
         UnbuildableError: a patch does not apply, or the kernel does not build.
         CommandError: a download, or git, failed.
     """
@@ -70,22 +67,22 @@ def build_from_source(
         return found
     from harness.kernels.build.apply_series import series_commit
 
-    # Before anything waits for another build: a series that does not apply needs none.
+    # Before the wait for another build: a series that does not apply is reported early.
     with source.looked_at(store, progress):
         commit = series_commit(source, state, series, progress)
-    wanted = _Wanted(request, source, state, commit, series, plan, toolchain)
+    inputs = _Inputs(request, source, state, commit, series, plan, toolchain)
     return store.build(
         KIND,
         key,
-        lambda folder: _make(wanted, folder, store, progress),
+        lambda folder: _make(inputs, folder, store, progress),
         what=f"building {request}",
         progress=progress,
     )
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """All that goes into a kernel."""
+class _Inputs:
+    """All inputs of a kernel."""
 
     request: KernelRequest
     source: SourceTree
@@ -108,16 +105,16 @@ def _series(request: KernelRequest) -> Series | None:
     return series if series.patches else None
 
 
-def _make(wanted: _Wanted, folder: Path, store: Store, progress: Progress) -> None:
+def _make(inputs: _Inputs, folder: Path, store: Store, progress: Progress) -> None:
     """Fill a store entry."""
-    # Not needed, and not imported, when the store has the kernel.
+    # Imported late: not needed when the store has the kernel.
     from harness.kernels.build.build import BuildJob, build, collect, output_name
     from harness.kernels.build.sandbox import find_sandbox
 
     sandbox = find_sandbox()
     if sandbox.note:
         progress.note(sandbox.note)
-    source, plan, toolchain = wanted.source, wanted.plan, wanted.toolchain
+    source, plan, toolchain = inputs.source, inputs.plan, inputs.toolchain
     if not source.files.exists():
         store.require_space(SOURCE_BYTES, "a copy of the source tree")
     name = output_name(source.name, toolchain, sandbox, plan)
@@ -125,23 +122,23 @@ def _make(wanted: _Wanted, folder: Path, store: Store, progress: Progress) -> No
         if not source.repository.folder.is_dir():
             raise UsageError(
                 "the source was removed from the store",
-                where=str(wanted.request),
-                hint="start again, and it is read again",
+                where=str(inputs.request),
+                hint="start again: the source is then read again",
             )
-        source.check_out(wanted.commit, progress)
+        source.check_out(inputs.commit, progress)
         job = BuildJob(
             source=source,
-            commit=wanted.commit,
+            commit=inputs.commit,
             plan=plan,
             toolchain=toolchain,
             sandbox=sandbox,
             output=store.folder(OUTPUTS) / name,
             ccache=store.folder(CCACHE),
-            what=str(wanted.request),
+            what=str(inputs.request),
         )
         report = build(job, progress)
         release = collect(job, folder)
-    manifest = _describe(wanted, release, sandbox, report)
+    manifest = _describe(inputs, release, sandbox, report)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     progress.note(_summary(release, report))
 
@@ -149,7 +146,7 @@ def _make(wanted: _Wanted, folder: Path, store: Store, progress: Progress) -> No
 def kernel_key(
     state: SourceState, series: Series | None, plan: ConfigPlan, toolchain: FoundToolchain
 ) -> str:
-    """The store key of a kernel: a hash of all that goes into it."""
+    """Return the store key of a kernel: a hash of all its inputs."""
     parts = (
         *(_FORM, _ARCHITECTURE, state.tree, series.digest if series and series.patches else ""),
         *(hashlib.sha256(plan.text.encode()).hexdigest(), toolchain.kind, toolchain.version),
@@ -158,14 +155,14 @@ def kernel_key(
 
 
 def _describe(
-    wanted: _Wanted, release: str, sandbox: Sandbox, report: BuildReport
+    inputs: _Inputs, release: str, sandbox: Sandbox, report: BuildReport
 ) -> dict[str, Any]:
-    """What an entry was made from, and how."""
-    state, series, plan = wanted.state, wanted.series, wanted.plan
-    toolchain = wanted.toolchain
+    """Return the content of the manifest: the inputs of a kernel and the build."""
+    state, series, plan = inputs.state, inputs.series, inputs.plan
+    toolchain = inputs.toolchain
     patches = series.patches if series else ()
     return {
-        "spec": str(wanted.request),
+        "spec": str(inputs.request),
         "release": release,
         "source": {
             "origin": state.origin,
@@ -179,8 +176,8 @@ def _describe(
             "path": str(series.path),
             "policy": series.policy,
             "patches": [
-                {"name": one.name, "sha256": hashlib.sha256(one.data).hexdigest()}
-                for one in patches
+                {"name": patch.name, "sha256": hashlib.sha256(patch.data).hexdigest()}
+                for patch in patches
             ],
         },
         "configs": list(plan.names),
@@ -198,7 +195,7 @@ def _describe(
 
 
 def _summary(release: str, report: BuildReport) -> str:
-    """One line about a finished build."""
+    """Return one line about a finished build."""
     cached = report.cache_hits + report.cache_misses
     share = f", {report.cache_hits} of {cached} from the compiler's cache" if cached else ""
     return f"built Linux {release} in {report.seconds:.1f} s ({report.compiled} files{share})"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Git repositories of the harness's own, which borrow the objects of the user's."""
+"""Private git repositories, which borrow the objects of the user's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.core.process import Completed, find_program, run
 _SECONDS = 1800.0
 GIT_HINT = "install git; on Debian: apt-get install git"
 
-# Commits made here depend on nothing but what goes into them.
+# Commits made here have the same hash for the same content.
 _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_OPTIONAL_LOCKS": "0",
@@ -42,27 +42,23 @@ _CONFIG = """\
 
 
 class Repository:
-    """A repository without a folder of files of its own.
-
-    Args:
-        folder: the repository's, made when it is not there.
-    """
+    """A repository without a work tree."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def prepare(self, alternate: Path | None = None) -> None:
-        """Make the repository, or mend one whose making was cut short.
+        """Create the repository, or repair one whose creation was interrupted.
 
         Args:
             alternate: an object folder of another repository, which is only read.
         """
         for name in ("objects/info", "refs/heads", "info"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        wanted = {"config": _CONFIG, "HEAD": "ref: refs/heads/base\n"}
+        texts = {"config": _CONFIG, "HEAD": "ref: refs/heads/base\n"}
         if alternate is not None:
-            wanted["objects/info/alternates"] = f"{alternate}\n"
-        for name, text in wanted.items():
+            texts["objects/info/alternates"] = f"{alternate}\n"
+        for name, text in texts.items():
             path = self.folder / name
             if not path.exists() or (name != "HEAD" and path.read_text() != text):
                 path.write_text(text)
@@ -80,13 +76,11 @@ class Repository:
         """Run git here.
 
         Args:
-            words: the command.
-            files: the folder of files that it works on.
-            index: the index file that it uses.
+            files: the work tree.
+            index: the index file.
             check: raise CommandError when it fails.
-            stdin: for its standard input.
-            settings: let the user's own settings count, for what is ignored.
-            what: what is awaited, for the deadline.
+            settings: use the user's settings, for ignored files.
+            what: the awaited event, for the deadline.
         """
         env = _ENVIRONMENT | {"GIT_DIR": str(self.folder)} | ({} if settings else _NO_SETTINGS)
         if files is not None:
@@ -98,18 +92,17 @@ class Repository:
         return run(argv, deadline=deadline, env=env, cwd=files, stdin=stdin, check=check)
 
     def line(self, *words: str) -> str | None:
-        """What git prints, None when it fails."""
+        """Return the output of git, None when it fails."""
         done = self.git(*words, check=False)
         return done.stdout.strip() if done.status == 0 else None
 
 
 def ask(folder: Path, *words: str, seconds: float = 60.0) -> Completed:
-    """Ask the repository of a user something; nothing in it is written.
+    """Run a git command in a repository of the user's; nothing in it is written.
 
     Args:
         folder: the top of its tree.
-        words: the command.
-        seconds: how long that may take.
+        seconds: the most time that it may take.
     """
     deadline = Deadline(seconds, f"git {words[0]} in {folder}", hint="is the disk very slow?")
     env = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
@@ -118,9 +111,9 @@ def ask(folder: Path, *words: str, seconds: float = 60.0) -> Completed:
 
 
 def git_program() -> str:
-    """The git on PATH.
+    """Return the git on PATH.
 
     Raises:
-        UsageError: there is none.
+        UsageError: git is not installed.
     """
     return str(find_program("git", hint=GIT_HINT))

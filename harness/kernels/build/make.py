@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Running make: followed while it runs, its whole output kept, its first error found."""
+"""Run make, report its progress, and find the first error in its output."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _ERROR = re.compile(
 )
 _STOPPED = re.compile(r"^make(?:\[\d+\])?: \*\*\* .*$", re.M)
 _AFTER = 7
-# How a shell, and bubblewrap, say that a program was killed by signal N: status 128 + N.
+# A shell, and bubblewrap, end with status 128 + N when a program was killed by signal N.
 _KILLED = 128
-_MEMORY_HINT = "perhaps for want of memory: close something and try again"
+_MEMORY_HINT = "perhaps the host has too little memory: close other programs and try again"
 _HEADERS = {"gelf.h": "libelf-dev", "libelf.h": "libelf-dev", "openssl/": "libssl-dev"}
 
 
 class MakeKilledError(UnbuildableError):
-    """make was killed: nobody has removed what it was at, which may be half written."""
+    """make was killed: a file that it was writing may be incomplete."""
 
 
 def run_make(
@@ -45,11 +45,10 @@ def run_make(
     """Run a make command to its end.
 
     Args:
-        argv: the whole command.
-        log: its output is added to this file.
+        log: its output is appended to this file.
         files: called every second with the number of files compiled so far.
-        hide: folders that are left out of error messages.
-        what: what is awaited, for the deadline.
+        hide: folders that are removed from error messages.
+        what: the awaited event, for the deadline.
 
     Returns:
         The number of files compiled.
@@ -57,11 +56,11 @@ def run_make(
     Raises:
         MakeKilledError: make was killed.
         UnbuildableError: make failed.
-        UsageError: a header of this machine is missing.
+        UsageError: a header is not installed.
         OSError: the disk is full.
     """
     begin = log.stat().st_size if log.exists() else 0
-    deadline = Deadline(_SECONDS, what, hint=f"see how far it got in {log}")
+    deadline = Deadline(_SECONDS, what, hint=f"see its output in {log}")
     count = 0
     with log.open("ab", buffering=0) as output:
         read, write = os.pipe()
@@ -92,15 +91,15 @@ def run_make(
             f"make was killed, by signal {number}", where=str(log), hint=_MEMORY_HINT
         )
     if status != 0:
-        with log.open("rb") as said:
-            said.seek(begin)
-            text = said.read().decode(errors="replace")
+        with log.open("rb") as output:
+            output.seek(begin)
+            text = output.read().decode(errors="replace")
         raise failure(text, log, hide)
     return count
 
 
 def failure(text: str, log: Path, hide: Sequence[Path] = ()) -> HarnessError:
-    """The error that explains what make said.
+    """Return the error that explains the output of make.
 
     Raises:
         OSError: the disk is full.
@@ -122,7 +121,7 @@ def failure(text: str, log: Path, hide: Sequence[Path] = ()) -> HarnessError:
         return UsageError(
             f"the toolchain is too old for this source:\n{shown}",
             where=str(log),
-            hint="install a newer one; the newest clang-N on PATH is taken, on Debian 12: "
+            hint="install a newer one; the newest clang-N on PATH is used, on Debian 12: "
             "apt-get install clang-19 lld-19 llvm-19",
         )
     killed = "internal compiler error: Killed" in text or "Killed signal terminated" in text
@@ -131,12 +130,12 @@ def failure(text: str, log: Path, hide: Sequence[Path] = ()) -> HarnessError:
         where=str(log),
         hint=f"a compiler was killed, {_MEMORY_HINT}"
         if killed
-        else "the whole output is in this file",
+        else "this file has the whole output",
     )
 
 
 def first_error(text: str) -> str:
-    """The first error with the lines that belong to it."""
+    """Return the first error with the lines that belong to it."""
     match = _ERROR.search(text) or _STOPPED.search(text)
     if match is None:
         return "\n".join(f"  {line}" for line in text.splitlines()[-_AFTER:])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A build runs other people's Makefiles: in a sandbox, where bubblewrap is there."""
+"""Run untrusted builds in a sandbox, where bubblewrap is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.core.deadline import Deadline
 from harness.core.process import run
 
-# What programs need of the machine; everything else, homes above all, is not there.
+# The folders that programs need; all others, such as home folders, are hidden.
 _SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt"),
     *("/nix/store", "/gnu/store"),
@@ -24,7 +24,7 @@ _HINT = "on Debian: apt-get install bubblewrap"
 
 @dataclass(frozen=True)
 class Places:
-    """The folders of a build, as it sees them."""
+    """The paths of a build's folders inside of the sandbox."""
 
     source: Path
     output: Path
@@ -33,28 +33,28 @@ class Places:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """How builds are confined.
+    """The sandbox of this host.
 
     Attributes:
         bwrap: the bubblewrap program, or None where builds run unconfined.
-        note: what a person should know about it, empty when all is well.
+        note: a message for the user, empty when builds are confined.
     """
 
     bwrap: str | None
     note: str = ""
 
     def places(self, source: Path, output: Path, ccache: Path) -> Places:
-        """Where a build sees its folders.
+        """Return the paths at which a build sees its folders.
 
-        In a sandbox they have the same names for every build, so that one source's objects serve
-        another from the compiler's cache, and no path of the machine ends up in a kernel.
+        In a sandbox they are the same for every build, so that the compiler's cache works for
+        several sources, and no path of this host becomes part of a kernel.
         """
         return Places(
             self.place(source, "source"), self.place(output, "output"), self.place(ccache, "ccache")
         )
 
     def place(self, path: Path, name: str) -> Path:
-        """Where a build sees a file or folder that gets this name in the sandbox."""
+        """Return the path at which a build sees a file or folder with this name in the sandbox."""
         return path if self.bwrap is None else Path("/harness", name)
 
     def argv(
@@ -66,15 +66,14 @@ class Sandbox:
         writable: Mapping[Path, Path],
         cwd: Path,
     ) -> tuple[str, ...]:
-        """The command line that runs a command confined, with this environment and no other.
+        """Return the command line that runs a command confined.
 
         Args:
-            command: what to run.
             env: its whole environment.
-            read_only: files and folders that it sees, with the paths at which it does.
-            writable: files and folders that it may write to, likewise. It cannot put anything else
-                in their place, but what is in the folders can be anything, links above all.
-            cwd: the folder that it starts in, as it sees it.
+            read_only: files and folders that it can read, with their paths inside.
+            writable: files and folders that it can write to, with their paths inside. It cannot
+                replace them, but the folders may then contain anything, such as links.
+            cwd: the folder that it starts in, inside.
         """
         if self.bwrap is None:
             assigned = [f"{name}={value}" for name, value in env.items()]
@@ -93,13 +92,13 @@ class Sandbox:
 
 
 def find_sandbox() -> Sandbox:
-    """The sandbox of this machine; tried, since containers and policies can forbid it."""
+    """Return the sandbox of this host, after a test: containers and policies can forbid it."""
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         return Sandbox(None, f"building without a sandbox: bubblewrap is not installed ({_HINT})")
     sandbox = Sandbox(bwrap)
     probe = sandbox.argv(["true"], env={"PATH": _path()}, read_only={}, writable={}, cwd=Path("/"))
-    deadline = Deadline(20, "bubblewrap to start", hint="see whether bwrap works by hand")
+    deadline = Deadline(20, "bubblewrap to start", hint="run bwrap by hand")
     done = run(probe, deadline=deadline, check=False)
     if done.status != 0:
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -112,7 +111,7 @@ def find_sandbox() -> Sandbox:
 
 
 def build_environment(places: Places) -> dict[str, str]:
-    """The whole environment of a build: what it needs, and nothing of the user's."""
+    """Return the whole environment of a build, with no variable of the user's but PATH."""
     return {
         "PATH": _path(),
         "HOME": "/nonexistent",
@@ -127,7 +126,7 @@ def build_environment(places: Places) -> dict[str, str]:
         "CCACHE_NOHASHDIR": "1",
         "CCACHE_MAXSIZE": "5G",
         "CCACHE_UMASK": "077",
-        # Headers that a configuration has just written are younger than the compilation.
+        # Headers that Kconfig has just written are younger than the compilation.
         "CCACHE_SLOPPINESS": "include_file_mtime,include_file_ctime",
     }
 
@@ -137,12 +136,12 @@ def _path() -> str:
 
 
 def _folders_of_programs() -> tuple[str, ...]:
-    """Folders of a toolchain on PATH that is not installed in the system's own places."""
+    """Return folders of a toolchain on PATH outside of the system's folders."""
     found = []
     for folder in _path().split(":"):
         if any(Path(folder, name).exists() for name in ("gcc", "clang", "ccache", "make")):
             real = Path(folder).resolve()
-            if any(real.is_relative_to(one) for one in _SYSTEM):
+            if any(real.is_relative_to(folder) for folder in _SYSTEM):
                 continue
             private = real.parent in (Path("/"), Path.home(), Path.home() / ".local")
             found.append(str(real if private else real.parent))

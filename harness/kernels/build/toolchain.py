@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The compiler and the other programs that a kernel build takes."""
+"""Find the compiler and the other programs of a kernel build."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.core.errors import UsageError
 from harness.core.process import run
 from harness.kernels.request import Toolchain
 
-# Each: the program, and the Debian package that brings it.
+# Each: the program, and its Debian package.
 _COMMON = (("make", "make"), ("flex", "flex"), ("bison", "bison"), ("bc", "bc"), ("lz4", "lz4"))
 _OF_GCC = (("gcc", "gcc libc6-dev"), ("ld", "binutils"))
 _OF_CLANG = (
@@ -28,13 +28,13 @@ _KILOBYTES_OF_A_COMPILER = 512 << 10
 
 @dataclass(frozen=True)
 class FoundToolchain:
-    """A toolchain of this machine.
+    """A toolchain of this host.
 
     Attributes:
         kind: `gcc` or `clang`.
-        suffix: what the names of clang's programs end in, such as `-19`.
-        version: what compiler and linker say of themselves, one line each.
-        ccache: whether compilations are cached.
+        suffix: the end of the names of clang's programs, such as `-19`.
+        version: the versions that compiler and linker print, one line each.
+        ccache: compilations are cached.
     """
 
     kind: Toolchain
@@ -51,10 +51,10 @@ class FoundToolchain:
 
 
 def find_toolchain(kind: Toolchain) -> FoundToolchain:
-    """The toolchain on PATH.
+    """Return the toolchain on PATH.
 
     Raises:
-        UsageError: something is missing; the hint has the packages.
+        UsageError: a program is missing; the hint names the packages.
     """
     suffix = _newest_clang() if kind == "clang" else ""
     of_clang = tuple((f"{program}{suffix}", package) for program, package in _OF_CLANG)
@@ -63,7 +63,7 @@ def find_toolchain(kind: Toolchain) -> FoundToolchain:
     if missing:
         packages = dict.fromkeys(word for _, names in missing for word in names.split())
         raise UsageError(
-            f"a kernel cannot be built here without {', '.join(name for name, _ in missing)}",
+            f"cannot build a kernel without {', '.join(name for name, _ in missing)}",
             where="--llvm" if kind == "clang" else None,
             hint=f"on Debian: apt-get install {' '.join(packages)} {_HEADERS}",
         )
@@ -73,9 +73,9 @@ def find_toolchain(kind: Toolchain) -> FoundToolchain:
 
 
 def _newest_clang() -> str:
-    """The suffix of the newest clang on PATH, none where that is `clang` itself or there is none.
+    """Return the suffix of the newest clang on PATH; empty for `clang` itself, or without clang.
 
-    Distributions keep `clang` for years at a version that is too old for the kernel.
+    The `clang` of a distribution can be too old for the kernel for years.
     """
     found = {
         int(match[1]): path.name.removeprefix("clang")
@@ -91,9 +91,9 @@ def _newest_clang() -> str:
 
 
 def jobs() -> int:
-    """How many compilers may run at once, by cores and by memory."""
+    """Return how many compilers may run concurrently, by cores and by memory."""
     cores = len(os.sched_getaffinity(0))
-    # Not the free pages of sysconf: files that were read lately take most of these.
+    # Not the free pages of sysconf: the page cache takes most of these.
     available = _AVAILABLE.search(_MEMINFO.read_text())
     if available is None:
         return cores
@@ -101,6 +101,6 @@ def jobs() -> int:
 
 
 def _first_line(program: str) -> str:
-    hint = f"{program} --version does not answer; is it broken?"
+    hint = f"run {program} --version by hand; is it broken?"
     deadline = Deadline(30, f"{program} --version", hint=hint)
     return run([program, "--version"], deadline=deadline).stdout.partition("\n")[0]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sources of a kernel: what exactly a user's tree has now, and a copy of it to build from.
+"""Read a user's source tree, and keep a copy of it to build from.
 
-Nothing of the user's is written. Each source has a folder in the store with a git repository that
-borrows the objects of the user's, the files that are compiled, and an index that remembers which
-of the user's files were seen, so that a second look at 90,000 of them takes no time.
+No file of the user's is written. Each source has a folder in the store with a git repository that
+borrows the objects of the user's, the files that are compiled, and an index of the user's files, so
+that reading 90,000 of them a second time is fast.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from harness.kernels.build.git import Repository, ask
 
 FOLDER = "sources"
 USED = "used"
-# The files of Linux 7.2, and git's objects of them where they cannot be borrowed.
+# The files of Linux 7.2, and their git objects where those cannot be borrowed.
 SOURCE_BYTES = 2_600_000_000
 _HINT = "name a git tree or the source of a kernel, as build:PATH or build:PATH@REF"
 
-# A plain folder may have been built in, and its .gitignore cannot be asked: that of Debian's kernel
-# sources ignores every file.
+# Build products in a plain folder. Its .gitignore cannot be used: that of Debian's kernel sources
+# ignores every file.
 _PRODUCTS = (
     *("*.o", "*.a", "*.ko", "*.mod", "*.mod.c", "*.cmd", ".*.d", "*.order", "*.symvers"),
     *("/vmlinux*", "!/vmlinux*.lds.S", "/System.map", "/.config*", "/.git", "/.version", "/.pc"),
@@ -38,13 +38,13 @@ _PRODUCTS = (
 
 @dataclass(frozen=True)
 class SourceState:
-    """What a source has, at one moment.
+    """The content of a source at one moment.
 
     Attributes:
         tree: git's hash of all its files.
-        commit: the commit of the user's that it was taken from, None for a plain folder.
-        dirty: whether files differ from that commit.
-        origin: where it is from, for people.
+        commit: the user's commit that it is based on, None for a plain folder.
+        dirty: files differ from that commit.
+        origin: a description of where it is from.
     """
 
     tree: str
@@ -55,12 +55,10 @@ class SourceState:
 
 @dataclass(frozen=True)
 class SourceTree:
-    """The harness's own copy of a source.
+    """The copy of a source in the store.
 
     Attributes:
-        folder: in the store.
         name: of the folder; one process at a time may write to it, see `claimed`.
-        repository: knows every state that was looked at.
     """
 
     folder: Path
@@ -68,12 +66,12 @@ class SourceTree:
 
     @property
     def repository(self) -> Repository:
-        """The git repository, without files."""
+        """The git repository, with every state that was read."""
         return Repository(self.folder / "git")
 
     @property
     def files(self) -> Path:
-        """The folder of files that is compiled from."""
+        """The folder of the files that are compiled."""
         return self.folder / "tree"
 
     @property
@@ -82,14 +80,14 @@ class SourceTree:
         return self.folder / "index"
 
     def base_commit(self, state: SourceState) -> str:
-        """A commit of exactly this state, without history; always the same for one tree."""
+        """Return a commit of this state, without history; always the same for one tree."""
         done = self.repository.git("commit-tree", state.tree, "-m", f"base {state.tree}")
         return done.stdout.strip()
 
     def check_out(self, commit: str, progress: Progress) -> None:
-        """Make `files` what a commit has; files that are the same keep their times.
+        """Check out a commit in `files`; unchanged files keep their times.
 
-        Hold `claimed` around it.
+        The caller holds `claimed`.
         """
         before = self._checked_out()
         if before == commit:
@@ -97,20 +95,20 @@ class SourceTree:
         if not self.files.exists():
             progress.note("writing out the source tree (once)")
             self.files.mkdir()
-        # From a known state only what differs is looked at, else every file. The tree of before
-        # is not named: the index has it, and git would go through all trees once more.
+        # From a known state git checks only files that differ, otherwise every file. The old tree
+        # is not named: the index has it, and git would read all trees once more.
         words = ("-m", commit) if before is not None else ("--reset", commit)
         with self.changing():
             self.index.with_suffix(".lock").unlink(missing_ok=True)
             self.repository.git(
                 "read-tree", "-u", *words, files=self.files, index=self.index,
-                what="the source tree to be written out",
+                what="the checkout of the source tree",
             )  # fmt: skip
             self.repository.git("update-ref", "--no-deref", "HEAD", commit)
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Until the block ends well, nobody relies on what `files` has."""
+        """Mark the content of `files` as unknown until the block ends without an error."""
         self._unfinished.touch()
         yield
         self._unfinished.unlink()
@@ -120,14 +118,14 @@ class SourceTree:
         return self.folder / "changing"
 
     def _checked_out(self) -> str | None:
-        """The commit that `files` has, None where nobody knows."""
+        """Return the commit that is checked out in `files`, None where it is unknown."""
         if self._unfinished.exists() or not self.index.exists():
             return None
         head = (self.repository.folder / "HEAD").read_text().strip()
         return None if head.startswith("ref:") else head
 
     def restore(self, commit: str) -> None:
-        """Make `files` what a commit has, whatever has become of them; hold `claimed` around it."""
+        """Check out a commit in `files`, and remove all other files; the caller holds `claimed`."""
         git = self.repository.git
         git("read-tree", "-u", "--reset", commit, files=self.files, index=self.index)
         git("clean", "-ffdxq", files=self.files, index=self.index)
@@ -135,26 +133,26 @@ class SourceTree:
 
     @contextmanager
     def looked_at(self, store: Store, progress: Progress) -> Iterator[None]:
-        """Be the only process that looks at this source, or removes it for want of use."""
-        with store.lock(f"look-{self.name}", what="looking at this tree", progress=progress):
+        """Hold the lock for reading this source into the store, or removing it."""
+        with store.lock(f"look-{self.name}", what="reading this tree", progress=progress):
             yield
 
     def mark_used(self, store: Store, progress: Progress) -> None:
-        """Say that it is about to be built from: who prunes then leaves it alone for a while."""
+        """Record a use of this source, so that it is not pruned before it is built."""
         if not os.access(self.folder, os.W_OK):
-            return  # a store that is only read
+            return  # a read-only store
         with self.looked_at(store, progress), suppress(FileNotFoundError):
             (self.folder / USED).touch()
 
     @contextmanager
     def claimed(self, store: Store, progress: Progress) -> Iterator[None]:
-        """Be the only process that writes to the files of this source."""
+        """Hold the lock for writing to the files of this source."""
         with store.lock(f"source-{self.name}", what="building from this tree", progress=progress):
             yield
 
 
 def source_of(path: Path, store: Store) -> SourceTree:
-    """The store's copy of the source at a path; it may still be empty."""
+    """Return the store's copy of the source at a path; it may be empty."""
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     return SourceTree(store.folder(FOLDER) / name, name)
 
@@ -162,16 +160,15 @@ def source_of(path: Path, store: Store) -> SourceTree:
 def look(
     value: str, store: Store, progress: Progress, where: str
 ) -> tuple[SourceTree, SourceState]:
-    """Find the source that a SPEC names and say what it has now.
+    """Find the source that a SPEC names, and read its current content into the store.
 
     Args:
         value: `PATH` or `PATH@REF`.
-        store: where the copy is kept.
-        progress: hears that a first look takes a while.
+        progress: reports that a first read takes a while.
         where: the SPEC, for messages.
 
     Raises:
-        UsageError: there is no such tree or REF, or it is no kernel.
+        UsageError: there is no such tree or REF, or it is not the source of a kernel.
         CommandError: git failed.
     """
     path, ref = split_ref(value)
@@ -196,7 +193,7 @@ def look(
 
 
 def split_ref(value: str) -> tuple[Path, str | None]:
-    """Path and REF; an @ that belongs to the path of an existing folder separates nothing."""
+    """Split `PATH@REF`; an @ in the path of an existing folder is part of the path."""
     at = -1
     while (at := value.find("@", at + 1)) >= 0:
         path = Path(value[:at] or ".").expanduser()
@@ -207,7 +204,7 @@ def split_ref(value: str) -> tuple[Path, str | None]:
 
 @dataclass(frozen=True)
 class _TheirRepository:
-    """The repository of the user's, where a path is the top of its tree."""
+    """The user's repository, where a path is the top of its tree."""
 
     objects: Path
     excludes: Path
@@ -216,7 +213,7 @@ class _TheirRepository:
 
 
 def _ask_repository(path: Path, where: str) -> _TheirRepository | None:
-    """What git says about a path in one go, None for a plain folder."""
+    """Query git about a path with one command; return None for a plain folder."""
     done = ask(
         path, "rev-parse", "--path-format=absolute", "--git-path", "objects",
         "--git-path", "info/exclude", "--is-bare-repository", "--show-cdup",
@@ -245,10 +242,10 @@ def _look_at_ref(source: SourceTree, path: Path, ref: str, where: str) -> Source
 
 
 def commit_of(path: Path, ref: str, where: str) -> str:
-    """The commit that a REF of a user's git tree stands for now.
+    """Return the commit that a REF of a user's git tree names now.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the tree has no such REF.
     """
     done = ask(path, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     if done.status != 0:
@@ -261,7 +258,7 @@ def _no_such(path: Path, ref: str, where: str) -> UsageError:
 
     names = ask(path, "for-each-ref", "--format=%(refname:short)").stdout.split()
     close = difflib.get_close_matches(ref, names, n=3, cutoff=0.5)
-    hint = f"close names: {', '.join(close)}" if close else "fetch it, or see git branch -a"
+    hint = f"close names: {', '.join(close)}" if close else "fetch it, or run git branch -a"
     return UsageError(f"the git tree {path} has no {ref!r}", where=where, hint=hint)
 
 
@@ -272,7 +269,7 @@ def _look_at_files(
     store: Store,
     progress: Progress,
 ) -> SourceState:
-    """The state of a folder's files, whether git knows them or not."""
+    """Read the files of a folder, tracked by git or not."""
     index = source.folder / "seen"
     with source.looked_at(store, progress):
         Path(f"{index}.lock").unlink(missing_ok=True)
@@ -290,7 +287,7 @@ def _look_at_files(
 def _add_files(
     source: SourceTree, path: Path, theirs: _TheirRepository | None, index: Path
 ) -> None:
-    """Bring an index up to date with a folder's files."""
+    """Update an index with a folder's files."""
     git = source.repository.git
     if theirs is None:
         excludes = [f"--exclude={pattern}" for pattern in _PRODUCTS]
@@ -300,7 +297,7 @@ def _add_files(
             git(*words, files=path, index=index, stdin=new)
         git("add", "--update", files=path, index=index)
         return
-    # What the user's git ignores is not part of the source.
+    # Files that the user's git ignores are not part of the source.
     ours = source.repository.folder / "info" / "exclude"
     text = theirs.excludes.read_bytes() if theirs.excludes.is_file() else b""
     if not ours.exists() or ours.read_bytes() != text:
@@ -309,7 +306,7 @@ def _add_files(
 
 
 def _tree_of(source: SourceTree, index: Path) -> str:
-    """The tree of an index, remembered as long as git does not write the index again."""
+    """Return the tree of an index; it is kept until git writes the index again."""
     memory = index.with_suffix(".tree")
     status = index.stat()
     seal = f"{status.st_ino} {status.st_mtime_ns} {status.st_size}"
@@ -320,7 +317,7 @@ def _tree_of(source: SourceTree, index: Path) -> str:
     except (FileNotFoundError, ValueError):
         pass
     tree = source.repository.git("write-tree", index=index).stdout.strip()
-    # write-tree may have written the index, with what it found out about its trees.
+    # write-tree may have written the index, with a cache of its trees.
     status = index.stat()
     memory.write_text(f"{status.st_ino} {status.st_mtime_ns} {status.st_size}\n{tree}")
     return tree

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files that other people's programs have made: what is read of them is what they are."""
+"""Read files from a folder that an untrusted build can write, without following symlinks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import BinaryIO
 from harness.core.errors import UnbuildableError
 
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
-# What open(2) says of a link, of a link or a file where a folder is wanted, of a socket.
+# Errors of open(2) for a link, for a link or a file in the place of a folder, and for a socket.
 _NO_FILE = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 _HINT = (
-    "a kernel's own build leaves no such thing: see what the source or the series does, and "
-    "whether it is meant to reach files of yours"
+    "a build of the kernel leaves no such file: the source or the series may be an attempt to read "
+    "or change your files"
 )
 
 
 class UntrustedFolder:
-    """A folder that a build may write to, or a series: no link in it is followed.
+    """A folder that an untrusted build can write to: no symlink in it is followed.
 
-    A link in it can name any file of the user's. What was read through it would become part of a
-    kernel in the store, and what was written through it would change that file.
+    A symlink in it can point to any file of the user's. Reading through it would make that file
+    part of a kernel in the store, and writing through it would change that file.
 
     Args:
         path: the folder; links above it and to it are followed.
@@ -41,12 +41,12 @@ class UntrustedFolder:
             name: its path in the folder.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: the file does not exist.
             UnbuildableError: it is no regular file, or not in the folder.
         """
         folder = self._parent_of(name)
         try:
-            # A pipe must not keep the harness waiting.
+            # Opening a pipe must not block.
             handle = os.open(Path(name).name, os.O_RDONLY | os.O_NONBLOCK | _FLAGS, dir_fd=folder)
         except OSError as error:
             raise self._explained(error, name) from None
@@ -58,20 +58,20 @@ class UntrustedFolder:
         return os.fdopen(handle, "rb")
 
     def read_text(self, name: str) -> str:
-        """The text of a file; `open` says what can be wrong with it."""
+        """Return the text of a file; raises as `open` does."""
         with self.open(name) as stream:
             return stream.read().decode(errors="replace")
 
     def copy(self, name: str, to: Path) -> None:
-        """Copy the content of a file; `open` says what can be wrong with it."""
+        """Copy the content of a file; raises as `open` does."""
         with self.open(name) as stream, to.open("wb") as copy:
             shutil.copyfileobj(stream, copy, 1 << 20)
 
     def write_text(self, name: str, text: str) -> None:
-        """Put a new file in the place of any other, or of a link.
+        """Write a new file, in the place of an old file or link.
 
         Raises:
-            UnbuildableError: there is a folder of this name, or its path leads out of the folder.
+            UnbuildableError: there is a folder of this name, or the path leaves the folder.
         """
         folder = self._parent_of(name)
         last = Path(name).name
@@ -90,7 +90,7 @@ class UntrustedFolder:
             stream.write(text)
 
     def _parent_of(self, name: str) -> int:
-        """A descriptor of the folder that a file is in."""
+        """Open the parent folder of a file."""
         parts = PurePosixPath(name).parts
         if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
             raise self._refused(name)
@@ -110,7 +110,7 @@ class UntrustedFolder:
 
     def _refused(self, name: str) -> UnbuildableError:
         return UnbuildableError(
-            f"{name} is not a file in its folder, but a link or something else",
+            f"{name} is not a regular file in its folder",
             where=str(self.path),
             hint=_HINT,
         )

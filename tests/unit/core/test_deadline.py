@@ -19,7 +19,7 @@ def test_a_deadline_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         deadline.check()
 
 
-def test_a_longer_one_begins_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_longer_deadline_has_the_same_start(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     deadline = Deadline(2, "news", hint="ask")

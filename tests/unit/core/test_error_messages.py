@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every error that the harness can raise says what to do. `python test_error_messages.py` lists them."""  # noqa: E501
+"""Each error of the harness has a useful hint. `python test_error_messages.py` lists them."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ class Message:
 
     Attributes:
         place: file and line.
-        text: what is wrong, with … for what is filled in; None where the maker's caller says it.
-        hint: what to do, likewise; None where none is given.
+        text: the message, with … for inserted values; None where it is not in the source.
+        hint: likewise; None where there is none.
     """
 
     place: str
@@ -37,11 +38,11 @@ class Message:
 
 
 def error_classes() -> set[str]:
-    """Names of all errors that carry a hint, those of single modules too."""
+    """Return the names of all error classes, those of single modules too."""
     names = {
         name
-        for name, one in vars(errors).items()
-        if inspect.isclass(one) and issubclass(one, HarnessError)
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, HarnessError)
     }
     for path in sorted((PROJECT / "harness").rglob("*.py")):
         names.update(
@@ -54,7 +55,7 @@ def error_classes() -> set[str]:
 
 
 def text_of(node: ast.expr | None, names: dict[str, ast.expr]) -> str | None:
-    """The text of an expression, as far as the source has it."""
+    """Return the text of an expression, as far as the source has it."""
     if isinstance(node, ast.Name):
         return text_of(names.get(node.id), names) if node.id in names else _MARK
     if isinstance(node, ast.Constant):
@@ -79,14 +80,14 @@ def messages_in(path: Path, classes: set[str]) -> Iterator[Message]:
         for target in node.targets
         if isinstance(target, ast.Name)
     ]
-    # A name that means different things in different functions is not followed.
+    # A name with several assignments is not followed.
     counts = Counter(name for name, _ in assigned)
     names = {name: value for name, value in assigned if counts[name] == 1}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func).rpartition(".")[2]
-        arguments = {one.arg: one.value for one in node.keywords}
+        arguments = {keyword.arg: keyword.value for keyword in node.keywords}
         place = f"{path.relative_to(PROJECT)}:{node.lineno}"
         first = node.args[0] if node.args else None
         if isinstance(first, ast.Name) and first.id == "error" and len(node.args) == 1:
@@ -103,7 +104,7 @@ def messages_in(path: Path, classes: set[str]) -> Iterator[Message]:
         elif called == "Deadline" and len(node.args) >= 2:
             hint = arguments.get("hint", node.args[2] if len(node.args) > 2 else None)
             what = text_of(node.args[1], names)
-            # Without one, a deadline has the hint of its class.
+            # Without a hint, a deadline has the default of its class.
             yield Message(
                 place,
                 f"timed out after {_MARK} s waiting for {what}",
@@ -122,67 +123,75 @@ def all_messages() -> list[Message]:
 
 
 def problem_of(message: Message) -> str | None:
-    """What is wrong with how an error is put."""
+    """Return the problem of a message, None without one."""
     hint, text = message.hint, message.text or _MARK
     if hint is None or not hint.strip():
         return "it has no hint"
     if len(hint) < 12 and _MARK not in hint:
-        return "its hint says nothing"
+        return "its hint is too short"
     if text.endswith(".") and not text.endswith(("..", f"{_MARK}.")):
         return "a message ends without a period"
     if hint.strip() == text.strip() and hint != _MARK:
         return "its hint repeats the message"
     if "error occurred" in text or text.strip().lower() in ("error", "failed", "invalid"):
-        return "it does not say what is wrong"
+        return "it does not name the problem"
     return None
 
 
-# Whose waits are for a guest that has evidence: the hint of a Deadline without one is about that.
+# Modules that wait for guests with evidence, which the default hint of a Deadline is about.
 OF_A_GUEST = ("harness/guest/", "harness/runs/boot.py")
 
 
-def test_no_wait_for_something_else_sends_the_reader_to_a_guests_log() -> None:
+def test_only_waits_for_guests_have_the_hint_for_guests() -> None:
     bad = [
-        f"{one.place}: {one.text}"
-        for one in all_messages()
-        if one.hint == GUESTS_LOG and not one.place.startswith(OF_A_GUEST)
+        f"{message.place}: {message.text}"
+        for message in all_messages()
+        if message.hint == GUESTS_LOG and not message.place.startswith(OF_A_GUEST)
     ]
     assert bad == []
 
 
-def test_every_error_says_what_to_do() -> None:
-    found = all_messages()
-    assert len(found) > 150, "the scan finds them"
-    bad = [f"{one.place}: {why}: {one.text!r}" for one in found if (why := problem_of(one))]
+def test_each_error_has_a_hint() -> None:
+    messages = all_messages()
+    assert len(messages) > 150, "the scan finds them"
+    bad = [
+        f"{message.place}: {problem}: {message.text!r}"
+        for message in messages
+        if (problem := problem_of(message))
+    ]
     assert bad == []
 
 
-@pytest.mark.parametrize(
-    ("source", "why"),
-    [
+def test_an_error_is_pickled_with_its_attributes() -> None:
+    """As it is between processes of pytest-xdist."""
+    error = errors.GuestCrashedError("text", hint="hint", where="place", trace=("line",), hung=True)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), vars(again), str(again)) == (type(error), vars(error), str(error))
+
+
+def test_an_error_without_a_hint_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("test_error_messages.PROJECT", tmp_path)
+    for source, expected in (
         ("raise UsageError('no file', hint='make one, or name another')", None),
         ("raise UsageError('no file')", "it has no hint"),
         ("raise UsageError('no file', hint='')", "it has no hint"),
-        ("raise UsageError('no file', hint='fix it')", "its hint says nothing"),
+        ("raise UsageError('no file', hint='fix it')", "its hint is too short"),
         ("raise UsageError('There is no file.', hint='make one, or name another')", "a message"),
         ("raise UsageError('no such file', hint='no such file')", "its hint repeats"),
         ("raise document.error('a.b', 'wrong', hint='  ')", "it has no hint"),
         ("raise document.error('a.b', f'{x} is wrong', hint=HINT)", None),
         ("Deadline(3, 'a thing')", None),
         ("Deadline(3, 'a thing', hint='')", "it has no hint"),
-    ],
-)
-def test_an_error_without_a_hint_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, why: str | None
-) -> None:
-    monkeypatch.setattr("test_error_messages.PROJECT", tmp_path)
-    path = tmp_path / "made_up.py"
-    path.write_text(f"HINT = 'write it otherwise'\n{source}\n")
-    (message,) = messages_in(path, {"UsageError"})
-    problem = problem_of(message)
-    assert (problem or "").startswith(why or "") and bool(problem) == bool(why)
+    ):
+        path = tmp_path / "made_up.py"
+        path.write_text(f"HINT = 'write it in another way'\n{source}\n")
+        (message,) = messages_in(path, {"UsageError"})
+        problem = problem_of(message)
+        assert (problem or "").startswith(expected or "") and bool(problem) == bool(expected)
 
 
 if __name__ == "__main__":
-    for one in all_messages():
-        print(f"{one.place}\n    {one.text}\n    hint: {one.hint}")
+    for message in all_messages():
+        print(f"{message.place}\n    {message.text}\n    hint: {message.hint}")

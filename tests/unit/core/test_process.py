@@ -31,7 +31,7 @@ def is_alive(file: Path) -> bool:
         stat = Path(f"/proc/{int(file.read_text())}/stat").read_text()
     except (OSError, ValueError):
         return False
-    # In a container nobody may wait for what has ended.
+    # In a container a process that has ended may not be reaped.
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
@@ -67,7 +67,7 @@ def test_a_harness_that_is_killed_while_it_starts_a_program(
             os.kill(int(running.read_text()), signal.SIGKILL)
 
 
-def test_the_programs_words_and_status_are_its_own() -> None:
+def test_arguments_and_status_of_a_program() -> None:
     words = ["sh", "-c", 'printf "%s|" "$0" "$@"; exit 7', "a b", "$HOME", "", "'", "-n"]
     done = run(words, deadline=Deadline(20, "a shell"), check=False)
     assert (done.status, done.stdout) == (7, "a b|$HOME||'|-n|")
@@ -80,7 +80,7 @@ def test_a_program_that_is_killed_has_no_status() -> None:
         run(["sh", "-c", "exit 7"], deadline=Deadline(20, "a shell"))
 
 
-def test_nobody_elses_process_group_is_killed() -> None:
+def test_a_process_group_of_another_program_is_not_killed() -> None:
     ours = subprocess.Popen(["true"], start_new_session=True)
     ours.wait()
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:
@@ -93,7 +93,7 @@ def test_nobody_elses_process_group_is_killed() -> None:
             other.kill()
 
 
-def test_what_a_program_has_left_in_its_group_is_killed(tmp_path: Path) -> None:
+def test_the_rest_of_a_process_group_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "left"
     run(["sh", "-c", f"sleep 600 >&- 2>&- & echo $! > {file}"], deadline=Deadline(20, "a shell"))
     end = time.monotonic() + 10
@@ -111,5 +111,5 @@ def test_a_program_that_cannot_be_killed_is_not_waited_for(
         with monkeypatch.context() as unkillable:
             unkillable.setattr(os, "killpg", lambda _group, _number: None)
             end_group(cast(Any, child))
-        assert "does not end although it was killed" in caplog.text
+        assert "was killed and does not end" in caplog.text
         child.kill()

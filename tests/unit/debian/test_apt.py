@@ -215,7 +215,11 @@ def test_the_private_state(apt_folder: Path, tmp_path: Path) -> None:
     ]
     config = (root / "apt.conf").read_text()
     assert f'Dir::State::status "{root}/state/status"' in config
-    assert 'APT::Get::AllowUnauthenticated "false"' in config
+    for setting in (
+        *("APT::Get::AllowUnauthenticated", "Acquire::AllowInsecureRepositories"),
+        *("Acquire::AllowDowngradeToInsecureRepositories", "Acquire::AllowWeakRepositories"),
+    ):
+        assert f'{setting} "false";' in config
     assert "trusted" not in config + "".join(sources)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     with open_apt(store, SilentProgress()):

@@ -28,10 +28,15 @@ from fake_sources import (
 from harness.core.errors import UnbuildableError, UsageError
 from harness.core.kernel import Kernel
 from harness.core.paths import PROJECT
+from harness.kernels.build.config import plan_config
+from harness.kernels.build.from_source import kernel_key
 from harness.kernels.build.make import failure, first_error
-from harness.kernels.build.toolchain import find_toolchain, jobs
+from harness.kernels.build.series import Patch, Series
+from harness.kernels.build.toolchain import FoundToolchain, find_toolchain, jobs
+from harness.kernels.build.tree import SourceState
 from harness.kernels.image import read_release
 from harness.kernels.modules import find_modules, index_modules
+from harness.kernels.request import Toolchain
 
 __all__ = ["builder"]
 
@@ -51,6 +56,7 @@ def test_a_kernel_of_a_git_tree(builder: Builder, tmp_path: Path) -> None:
     index = index_modules(kernel.modules)
     assert sorted(index.files) == ["hmem", "kmem", "region"]
     assert index.built_in == {"main"}
+    assert find_modules(index, ["main"]).built_in == ("main",)
     assert kernel.config is not None
     assert "CONFIG_CXL_REGION=y" in kernel.config.read_text()
     assert {path.name for path in kernel.image.parent.iterdir()} == {
@@ -61,8 +67,7 @@ def test_a_kernel_of_a_git_tree(builder: Builder, tmp_path: Path) -> None:
     assert kernel.scripts == kernel.image.parent / "scripts"
     script = FAKE_KERNEL / "scripts" / "decode_stacktrace.sh"
     assert (kernel.scripts / script.name).read_bytes() == script.read_bytes()
-    said = manifest(kernel)
-    assert said["source"] == {
+    assert manifest(kernel)["source"] == {
         "origin": str(tree),
         "tree": git(tree, "rev-parse", "HEAD^{tree}"),
         "commit": git(tree, "rev-parse", "HEAD"),
@@ -105,7 +110,7 @@ def builder_git(builder: Builder) -> Path:
     return folder
 
 
-def test_another_configuration_has_objects_of_its_own(builder: Builder, tmp_path: Path) -> None:
+def test_another_configuration_has_its_own_objects(builder: Builder, tmp_path: Path) -> None:
     tree = copy_fake(tmp_path / "linux")
     base = builder(f"build:{tree}")
     other = builder(f"build:{tree}", "no_cxl_region")
@@ -113,19 +118,19 @@ def test_another_configuration_has_objects_of_its_own(builder: Builder, tmp_path
     assert other.config is not None
     assert "# CONFIG_CXL_REGION is not set" in other.config.read_text()
     assert len(list((builder.store.root / "outputs").iterdir())) == 2
-    # It began with the objects of the first.
+    # It started with the objects of the first.
     assert "  CC" not in builder.log()
     assert base.config is not None
     assert "CONFIG_CXL_REGION=y" in base.config.read_text()
 
 
-def test_an_option_that_does_not_stick(builder: Builder, tmp_path: Path) -> None:
+def test_an_option_that_the_source_cannot_give(builder: Builder, tmp_path: Path) -> None:
     tree = copy_fake(tmp_path / "linux")
     with pytest.raises(UnbuildableError) as caught:
         builder(f"build:{tree}", "hmem_builtin")
-    assert "DEV_DAX_HMEM: asked for y (hmem_builtin.config:1), got m" in caught.value.message
+    assert "DEV_DAX_HMEM: requested y (hmem_builtin.config:1), got m" in caught.value.message
     assert "depends on CXL_ACPI || !CXL_ACPI (here CXL_ACPI=m)" in caught.value.message
-    assert "NO_SUCH_THING" not in caught.value.message  # the fake takes what it does not know
+    assert "NO_SUCH_THING" not in caught.value.message  # the fake Kconfig accepts any option
     assert builder.entries() == []
 
 
@@ -157,7 +162,7 @@ def test_a_compile_error_stays_one(builder: Builder, tmp_path: Path) -> None:
 
 
 def test_a_make_that_is_killed(builder: Builder, tmp_path: Path) -> None:
-    """Its objects can be half written and younger than their source, also with nothing changed."""
+    """Its objects can be incomplete and newer than their source, also without a change."""
     tree = git_fake(tmp_path / "linux")
     builder(f"build:{tree}")
     edit(tree, "/* Two. */", "/* fake: killed make */")
@@ -187,15 +192,16 @@ def test_a_missing_header(builder: Builder, tmp_path: Path) -> None:
     assert "libelf-dev" in caught.value.hint
 
 
-@pytest.mark.parametrize("kind", ["gcc", "clang"])
-def test_a_missing_compiler(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = stub_tools(tmp_path / "bin")
     (tools / "gcc").unlink()
     monkeypatch.setenv("PATH", str(tools))
-    with pytest.raises(UsageError, match=f"cannot be built here without .*{kind}") as caught:
-        find_toolchain("clang" if kind == "clang" else "gcc")
-    assert "apt-get install make " in caught.value.hint
-    assert kind in caught.value.hint.split()
+    kinds: tuple[Toolchain, ...] = ("gcc", "clang")
+    for kind in kinds:
+        with pytest.raises(UsageError, match=f"cannot build a kernel without .*{kind}") as caught:
+            find_toolchain(kind)
+        assert "apt-get install make " in caught.value.hint
+        assert kind in caught.value.hint.split()
 
 
 def test_a_compiler_with_a_version_in_its_name(
@@ -226,25 +232,23 @@ def test_a_compiler_with_a_version_in_its_name(
     assert find_toolchain("gcc").make_words == ("CC=ccache gcc", "HOSTCC=ccache gcc")
 
 
-@pytest.mark.parametrize(
-    ("cores", "megabytes", "number"),
-    [(1, 64_000, 1), (8, 64_000, 8), (8, 4096, 8), (8, 4095, 7), (8, 1100, 2), (8, 300, 1)],
-)
-def test_jobs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: int, megabytes: int, number: int
-) -> None:
-    """By cores, and by memory that can be had: 512 MiB for each compiler, and always one."""
+def test_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A job for each core, but 512 MiB of available memory for each, and at least one."""
     file = tmp_path / "meminfo"
-    file.write_text(f"MemFree:  1024 kB\nMemAvailable:  {megabytes << 10} kB\nCached:  7 kB\n")
     monkeypatch.setattr("harness.kernels.build.toolchain._MEMINFO", file)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
-    assert jobs() == number
+    for cores, megabytes, number in (
+        (1, 64_000, 1), (8, 64_000, 8), (8, 4096, 8), (8, 4095, 7), (8, 1100, 2), (8, 300, 1),
+    ):  # fmt: skip
+        text = f"MemFree:  1024 kB\nMemAvailable:  {megabytes << 10} kB\nCached:  7 kB\n"
+        file.write_text(text)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _process, n=cores: set(range(n)))
+        assert jobs() == number, (cores, megabytes)
 
 
 RESOLVE = """
 import sys
 from pathlib import Path
-from harness.kernels import from_source
+from harness.kernels.build import from_source
 from harness.kernels.resolve import resolve_kernel
 from harness.core.progress import TerminalProgress
 from harness.core.cache import Store
@@ -289,7 +293,7 @@ def test_an_interrupted_build(builder: Builder, tmp_path: Path, number: int) -> 
     assert len(builder.entries()) == 1
     edit(tree, " /* fake: sleep 30 */", "")
     (half,) = builder.store.root.glob("outputs/*/objects/drivers/dax/hmem/hmem.o")
-    # Younger than its source: only the builder's memory of the interruption can save it.
+    # Newer than its source: only the record of the interruption shows that it is incomplete.
     later = time.time() + 3600
     os.utime(half, (later, later))
     kernel = builder(f"build:{tree}")
@@ -300,61 +304,28 @@ def test_an_interrupted_build(builder: Builder, tmp_path: Path, number: int) -> 
     assert leftovers == []
 
 
-def test_two_builders_at_once(builder: Builder, tmp_path: Path) -> None:
+def test_two_concurrent_builders(builder: Builder, tmp_path: Path) -> None:
     tree = git_fake(tmp_path / "linux")
     edit(tree, "/* Two. */", "/* fake: sleep 1 */")
     first, second = start(tmp_path, f"build:{tree}"), start(tmp_path, f"build:{tree}")
     results = [child.communicate(timeout=60) for child in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), results
     assert results[0][0] == results[1][0]
-    said = results[0][1] + results[1][1]
-    assert said.count("another harness is building") == 1
-    assert said.count("built Linux 9.1.0") == 1
+    output = results[0][1] + results[1][1]
+    assert output.count("another harness is building") == 1
+    assert output.count("built Linux 9.1.0") == 1
 
 
 def test_a_build_without_bubblewrap(
     builder: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = SimpleNamespace(which=lambda name: None)
-    monkeypatch.setattr("harness.kernels.sandbox.shutil", nothing)
+    monkeypatch.setattr("harness.kernels.build.sandbox.shutil", nothing)
     tree = copy_fake(tmp_path / "linux")
     kernel = builder(f"build:{tree}")
     assert manifest(kernel)["sandboxed"] is False
     (note,) = [note for note in builder.progress.notes if "sandbox" in note]
     assert "apt-get install bubblewrap" in note
-
-
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-def test_what_a_build_may_do(
-    builder: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("s")
-    monkeypatch.setenv("HARNESS_SECRET", "x")
-    monkeypatch.setenv("HTTP_PROXY", "http://user:password@proxy.invalid")
-    tree = git_fake(tmp_path / "linux")
-    builder(f"build:{tree}")
-    wishes = [
-        f"write {secret}",
-        "write /harness/source/Kconfig",
-        "say HARNESS_SECRET",
-        "say HTTP_PROXY",
-    ]
-    edit(tree, "/* Two. */", "".join(f"/* fake: {wish} */\n" for wish in wishes))
-    kernel = builder(f"build:{tree}")
-    if not manifest(kernel)["sandboxed"]:
-        pytest.skip("bubblewrap cannot run here")
-    log = (kernel.image.parent / "build.log").read_text()
-    assert "fake: /harness/source/Kconfig: Read-only file system" in log
-    assert "fake: HARNESS_SECRET=None" in log
-    assert "fake: HTTP_PROXY=None" in log
-    assert secret.read_text() == "s"
-
-
-def test_modules_of_a_stored_kernel_can_be_planned(builder: Builder, tmp_path: Path) -> None:
-    kernel = builder(f"build:{copy_fake(tmp_path / 'linux')}")
-    plan = find_modules(index_modules(kernel.modules), ["main"])
-    assert plan.built_in == ("main",)
 
 
 LINKED = """\
@@ -382,3 +353,34 @@ def test_the_first_error(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         failure("as: x.o: Disk quota exceeded", tmp_path / "log")
     assert caught.value.errno == errno.EDQUOT
+
+
+STATE = SourceState("a" * 40, None, False, "here")
+PLAN = plan_config([])
+GCC = FoundToolchain("gcc", "gcc 12\nld 2.40", True)
+SERIES = Series(Path("/s"), (Patch("a", b"1"), Patch("b", b"2")))
+
+
+def test_inputs_of_the_key() -> None:
+    key = kernel_key(STATE, None, PLAN, GCC)
+    assert len(key) == 64
+    others = (
+        kernel_key(SourceState("b" * 40, None, False, "here"), None, PLAN, GCC),
+        kernel_key(STATE, SERIES, PLAN, GCC),
+        kernel_key(STATE, SERIES.upto(1), PLAN, GCC),
+        kernel_key(STATE, None, plan_config(["no_kmem"]), GCC),
+        kernel_key(STATE, None, PLAN, FoundToolchain("gcc", "gcc 13\nld 2.40", True)),
+        kernel_key(STATE, None, PLAN, FoundToolchain("clang", GCC.version, True)),
+    )
+    assert len({key, *others}) == 7
+
+
+def test_facts_that_are_not_inputs_of_the_key() -> None:
+    key = kernel_key(STATE, SERIES, PLAN, GCC)
+    moved = SourceState("a" * 40, "c" * 40, True, "there")
+    assert kernel_key(moved, SERIES, PLAN, GCC) == key
+    assert kernel_key(STATE, Series(Path("/t"), SERIES.patches), PLAN, GCC) == key
+    assert kernel_key(STATE, SERIES, plan_config(["base"]), GCC) == key
+    none = kernel_key(STATE, None, PLAN, GCC)
+    assert kernel_key(STATE, SERIES.upto(0), PLAN, GCC) == none
+    assert kernel_key(STATE, SERIES, PLAN, FoundToolchain("gcc", GCC.version, False)) == key

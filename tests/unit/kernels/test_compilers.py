@@ -17,17 +17,17 @@ def test_a_kernel_with_each_compiler(builder: Builder, tmp_path: Path) -> None:
     tree = git_fake(tmp_path / "linux")
     edit(tree, "/* Two. */", "/* fake: say LLVM */\n/* fake: say CC */\n/* fake: say HOSTCC */\n")
     gcc = builder(f"build:{tree}")
-    said = builder.log()
-    assert "fake: LLVM=None" in said
+    output = builder.log()
+    assert "fake: LLVM=None" in output
     clang = builder(f"build:{tree}", toolchain="clang")
     assert clang.identity != gcc.identity
-    said = builder.log()
-    assert "fake: LLVM=1" in said
+    output = builder.log()
+    assert "fake: LLVM=1" in output
     for name in ("CC", "HOSTCC"):
-        (line,) = [one for one in said.splitlines() if one.startswith(f"fake: {name}=")]
+        (line,) = [line for line in output.splitlines() if line.startswith(f"fake: {name}=")]
         assert line.endswith("clang")
     # Objects of one compiler are of no use to the other.
-    assert "  CC      drivers/dax/kmem.o" in said
+    assert "  CC      drivers/dax/kmem.o" in output
     assert len(list((builder.store.root / "outputs").iterdir())) == 2
     manifest = json.loads((clang.image.parent / "manifest.json").read_text())
     assert manifest["toolchain"] == {
@@ -38,7 +38,7 @@ def test_a_kernel_with_each_compiler(builder: Builder, tmp_path: Path) -> None:
     assert builder(f"build:{tree}", toolchain="clang") == clang
 
 
-def test_what_ccache_did_for_files(tmp_path: Path) -> None:
+def test_ccache_statistics_of_files(tmp_path: Path) -> None:
     """Kconfig and make try a compiler out a hundred times, which is no compilation."""
     log = tmp_path / "log"
     assert cache_use(log) == (0, 0)

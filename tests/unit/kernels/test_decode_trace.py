@@ -66,16 +66,18 @@ def test_a_trace_is_decoded_by_the_kernels_own_script(kernel: Kernel, confined: 
 @pytest.mark.parametrize(
     ("have", "text"),
     [
-        ({"symbols": None}, "no vmlinux with it"),
-        ({"scripts": None}, "decode_stacktrace.sh is not kept with it"),
+        ({"symbols": None}, "no vmlinux"),
+        ({"scripts": None}, "the kernel has no decode_stacktrace.sh"),
     ],
 )
-def test_what_a_kernel_lacks_is_said(kernel: Kernel, have: dict[str, None], text: str) -> None:
+def test_a_missing_part_of_a_kernel_is_reported(
+    kernel: Kernel, have: dict[str, None], text: str
+) -> None:
     with pytest.raises(NotDecodableError, match=text):
         decode_trace(replace(kernel, **have), TRACE)  # type: ignore[arg-type]
 
 
-def test_a_kernel_without_debug_information_is_told(kernel: Kernel) -> None:
+def test_a_kernel_without_debug_information_is_reported(kernel: Kernel) -> None:
     assert kernel.symbols is not None
     compile_to(kernel.symbols, "-s")
     with pytest.raises(NotDecodableError, match="without debug information") as caught:
@@ -86,20 +88,20 @@ def test_a_kernel_without_debug_information_is_told(kernel: Kernel) -> None:
         decode_trace(kernel, TRACE)
 
 
-def test_a_missing_program_is_told(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_program_is_reported(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "_PROGRAMS", ("bash", "addr2lime"))
     with pytest.raises(NotDecodableError, match="addr2lime is not installed"):
         decode_trace(kernel, TRACE)
 
 
-def test_a_script_that_fails_is_told(kernel: Kernel) -> None:
+def test_a_failing_script_is_reported(kernel: Kernel) -> None:
     assert kernel.scripts is not None
     (kernel.scripts / "decode_stacktrace.sh").write_text("echo no luck >&2; exit 3")
     with pytest.raises(NotDecodableError, match="no luck"):
         decode_trace(kernel, TRACE)
 
 
-def test_only_places_in_code_are_worth_decoding() -> None:
+def test_only_addresses_of_code_are_decoded() -> None:
     assert has_code(TRACE)
     assert not has_code(["kmem dax2.0: mapping0: 0x110000000-0x18fffffff could not reserve region"])
 
@@ -115,20 +117,20 @@ def test_a_finding_gets_its_decoded_trace_and_so_does_the_evidence(
     other = Finding("6", "a warning", dmesg=("[ 1.0] kmem dax0.0: failed",))
     result = with_decoded_traces(result_with(other, oops), kernel, Evidence(tmp_path))
     assert result.findings[0] == other
-    assert result.findings[1].dmesg == oops.dmesg, "what the kernel said is kept"
+    assert result.findings[1].dmesg == oops.dmesg, "the kernel's lines are kept"
     assert result.findings[1].decoded == ("[ 1.0] oops", "dax_hmem_probe (hmem.c:12)")
     assert result.notes == ()
     text = (tmp_path / "decoded.txt").read_text()
     assert text == "an oops\n[ 1.0] oops\ndax_hmem_probe (hmem.c:12)\n"
 
 
-def test_a_trace_that_cannot_be_decoded_is_no_failure(kernel: Kernel, tmp_path: Path) -> None:
+def test_a_trace_that_cannot_be_decoded_is_a_note(kernel: Kernel, tmp_path: Path) -> None:
     oops = Finding("6", "an oops", dmesg=("dax_hmem_probe+0x1/0x2",))
     prebuilt = replace(kernel, symbols=None)
     result = with_decoded_traces(result_with(oops, oops), prebuilt, Evidence(tmp_path))
     assert result.findings == (oops, oops)
     (note,) = result.notes
-    assert note.startswith("traces of build:x are not decoded: there is no vmlinux with it")
+    assert note.startswith("traces of build:x are not decoded: the kernel has no vmlinux")
     assert (tmp_path / "decoded.txt").read_text() == f"{note}\n"
 
 

@@ -50,7 +50,7 @@ def work(tmp_path: Path) -> Path:
     return folder
 
 
-def test_modules_come_with_what_they_need_and_their_indexes(tmp_path: Path, programs: Path) -> None:
+def test_modules_come_with_dependencies_and_indexes(tmp_path: Path, programs: Path) -> None:
     put(tmp_path / "modules/kernel/cxl_mem.ko.xz", softdep="pre: cxl-port", depends="cxl_core")
     port = put(tmp_path / "modules/kernel/cxl-port.ko")
     put(tmp_path / "modules/kernel/unused.ko")

@@ -63,25 +63,25 @@ def put(path: Path, **fields: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", ["", ".xz", ".zst", ".gz"])
-def test_what_a_module_says(tmp_path: Path, suffix: str) -> None:
-    path = put(
-        tmp_path / f"dax-cxl.ko{suffix}",
-        name="dax_cxl",
-        alias="cxl:t9*",
-        depends="dax-hmem,cxl_core",
-        softdep="pre: cxl-acpi cxl_port post: kmem",
-    )
-    assert read_module(path) == KernelModule(
-        name="dax_cxl",
-        path=path,
-        depends=("dax_hmem", "cxl_core"),
-        pre=("cxl_acpi", "cxl_port"),
-        post=("kmem",),
-        vermagic=VERMAGIC,
-    )
-    assert read_module(path).release == "7.2.1-x"
-    assert read_vermagic(path) == VERMAGIC
+def test_the_description_of_a_module(tmp_path: Path) -> None:
+    for suffix in ("", ".xz", ".zst", ".gz"):
+        path = put(
+            tmp_path / f"dax-cxl.ko{suffix}",
+            name="dax_cxl",
+            alias="cxl:t9*",
+            depends="dax-hmem,cxl_core",
+            softdep="pre: cxl-acpi cxl_port post: kmem",
+        )
+        assert read_module(path) == KernelModule(
+            name="dax_cxl",
+            path=path,
+            depends=("dax_hmem", "cxl_core"),
+            pre=("cxl_acpi", "cxl_port"),
+            post=("kmem",),
+            vermagic=VERMAGIC,
+        )
+        assert read_module(path).release == "7.2.1-x"
+        assert read_vermagic(path) == VERMAGIC
 
 
 def test_a_module_without_a_name_is_named_by_its_file() -> None:
@@ -89,27 +89,24 @@ def test_a_module_without_a_name_is_named_by_its_file() -> None:
     assert module == KernelModule("a_b", Path("a-b.ko.xz"))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "why"),
-    [
+def test_files_that_are_not_modules(tmp_path: Path) -> None:
+    for name, content, message in (
         ("a.ko", b"", "not a kernel module"),
         ("a.ko", b"hello" * 100, "not a kernel module"),
         ("a.ko", elf(b"", ".text"), "no .modinfo"),
         ("a.ko.xz", b"hello", "decompressed"),
         ("a.ko.zst", b"hello", "decompressed"),
         ("a.ko.gz", b"hello", "decompressed"),
-    ],
-)
-def test_files_that_are_no_modules(tmp_path: Path, name: str, content: bytes, why: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UsageError, match=why):
-        read_module(path)
-    with pytest.raises(UsageError):
-        read_vermagic(path)
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=message):
+            read_module(path)
+        with pytest.raises(UsageError):
+            read_vermagic(path)
 
 
-def test_a_module_whose_name_leads_elsewhere(tmp_path: Path) -> None:
+def test_a_module_whose_name_is_a_path(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"its name is '\.\./a'"):
         read_module(put(tmp_path / "a.ko", name="../a"))
 
@@ -158,7 +155,7 @@ def test_a_kernel_without_modules() -> None:
     assert find_modules(index_modules(None), ["kmem"]).missing == (MissingModule("kmem"),)
 
 
-def test_modules_are_read_only_when_they_are_wanted(tmp_path: Path) -> None:
+def test_only_requested_modules_are_read(tmp_path: Path) -> None:
     put(tmp_path / "kernel/a.ko", depends="b")
     put(tmp_path / "kernel/b.ko")
     (tmp_path / "kernel/c.ko").write_bytes(b"broken")
@@ -166,8 +163,10 @@ def test_modules_are_read_only_when_they_are_wanted(tmp_path: Path) -> None:
     assert [module.name for module in plan.order] == ["b", "a"]
 
 
-def plan(wanted: list[str], built_in: tuple[str, ...] = (), **modules: KernelModule) -> ModulePlan:
-    return plan_modules(wanted, read=modules.get, available=modules, built_in=built_in)
+def plan(
+    requested: list[str], built_in: tuple[str, ...] = (), **modules: KernelModule
+) -> ModulePlan:
+    return plan_modules(requested, read=modules.get, available=modules, built_in=built_in)
 
 
 def module(
@@ -180,7 +179,7 @@ def names(plan: ModulePlan) -> list[str]:
     return [module.name for module in plan.order]
 
 
-def test_what_is_needed_comes_first() -> None:
+def test_dependencies_come_first() -> None:
     found = plan(
         ["top", "bottom"],
         top=module("top", "middle", "other"),

@@ -95,7 +95,7 @@ def test_a_bubblewrap_that_is_forbidden(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-def test_what_is_inside(tmp_path: Path) -> None:
+def test_the_inside_of_the_sandbox(tmp_path: Path) -> None:
     sandbox = find_sandbox()
     if sandbox.bwrap is None:
         pytest.skip(sandbox.note)
