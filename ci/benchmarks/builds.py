@@ -18,17 +18,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.kernels.build.build import BuildJob, make_argv
-from harness.kernels.debian.source import debian_source
-from harness.kernels.build.from_source import CCACHE, OUTPUTS
-from harness.kernels.build.config import plan_config
-from harness.kernels.spec import parse_kernel_spec
-from harness.kernels.build.sandbox import find_sandbox
-from harness.kernels.build.tree import SourceTree
-from harness.kernels.build.toolchain import find_toolchain, jobs
+from harness.core.cache import Store
 from harness.core.paths import store_root
 from harness.core.progress import TerminalProgress
-from harness.core.cache import Store
+from harness.kernels.build.build import BuildJob, make_argv
+from harness.kernels.build.config import plan_config
+from harness.kernels.build.from_source import CCACHE, OUTPUTS
+from harness.kernels.build.sandbox import find_sandbox
+from harness.kernels.build.toolchain import find_toolchain, jobs
+from harness.kernels.build.tree import SourceTree
+from harness.kernels.debian.source import debian_source
+from harness.kernels.spec import parse_kernel_spec
 
 _HMEM = Path("drivers/dax/hmem/hmem.c")
 _MESSAGE = re.compile(r"CXL did not claim resource[^\"]*, registering")

@@ -90,7 +90,7 @@ def _known_failures(kernel: str, policy: Policy) -> dict[str, str]:
     from harness.core.progress import TerminalProgress
     from harness.machine.address_probe import machine_layout
     from harness.runs.prepare import this_host
-    from harness.scenario.known_failures import known_failures, version_of
+    from harness.scenario.known_issues import known_failures, version_of
     from harness.scenario.scenario_files import load_case, scenario_names
 
     release = version_of(kernel)

@@ -158,7 +158,7 @@ class GuestOptions:
         from harness.runs.guest_run import Judging
         from harness.runs.prepare import policy_for
         from harness.runs.session import Session, default_jobs
-        from harness.scenario.scenario_files import load_known_issues
+        from harness.scenario.known_issues import load_known_issues
 
         policy = policy_for(self.policy, request)
         judging = Judging(policy, self.evidence, load_known_issues(), self.timeout)

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from harness.core.kernel_modules import module_name
 from harness.core.kernel_version import kernel_version
 from harness.platform.firmware_state import FirmwareState, NamedRange
+from harness.platform.kernel_cmdline import denied_initcalls, denied_modules
 from harness.platform.memory_range import MemoryRange
-from harness.platform.module_denials import denied_initcalls, denied_modules
 from harness.platform.target_node import target_node
 from harness.scenario.scenario import Ownership, Policy, Scenario, Use
 

@@ -22,7 +22,8 @@ from harness.runs.guest_run import Judging
 from harness.runs.prepare import this_host
 from harness.runs.requirements import NotApplicableError
 from harness.runs.session import Session
-from harness.scenario.scenario_files import load_case, load_known_issues
+from harness.scenario.known_issues import load_known_issues
+from harness.scenario.scenario_files import load_case
 
 Message = dict[str, Any]
 """A status message of avocado's, without what only the task knows (id, job_id, time)."""

@@ -106,7 +106,7 @@ def harness_host(request: pytest.FixtureRequest) -> Host:
 @pytest.fixture(scope="session")
 def known_issues() -> KnownIssues:
     """The failures that are known."""
-    from harness.scenario.scenario_files import load_known_issues
+    from harness.scenario.known_issues import load_known_issues
 
     return load_known_issues()
 

@@ -14,7 +14,7 @@ from harness.core.errors import UsageError
 from harness.core.kernel_modules import module_name
 from harness.runs.combine import of_one_guest
 from harness.runs.prepare import Prepared
-from harness.scenario.load_checks import check_load
+from harness.scenario.checks import check_load
 from harness.scenario.module_load import Load, LoadPlan, ModuleName
 from harness.scenario.scenario_files import Case
 

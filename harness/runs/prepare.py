@@ -54,7 +54,7 @@ from harness.runs.requirements import (
     not_about,
 )
 from harness.runs.running_vms import LiveMachines
-from harness.scenario.allowed_messages import expected_messages
+from harness.scenario.allowed_messages import allowed_messages
 from harness.scenario.guest_memory import check_acpi_tables, check_page_structs
 from harness.scenario.scenario import POLICIES, Policy, Scenario
 from harness.scenario.scenario_files import Case, load_quirks
@@ -340,7 +340,7 @@ class Prepared:
         Raises:
             UsageError: the file of QEMU's quirks is wrong.
         """
-        stated = expected_messages(self.case.scenario, self.case.profile)
+        stated = allowed_messages(self.case.scenario, self.case.profile)
         return (*stated, *load_quirks().patterns(self.bootable.accel))
 
 

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel messages that a scenario brings about, and that no kernel is blamed for."""
+"""Kernel messages that are not failures: those of a scenario, and those that QEMU causes."""
 
 from __future__ import annotations
 
 import re
+from typing import Annotated, Literal
+
+import msgspec
 
 from harness.scenario.profile import Profile
 from harness.scenario.scenario import Scenario
+from harness.scenario.yaml_document import Document, Regex, read_document
 
 
-def expected_messages(scenario: Scenario, profile: Profile) -> tuple[re.Pattern[str], ...]:
-    """What the scenario states, and what cxl_acpi says about host bridges kept from Linux.
+def allowed_messages(scenario: Scenario, profile: Profile) -> tuple[Regex, ...]:
+    """Return `expect.dmesg` of a scenario, and the message of cxl_acpi about hidden host bridges.
 
     Source: Linux, drivers/cxl/acpi.c: a host bridge of the ACPI namespace must have a CHBS.
     """
@@ -19,4 +23,41 @@ def expected_messages(scenario: Scenario, profile: Profile) -> tuple[re.Pattern[
         for bridge in profile.host_bridges
         if bridge.hidden
     )
-    return (*(re.compile(line.pattern) for line in scenario.expect.dmesg), *hidden)
+    return (*(line.pattern for line in scenario.expect.dmesg), *hidden)
+
+
+class Quirk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A message that QEMU causes with any kernel.
+
+    Attributes:
+        line: matches the whole first line of the message.
+        accel: the accelerators with which it occurs.
+        reason: the behaviour of QEMU that causes it.
+    """
+
+    line: Regex
+    accel: Annotated[tuple[Literal["kvm", "tcg"], ...], msgspec.Meta(min_length=1)]
+    reason: Annotated[str, msgspec.Meta(min_length=20)]
+
+
+class Quirks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The file tests/qemu_quirks.yaml."""
+
+    quirks: tuple[Quirk, ...]
+
+    def patterns(self, accel: str | None) -> tuple[Regex, ...]:
+        """The messages to ignore in a guest with this accelerator."""
+        return tuple(
+            re.compile(rf"\A(?:{quirk.line.pattern})$", re.MULTILINE)
+            for quirk in self.quirks
+            if accel in quirk.accel
+        )
+
+
+def read_quirks(text: str, name: str) -> Document[Quirks]:
+    """Read the file of quirks.
+
+    Raises:
+        UsageError: names file, line and field.
+    """
+    return read_document(text, name, Quirks)

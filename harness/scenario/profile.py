@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Profiles: the hardware that a scenario runs on, as qemu_profiles/*.yaml describes it."""
+"""Profiles: the hardware of a machine, as qemu_profiles/*.yaml describes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from harness.platform.memory_range import GIB, MIB, format_size
-from harness.scenario.yaml_document import Document, Size, read_document
+from harness.scenario.yaml_document import Document, FieldError, Size, read_document
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=32)]
 
@@ -18,28 +18,67 @@ WINDOW_GRAIN = 256 * MIB
 WAYS = (1, 2, 4, 8, 16, 3, 6, 12)
 GRANULARITIES = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
-# Limits of QEMU 10.0's q35, tried paused; 256 windows work. With 17 host bridges, QEMU starts,
-# but the last one's registers lie outside the 1 MiB that it has for them.
+# Limits of QEMU 10.0's q35, found by starting it paused; 256 windows work. With 17 host bridges,
+# QEMU starts, but the registers of the last one lie outside the 1 MiB reserved for them.
 _MOST_HOST_BRIDGES = 16
 # Slots of one PCI bus.
 _MOST_PORTS = 32
 _MOST_NODES = 128
 
 
+def require_multiple(field: str, size: int, grain: int, *, hint: str) -> None:
+    """Refuse a size of zero, or one that is not a multiple of `grain` bytes.
+
+    Raises:
+        FieldError: names the field.
+    """
+    if size == 0 or size % grain:
+        raise FieldError(
+            f"{format_size(size)} is not a multiple of {format_size(grain)}", field=field, hint=hint
+        )
+
+
+def check_granularity(granularity: int) -> None:
+    """Refuse what is not an interleave granularity of CXL.
+
+    Raises:
+        FieldError: names the field `granularity`.
+    """
+    if granularity not in GRANULARITIES:
+        raise FieldError(
+            f"{granularity} is not an interleave granularity",
+            field="granularity",
+            hint=f"one of {', '.join(map(str, GRANULARITIES))}",
+        )
+
+
+def _check_targets(targets: tuple[str, ...]) -> None:
+    if len(targets) not in WAYS:
+        raise FieldError(
+            f"{len(targets)} targets",
+            field="targets",
+            hint=f"CXL interleaves over {', '.join(map(str, sorted(WAYS)))} ways",
+        )
+    if len(set(targets)) != len(targets):
+        raise FieldError(
+            "names a host bridge twice",
+            field="targets",
+            hint="for several root ports of one host bridge, list several devices in the decoder",
+        )
+
+
 class _Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A frozen value; a field that it does not know is an error."""
+    """A frozen value; an unknown field is an error."""
 
 
 class Device(_Value, frozen=True, kw_only=True):
-    """A CXL type-3 memory device with volatile memory only.
-
-    Attributes:
-        name: unique in the profile.
-        size: bytes of volatile capacity.
-    """
+    """A CXL type-3 memory device with volatile memory only; its name is unique in the profile."""
 
     name: Name
     size: Size
+
+    def __post_init__(self) -> None:
+        require_multiple("size", self.size, WINDOW_GRAIN, hint="use a multiple of 256M")
 
 
 class Switch(_Value, frozen=True, kw_only=True):
@@ -55,16 +94,22 @@ class Port(_Value, frozen=True, kw_only=True):
     device: Device | None = None
     switch: Switch | None = None
 
+    def __post_init__(self) -> None:
+        if self.device is not None and self.switch is not None:
+            raise FieldError(
+                f"port {self.name} has a device and a switch", hint="remove one of the two"
+            )
+
 
 class HostBridge(_Value, frozen=True, kw_only=True):
     """A CXL host bridge (QEMU `pxb-cxl`).
 
     Attributes:
         name: unique in the profile.
-        bus: its PCI bus number, 1-255; also its ACPI `_UID`.
-        ports: its root ports; a port's place in the list is its port number.
-        hidden: the CEDT that Linux gets does not mention it: what lies below works, but Linux
-            cannot know how.
+        bus: its PCI bus number; also its ACPI `_UID`.
+        ports: its root ports; the index of a port is its port number.
+        hidden: missing from the CEDT that Linux gets: the memory below works, but Linux cannot
+            tell how it is decoded.
     """
 
     name: Name
@@ -72,29 +117,56 @@ class HostBridge(_Value, frozen=True, kw_only=True):
     ports: tuple[Port, ...]
     hidden: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.ports:
+            raise FieldError(
+                "has no root port",
+                field="ports",
+                hint="give the host bridge a port: ports: [{name: rp0}]",
+            )
+        if self.last_bus() > 256:
+            raise FieldError(
+                f"bus {self.bus:#x} leaves no bus numbers below 256 for its ports",
+                field="bus",
+                hint=f"use a bus of at most {256 - self.last_bus() + self.bus:#x}",
+            )
+
+    def last_bus(self) -> int:
+        """The last bus number reserved for the ports: they are numbered upwards from its own."""
+        return self.bus + 2 * len(list(_ports_below(self.ports))) + 1
+
 
 class WindowPart(_Value, frozen=True, kw_only=True):
-    """A part of a window as the hardware decodes it, which may differ from what the CEDT says.
+    """A part of a window as the hardware decodes it, which may differ from the CEDT.
 
     Attributes:
-        targets: host bridges that this part really interleaves over.
+        targets: host bridges that this part interleaves over.
         size: bytes.
     """
 
     targets: tuple[Name, ...]
     size: Size
 
+    def __post_init__(self) -> None:
+        _check_targets(self.targets)
+        require_multiple(
+            "size",
+            self.size,
+            WINDOW_GRAIN * len(self.targets),
+            hint="use a multiple of 256M for each target (CXL 3.1, 9.18.1.3)",
+        )
+
 
 class Window(_Value, frozen=True, kw_only=True):
     """A CXL Fixed Memory Window.
 
     Attributes:
-        targets: host bridges it interleaves over, by name; the number of ways is their count.
+        targets: names of the host bridges that it interleaves over; one for each way.
         size: bytes.
         granularity: bytes of one interleave step, 256 to 16384, a power of two.
-        parts: what the hardware really decodes, in address order; empty for what the CEDT says.
-        hidden: the CEDT that Linux gets does not mention it: memory there works, but to Linux it
-            lies in no window.
+        parts: what the hardware decodes, in address order; empty where the CEDT is right.
+        hidden: missing from the CEDT that Linux gets: memory there works, but for Linux it lies
+            outside any window.
     """
 
     targets: tuple[Name, ...]
@@ -103,12 +175,22 @@ class Window(_Value, frozen=True, kw_only=True):
     parts: tuple[WindowPart, ...] = ()
     hidden: bool = False
 
+    def __post_init__(self) -> None:
+        _check_targets(self.targets)
+        check_granularity(self.granularity)
+        if sum(part.size for part in self.hardware()) != self.size:
+            raise FieldError(
+                "the sizes of the parts do not add up to the window's size",
+                field="parts",
+                hint="correct the size of a part, or that of the window",
+            )
+
     def hardware(self) -> tuple[WindowPart, ...]:
         """The window's parts as the hardware decodes them, at least one, in address order."""
         return self.parts or (WindowPart(targets=self.targets, size=self.size),)
 
     def part_at(self, offset: int, size: int) -> WindowPart | None:
-        """The part that `size` bytes from `offset` lie in, None when they lie in several."""
+        """Return the part that contains `size` bytes from `offset`, None for several parts."""
         start = 0
         for part in self.hardware():
             if start <= offset and offset + size <= start + part.size:
@@ -118,15 +200,18 @@ class Window(_Value, frozen=True, kw_only=True):
 
 
 class NumaNode(_Value, frozen=True, kw_only=True):
-    """A NUMA node; its number is its place in the list.
-
-    Attributes:
-        memory: bytes of RAM.
-        cpus: number of CPUs, 0 for a memory-only node.
-    """
+    """A NUMA node; its number is its index in the list."""
 
     memory: Size
     cpus: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+
+    def __post_init__(self) -> None:
+        require_multiple(
+            "memory",
+            self.memory,
+            128 * MIB,
+            hint="use whole memory blocks of 128M, so that every node can be Soft Reserved",
+        )
 
 
 class HmatEntry(_Value, frozen=True, kw_only=True):
@@ -143,13 +228,12 @@ class Profile(_Value, frozen=True, kw_only=True):
 
     Attributes:
         summary: one sentence.
-        source: where the topology comes from, when it comes from somewhere.
+        source: the origin of the topology, if it has one.
         nodes: NUMA nodes; node 0 has the boot CPU.
-        slots: DIMM slots for memory hotplug, 0 for none.
-        maxmem: RAM plus hotplug room in bytes, required with slots.
+        slots: DIMM slots for memory hotplug.
+        maxmem: bytes of RAM plus memory hotplug area, required with slots.
         distances: a row per node, 10 on the diagonal; empty for the default.
         hmat: entries of the ACPI HMAT; empty for no HMAT.
-        host_bridges: CXL host bridges.
         windows: CXL Fixed Memory Windows, in CEDT order.
         phys_bits: width of physical addresses, for windows above 1 TiB; None for the CPU's own.
     """
@@ -176,7 +260,7 @@ class Profile(_Value, frozen=True, kw_only=True):
         return sum(node.cpus for node in self.nodes)
 
     def differs_from_cedt(self) -> bool:
-        """Whether Linux must be given another CEDT than the hardware's own."""
+        """Whether Linux must get a CEDT that differs from that of the hardware."""
         return any(bridge.hidden for bridge in self.host_bridges) or any(
             window.parts or window.hidden for window in self.windows
         )
@@ -191,7 +275,7 @@ class Profile(_Value, frozen=True, kw_only=True):
         )
 
     def path_to(self, device: str) -> tuple[HostBridge, tuple[tuple[int, Port], ...]]:
-        """The host bridge above a device, and each port on the way with its port number.
+        """Return the host bridge above a device, and the ports between with their port numbers.
 
         Raises:
             KeyError: the profile has no such device.
@@ -221,7 +305,7 @@ def _paths(ports: tuple[Port, ...]) -> Iterator[tuple[tuple[int, Port], ...]]:
 
 
 def read_profile(text: str, name: str) -> Document[Profile]:
-    """Read a profile and check that such hardware can exist.
+    """Read a profile, and check it against CXL's rules and QEMU's limits.
 
     Raises:
         UsageError: names file, line and field.
@@ -242,15 +326,8 @@ def _check_nodes(document: Document[Profile]) -> None:
         )
     if profile.memory > 256 * GIB:
         raise document.error(
-            "nodes", "more than 256G of RAM", hint="large capacities belong behind CXL windows"
+            "nodes", "more than 256G of RAM", hint="put large capacities behind CXL windows"
         )
-    for index, node in enumerate(profile.nodes):
-        if node.memory == 0 or node.memory % (128 * MIB):
-            raise document.error(
-                f"nodes[{index}].memory",
-                f"{format_size(node.memory)} is not a multiple of 128M",
-                hint="use whole memory blocks, so that every node can be Soft Reserved",
-            )
     if bool(profile.slots) != (profile.maxmem is not None):
         raise document.error("slots", "slots and maxmem go together", hint="give both, or neither")
     if profile.maxmem is not None and profile.maxmem <= profile.memory:
@@ -276,127 +353,58 @@ def _check_nodes(document: Document[Profile]) -> None:
         if not (0 <= entry.initiator < count and 0 <= entry.target < count):
             raise document.error(
                 f"hmat[{index}]",
-                "names a node that does not exist",
-                hint=f"name a node from 0 to {count - 1}",
+                "refers to a node that does not exist",
+                hint=f"use a node from 0 to {count - 1}",
             )
 
 
 def _check_bridges(document: Document[Profile]) -> None:
     profile = document.value
     names: set[str] = set()
-    buses: set[int] = set()
     for index, bridge in enumerate(profile.host_bridges):
         at = f"host_bridges[{index}]"
-        if bridge.bus in buses:
-            raise document.error(
-                f"{at}.bus",
-                f"bus {bridge.bus:#x} is taken",
-                hint="name a bus that no other host bridge has",
-            )
-        buses.add(bridge.bus)
-        ports = list(_ports_below(bridge.ports))
-        if not ports:
-            raise document.error(
-                f"{at}.ports",
-                "has no root port",
-                hint="give the host bridge a port: ports: [{name: rp0}]",
-            )
-        # Buses below a bridge are numbered upwards from its own.
-        if bridge.bus + 2 * len(ports) > 255:
-            raise document.error(
-                f"{at}.bus",
-                f"bus {bridge.bus:#x} leaves no bus numbers below 256 for its ports",
-                hint=f"name a bus of at most {255 - 2 * len(ports):#x}",
-            )
-        for other in profile.host_bridges:
-            if bridge.bus < other.bus <= bridge.bus + 2 * len(ports) + 1:
+        for number, other in enumerate(profile.host_bridges):
+            if number != index and bridge.bus <= other.bus <= bridge.last_bus():
                 raise document.error(
                     f"{at}.bus",
                     f"leaves no bus numbers for its ports before {other.name}",
-                    hint=f"keep at least {2 * len(ports) + 2} apart",
+                    hint=f"keep at least {bridge.last_bus() - bridge.bus + 1} apart",
                 )
-        for port in ports:
-            if port.device is not None and port.switch is not None:
-                raise document.error(
-                    at, f"port {port.name} has two things", hint="keep its device or its switch"
-                )
-        found = [bridge.name, *(p.name for p in ports), *(p.device.name for p in ports if p.device)]
-        for name in found:
+        ports = list(_ports_below(bridge.ports))
+        devices = [port.device.name for port in ports if port.device]
+        for name in (bridge.name, *(port.name for port in ports), *devices):
             if name in names:
                 raise document.error(
-                    at, f"the name {name!r} stands twice", hint="give one of the two another name"
+                    at, f"duplicate name {name!r}", hint="give one of the two another name"
                 )
             names.add(name)
-    for device in profile.devices():
-        if device.size == 0 or device.size % WINDOW_GRAIN:
-            raise document.error(
-                "host_bridges",
-                f"the size of {device.name} is not a multiple of 256M",
-                hint="CXL capacity comes in multiples of 256M",
-            )
 
 
 def _check_windows(document: Document[Profile]) -> None:
-    profile = document.value
-    for index, window in enumerate(profile.windows):
+    bridges = {bridge.name: bridge for bridge in document.value.host_bridges}
+    for index, window in enumerate(document.value.windows):
         at = f"windows[{index}]"
-        if len(window.targets) not in WAYS:
-            raise document.error(
-                f"{at}.targets",
-                f"{len(window.targets)} targets",
-                hint=f"CXL interleaves over {', '.join(map(str, sorted(WAYS)))} ways",
-            )
-        _check_targets(document, f"{at}.targets", window.targets)
-        for number, part in enumerate(window.parts):
-            _check_targets(document, f"{at}.parts[{number}].targets", part.targets)
-        hidden = [bridge.name for bridge in profile.host_bridges if bridge.hidden]
-        if not window.hidden and any(name in window.targets for name in hidden):
+        places = {f"{at}.targets": window.targets} | {
+            f"{at}.parts[{number}].targets": part.targets
+            for number, part in enumerate(window.parts)
+        }
+        for place, target in ((p, name) for p, names in places.items() for name in names):
+            if target not in bridges:
+                raise document.error(
+                    place,
+                    f"there is no host bridge {target!r}",
+                    hint=f"host bridges: {', '.join(bridges) or 'none'}",
+                )
+        if not window.hidden and any(bridges[name].hidden for name in window.targets):
             raise document.error(
                 f"{at}.targets",
                 "names a hidden host bridge",
                 hint="only parts, or a hidden window, may name it",
             )
-        if sum(part.size for part in window.hardware()) != window.size:
-            raise document.error(
-                f"{at}.parts",
-                "do not add up to the window's size",
-                hint="correct the size of a part, or that of the window",
-            )
-        for number, part in enumerate(window.hardware()):
-            ways = len(part.targets)
-            if ways not in WAYS or part.size == 0 or part.size % (WINDOW_GRAIN * ways):
-                raise document.error(
-                    f"{at}.parts[{number}]" if window.parts else f"{at}.size",
-                    f"{format_size(part.size)} is not a multiple of 256M for each target",
-                    hint="enlarge or reduce it: CXL 3.1, 9.18.1.3",
-                )
-        if window.granularity not in GRANULARITIES:
-            raise document.error(
-                f"{at}.granularity",
-                f"{window.granularity} is not an interleave granularity",
-                hint=f"one of {', '.join(map(str, GRANULARITIES))}",
-            )
-
-
-def _check_targets(document: Document[Profile], at: str, targets: tuple[str, ...]) -> None:
-    bridges = [bridge.name for bridge in document.value.host_bridges]
-    for target in targets:
-        if target not in bridges:
-            raise document.error(
-                at,
-                f"no host bridge is called {target!r}",
-                hint=f"host bridges: {', '.join(bridges) or 'none'}",
-            )
-    if len(set(targets)) != len(targets):
-        raise document.error(
-            at,
-            "names a host bridge twice",
-            hint="for several root ports of one host bridge, name several devices in the decoder",
-        )
 
 
 def _check_limits(document: Document[Profile]) -> None:
-    """Refuse a profile that QEMU does not take.
+    """Refuse a profile that exceeds QEMU's limits.
 
     Raises:
         UsageError: names file, line, field and the limit.
@@ -404,7 +412,7 @@ def _check_limits(document: Document[Profile]) -> None:
     for field, count, most, what in _counts(document.value):
         if count > most:
             raise document.error(
-                field, f"{count} {what}, and QEMU takes {most}", hint=f"leave {count - most} out"
+                field, f"{count} {what}, and QEMU takes {most}", hint=f"remove {count - most}"
             )
     cpus = document.value.cpus
     with_cpus = [index for index, node in enumerate(document.value.nodes) if node.cpus]
@@ -412,7 +420,7 @@ def _check_limits(document: Document[Profile]) -> None:
         raise document.error(
             f"nodes[{with_cpus[-1]}].cpus",
             f"{cpus} CPUs do not divide evenly over {len(with_cpus)} nodes with CPUs",
-            hint="QEMU has one socket for each, all of one size: give each node the same cpus",
+            hint="QEMU makes one socket per node, all of one size: give each node the same cpus",
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Finding scenarios and profiles by name, and reading them with the profile that they need."""
+"""Find scenarios and profiles by name or path, and read them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from functools import cache
 from pathlib import Path
 
 from harness.core.errors import UsageError
-from harness.core.paths import KNOWN_ISSUES, PROFILES, QEMU_QUIRKS, SCENARIOS
+from harness.core.paths import PROFILES, QEMU_QUIRKS, SCENARIOS
+from harness.scenario.allowed_messages import Quirks, read_quirks
 from harness.scenario.checks import check_scenario
-from harness.scenario.known_issues import KnownIssues, read_known_issues
 from harness.scenario.profile import Profile, read_profile
-from harness.scenario.qemu_quirks import Quirks, read_quirks
 from harness.scenario.scenario import Scenario, read_scenario
 from harness.scenario.yaml_document import Document
 
@@ -27,12 +26,12 @@ class Case:
 
     Attributes:
         name: the scenario's name, its file's stem.
-        document: the scenario, which knows its lines.
+        document: the scenario, with its lines.
         profile: the hardware.
-        as_stated: whether the scenario's modules are loaded, so that the owners that it states
-            hold; else the oracle's do.
-        profile_text: the profile as it was read.
-        asked: what finds it on a command line, its name or the path of its file.
+        as_stated: whether the scenario's own modules are loaded; then the owners that it states
+            are expected, otherwise those of the oracle.
+        profile_text: the text of the profile.
+        asked: its argument on a command line: its name or the path of its file.
     """
 
     name: str
@@ -65,7 +64,7 @@ def load_case(name: str, scenarios: Path = SCENARIOS, profiles: Path = PROFILES)
         UsageError: there is no such scenario or profile, or one of them is wrong.
     """
     path = _find(name, scenarios, "scenario", "harness list shows all scenarios")
-    document = read_scenario(_text(path), _shown(path))
+    document = read_scenario(read_text(path), shown_path(path))
     profile = _profile_of(document, path, profiles)
     check_scenario(document, profile.value)
     return Case(path.stem, document, profile.value, profile_text=profile.text, asked=name)
@@ -79,14 +78,14 @@ def _profile_of(document: Document[Scenario], path: Path, profiles: Path) -> Doc
             raise document.error(
                 "profile",
                 f"there is no profile file {file}",
-                hint="a profile with a / in it is a path from the scenario's folder",
+                hint="a profile with a / in it is a path relative to the scenario's folder",
             )
         return _profile_document(str(file), profiles)
     known = profile_names(profiles)
     if name not in known:
         raise document.error(
             "profile",
-            f"no profile is called {name!r}",
+            f"there is no profile {name!r}",
             hint=suggest(name, known, "profiles"),
         )
     return _profile_document(name, profiles)
@@ -98,16 +97,14 @@ def load_cases(names: Iterable[str]) -> tuple[Case, ...]:
     Raises:
         UsageError: there is no such scenario, or one of them is wrong.
     """
-    wanted: list[str] = []
+    requested: list[str] = []
     for name in names:
         known = scenario_names()
-        found = fnmatch.filter(known, name)
-        if not found and glob.has_magic(name) and "/" not in name:
-            raise UsageError(
-                f"no scenario's name is like {name!r}", hint=f"scenarios: {', '.join(known)}"
-            )
-        wanted += found or [name]
-    return tuple(load_case(name) for name in wanted)
+        matching = fnmatch.filter(known, name)
+        if not matching and glob.has_magic(name) and "/" not in name:
+            raise UsageError(f"no scenario matches {name!r}", hint=f"scenarios: {', '.join(known)}")
+        requested += matching or [name]
+    return tuple(load_case(name) for name in requested)
 
 
 def load_profile(name: str, folder: Path = PROFILES) -> Profile:
@@ -121,28 +118,17 @@ def load_profile(name: str, folder: Path = PROFILES) -> Profile:
 
 def _profile_document(name: str, folder: Path) -> Document[Profile]:
     path = _find(name, folder, "profile", "harness list shows all profiles")
-    return read_profile(_text(path), _shown(path))
-
-
-def load_known_issues(path: Path = KNOWN_ISSUES) -> KnownIssues:
-    """Read the known issues; none where there is no such file.
-
-    Raises:
-        UsageError: the file is wrong.
-    """
-    if not path.exists():
-        return KnownIssues(issues=())
-    return read_known_issues(_text(path), _shown(path)).value
+    return read_profile(read_text(path), shown_path(path))
 
 
 @cache
 def load_quirks(path: Path = QEMU_QUIRKS) -> Quirks:
-    """Read the messages that are QEMU's doing.
+    """Read the messages that QEMU causes.
 
     Raises:
         UsageError: the file is missing or wrong.
     """
-    return read_quirks(_text(path), _shown(path)).value
+    return read_quirks(read_text(path), shown_path(path)).value
 
 
 def _find(name: str, folder: Path, kind: str, hint: str) -> Path:
@@ -153,19 +139,24 @@ def _find(name: str, folder: Path, kind: str, hint: str) -> Path:
         return path
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        known = tuple(sorted(one.stem for one in folder.glob("*.yaml")))
-        raise UsageError(f"no {kind} is called {name!r}", hint=suggest(name, known, f"{kind}s"))
+        known = tuple(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise UsageError(f"there is no {kind} {name!r}", hint=suggest(name, known, f"{kind}s"))
     return path
 
 
 def suggest(name: str, known: tuple[str, ...], what: str) -> str:
-    """A hint for a name that is not among those known."""
+    """Make a hint for an unknown name."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     start = f"did you mean {close[0]}? " if close else ""
     return f"{start}{what}: {', '.join(known) or 'none'}"
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a file of the user.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -176,7 +167,8 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
+    """Return the path as errors print it: relative to the working directory if it is below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import difflib
 import re
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_origin
 
 import msgspec
 import yaml
+from msgspec import inspect
 
+from harness.contract.dmesg import ANY_MESSAGE
 from harness.core.errors import UsageError
 from harness.platform.memory_range import parse_size
 
@@ -30,9 +31,27 @@ class Address(int):
     """A physical address, written in hexadecimal."""
 
 
+# A regular expression for kernel messages; one that matches unrelated messages is refused.
+Regex = re.Pattern[str]
+
+
+class FieldError(ValueError):
+    """A struct's `__post_init__` refuses its values.
+
+    Attributes:
+        hint: the correction.
+        field: path of the field within the struct; empty for the struct itself.
+    """
+
+    def __init__(self, message: str, *, hint: str, field: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.field = field
+
+
 @dataclass(frozen=True)
 class Document(Generic[T]):
-    """A decoded document that still knows where each field stood."""
+    """A decoded document with the line of each field."""
 
     value: T
     name: str
@@ -40,7 +59,7 @@ class Document(Generic[T]):
     text: str = ""
 
     def where(self, path: str) -> str:
-        """`file:line: field` of a path such as `firmware.decoders[0].size`.
+        """Return `file:line: field` for a path such as `firmware.decoders[0].size`.
 
         A field that is absent is placed at its nearest parent.
         """
@@ -51,7 +70,7 @@ class Document(Generic[T]):
         return f"{self.name}:{line}: {path}" if path else f"{self.name}:{line}"
 
     def error(self, path: str, message: str, *, hint: str) -> UsageError:
-        """A usage error about one field."""
+        """Make a usage error about one field."""
         return UsageError(message, where=self.where(path), hint=hint)
 
 
@@ -63,52 +82,53 @@ def read_document(
     Args:
         text: the YAML.
         name: the file's name, for errors.
-        kind: what the document must be.
-        guide: what describes such documents.
+        kind: the type of the document.
+        guide: the page that describes such documents.
 
     Raises:
-        UsageError: not YAML, an unknown, missing or doubled field, or a value of the wrong kind;
-            names file, line and field.
+        UsageError: not YAML, an unknown, missing or duplicate field, or an invalid value; names
+            file, line and field.
     """
+    raw, lines = _load(text, name)
+    try:
+        value = msgspec.convert(raw, kind, dec_hook=_read_custom, strict=True)
+    except msgspec.ValidationError as error:
+        raise _explain(error, raw, kind, Document(None, name, lines), guide) from None
+    return Document(value, name, lines, text)
+
+
+def _load(text: str, name: str) -> tuple[Any, dict[str, int]]:
+    """Return the values of a YAML text, and the line of each by its path."""
     node = _compose(text, name)
     lines: dict[str, int] = {}
     loader = yaml.CSafeLoader("")
     try:
         _note_lines(node, "", lines, name)
-        raw = loader.construct_document(node)
+        return loader.construct_document(node), lines
     except RecursionError:
         raise UsageError(
-            "nested too deep", where=name, hint="take out levels of brackets or indentation"
+            "nested too deeply", where=name, hint="remove levels of brackets or indentation"
         ) from None
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        # What the constructors of tags such as !!int raise when the text is none.
+        # Constructors of tags such as !!int raise these for invalid text.
         raise UsageError(
-            f"a value cannot be read: {error or type(error).__name__}",
+            f"invalid value: {error or type(error).__name__}",
             where=name,
             hint="correct the YAML, and use no tags",
         ) from None
     finally:
         loader.dispose()
-    try:
-        value = msgspec.convert(raw, kind, dec_hook=_read_custom, strict=True)
-    except RecursionError:
-        raise UsageError(
-            "nested too deep, or in itself", where=name, hint="use no anchors and aliases"
-        ) from None
-    except msgspec.ValidationError as error:
-        raise _explain(str(error), raw, kind, Document(None, name, lines), guide) from None
-    return Document(value, name, lines, text)
 
 
 def _compose(text: str, name: str) -> yaml.Node:
     try:
         for event in yaml.parse(text, Loader=yaml.CSafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                # A few lines of them can stand for more values than memory holds.
+                # A few lines of aliases can expand to more values than memory holds.
                 raise UsageError(
-                    f"the alias *{event.anchor} is used",
+                    f"alias *{event.anchor}",
                     where=f"{name}:{event.start_mark.line + 1}" if event.start_mark else name,
-                    hint="write the value out instead of an alias",
+                    hint="aliases are not supported: write the value out",
                 )
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -127,7 +147,7 @@ def _compose(text: str, name: str) -> yaml.Node:
         raise UsageError(
             "the file is empty or not a mapping",
             where=name,
-            hint="start from one of the files beside it",
+            hint="copy an existing file of this kind, and change it",
         )
     return node
 
@@ -139,14 +159,14 @@ def _note_lines(node: yaml.Node, path: str, lines: dict[str, int], name: str) ->
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 raise UsageError(
-                    "a key is not a plain word",
+                    "a key is not a plain scalar",
                     where=f"{name}:{key.start_mark.line + 1}",
-                    hint="use plain words as keys; merge keys are not supported",
+                    hint="write keys as plain words; merge keys are not supported",
                 )
             inner = f"{path}.{key.value}" if path else str(key.value)
             if key.value in seen:
                 raise UsageError(
-                    f"the key {key.value!r} stands twice",
+                    f"duplicate key {key.value!r}",
                     where=f"{name}:{key.start_mark.line + 1}: {inner}",
                     hint="remove one of the two",
                 )
@@ -158,107 +178,118 @@ def _note_lines(node: yaml.Node, path: str, lines: dict[str, int], name: str) ->
             _note_lines(value, f"{path}[{index}]", lines, name)
 
 
-def _read_custom(kind: type[Any], raw: Any) -> Any:
+def _read_custom(kind: Any, raw: Any) -> Any:
+    is_number = isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0
     if kind is Size:
-        if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
+        if is_number:
             return Size(raw)
         if isinstance(raw, str):
             return Size(parse_size(raw))
         raise ValueError(f"{raw!r} is not a size: write a number and K, M, G or T, such as 512M")
     if kind is Address:
-        if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
+        if is_number:
             return Address(raw)
         raise ValueError(f"{raw!r} is not an address: write it in hexadecimal, such as 0x180000000")
+    if get_origin(kind) is re.Pattern:
+        return _read_regex(raw)
     raise NotImplementedError(kind)
 
 
+def _read_regex(raw: Any) -> Regex:
+    try:
+        regex = re.compile(str(raw))
+    except re.error as error:
+        raise FieldError(
+            f"not a regular expression: {error}",
+            hint="put a backslash before brackets and dots that are literal",
+        ) from None
+    if regex.search(ANY_MESSAGE):
+        raise FieldError(
+            "matches unrelated kernel messages",
+            hint="include the driver's name and the text of its message",
+        )
+    return regex
+
+
 def _explain(
-    text: str, raw: Any, kind: type[Any], document: Document[None], guide: str
+    error: msgspec.ValidationError,
+    raw: Any,
+    kind: type[Any],
+    document: Document[None],
+    guide: str,
 ) -> UsageError:
-    message, _, at = text.rpartition(" - at `")
-    if not message:
-        message, at = text, "$`"
-    path = at.rstrip("`").removeprefix("$")
-    struct, path = _follow(path, raw, kind)
+    message, _, at = str(error).rpartition(" - at `")
+    message, at = (message, at.rstrip("`")) if message else (at, "")
+    path, struct = _locate(at, raw, kind, str(error))
+    cause = error.__cause__
+    if isinstance(cause, FieldError):
+        return document.error(_joined(path, cause.field), message, hint=cause.hint)
     unknown = re.fullmatch(r"Object contains unknown field `(?P<name>.+)`", message)
     if unknown:
-        valid = sorted(msgspec.structs.fields(struct), key=lambda f: f.name) if struct else []
-        names = [field.encode_name for field in valid]
+        names = sorted(field.encode_name for field in struct.fields) if struct else []
         close = difflib.get_close_matches(unknown["name"], names, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        field = f"{path}.{unknown['name']}" if path else unknown["name"]
         return document.error(
-            field,
+            _joined(path, unknown["name"]),
             f"unknown key {unknown['name']!r}",
             hint=f"{hint}valid keys here: {', '.join(names)}",
         )
     missing = re.fullmatch(r"Object missing required field `(?P<name>.+)`", message)
     if missing:
-        return document.error(
-            path,
-            f"the key {missing['name']!r} is missing",
-            hint=f"add {missing['name']}",
-        )
-    wrong = message[0].lower() + message[1:]
-    return document.error(path, wrong, hint=f"see {guide} for what this field takes")
+        return document.error(path, f"the key {missing[1]!r} is missing", hint=f"add {missing[1]}")
+    message = message[0].lower() + message[1:]
+    return document.error(path, message, hint=f"{guide} describes this field")
 
 
-def _follow(path: str, raw: Any, kind: Any) -> tuple[Any, str]:
-    """The struct type at a msgspec path, and the path with mapping keys filled in.
+def _joined(path: str, field: str) -> str:
+    return f"{path}.{field}" if path and field and field[0] != "[" else path + field
 
-    msgspec prints `[...]` for "some value of this mapping"; the first value that does not
-    convert is the one it means.
-    """
-    done = ""
+
+def _locate(
+    path: str, raw: Any, kind: type[Any], complaint: str
+) -> tuple[str, inspect.StructType | None]:
+    """Fill the keys of mappings into a msgspec path, and find the struct type there."""
+    done, value, at = "", raw, inspect.type_info(kind)
     for step in _STEP.finditer(path):
         if step["name"]:
-            raw = raw.get(step["name"]) if isinstance(raw, dict) else None
-            kind = _chosen(_field_type(kind, step["name"]), raw)
-            done += f".{step['name']}"
+            key, done = step["name"], f"{done}.{step['name']}"
         elif step["index"] == "...":
-            kind = _item_type(kind)
-            for key, value in raw.items() if isinstance(raw, dict) else ():
-                try:
-                    msgspec.convert(value, kind, dec_hook=_read_custom, strict=True)
-                except msgspec.ValidationError:
-                    raw, done = value, f"{done}.{key}"
-                    break
+            key = _failing_key(value, raw, kind, complaint)
+            done += f".{key}"
         else:
-            kind = _item_type(kind)
-            index = int(step["index"])
-            raw = raw[index] if isinstance(raw, list) and index < len(raw) else None
-            done += f"[{index}]"
-    struct = kind if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else None
-    return struct, done.removeprefix(".")
+            key, done = int(step["index"]), f"{done}[{step['index']}]"
+        value = value[key]
+        at = _type_within(at, step["name"])
+    struct = next((one for one in _members(at) if isinstance(one, inspect.StructType)), None)
+    return done.removeprefix("."), struct
 
 
-def _field_type(kind: Any, name: str) -> Any:
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        for field in msgspec.structs.fields(kind):
-            if field.encode_name == name:
-                return _without_none(field.type)
-    return None
+def _failing_key(mapping: dict[str, Any], raw: Any, kind: type[Any], complaint: str) -> str | None:
+    """Find the key whose value alone makes the whole document fail in the same way."""
+    entries = dict(mapping)
+    for key, value in entries.items():
+        mapping.clear()
+        mapping[key] = value
+        try:
+            msgspec.convert(raw, kind, dec_hook=_read_custom, strict=True)
+        except msgspec.ValidationError as error:
+            if str(error) == complaint:
+                break
+    mapping.update(entries)
+    return key
 
 
-def _chosen(kind: Any, raw: Any) -> Any:
-    """Of a list or a struct, the one that the value is."""
-    members = getattr(kind, "__args__", ())
-    structs = [one for one in members if isinstance(one, type) and issubclass(one, msgspec.Struct)]
-    if not structs or isinstance(kind, types.GenericAlias):
-        return kind
-    if isinstance(raw, dict):
-        return structs[0]
-    return next((one for one in members if isinstance(one, types.GenericAlias)), kind)
+def _members(kind: inspect.Type) -> tuple[inspect.Type, ...]:
+    return kind.types if isinstance(kind, inspect.UnionType) else (kind,)
 
 
-def _item_type(kind: Any) -> Any:
-    arguments = [a for a in getattr(kind, "__args__", ()) if a is not Ellipsis]
-    return _without_none(arguments[-1]) if arguments else None
-
-
-def _without_none(kind: Any) -> Any:
-    arguments = getattr(kind, "__args__", ())
-    if type(None) in arguments:
-        rest = [a for a in arguments if a is not type(None)]
-        return rest[0] if len(rest) == 1 else kind
-    return kind
+def _type_within(kind: inspect.Type, field: str | None) -> inspect.Type:
+    """Return the type of a struct's field, or without a field the type of the items."""
+    for member in _members(kind):
+        if isinstance(member, inspect.StructType) and field:
+            return next(one.type for one in member.fields if one.encode_name == field)
+        if isinstance(member, inspect.DictType) and not field:
+            return member.value_type
+        if isinstance(member, inspect.VarTupleType | inspect.ListType) and not field:
+            return member.item_type
+    return inspect.AnyType()

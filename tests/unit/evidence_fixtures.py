@@ -20,7 +20,7 @@ from harness.platform.kernel_cmdline import kernel_command_line
 from harness.runs.evidence import Evidence
 from harness.runs.evidence_layout import JUDGING, LAYOUT, PROFILE, SCENARIO, STATE, layout_as_json
 from harness.runs.result_files import StoredRun, load_runs
-from harness.scenario.allowed_messages import expected_messages
+from harness.scenario.allowed_messages import allowed_messages
 from harness.scenario.module_load import Load
 from harness.scenario.scenario_files import load_case
 
@@ -55,7 +55,7 @@ def make_evidence(
         sections["dmesg"] = dmesg
     seen = parse_observation(sections)
     stated = case.scenario.expect.owners("per_range")
-    judgement = judge(seen, state, stated, quirks=expected_messages(case.scenario, case.profile))
+    judgement = judge(seen, state, stated, quirks=allowed_messages(case.scenario, case.profile))
     folder = root / (name or f"run-{capture}")
     folder.mkdir(parents=True)
     evidence = Evidence(folder)

@@ -23,9 +23,9 @@ from harness.contract.result import Verdict
 from harness.platform.address_map import MachineLayout
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.target_node import node_ranges, target_node
-from harness.scenario.allowed_messages import expected_messages
-from harness.scenario.known_failures import circumstances
-from harness.scenario.scenario_files import Case, load_case, load_known_issues
+from harness.scenario.allowed_messages import allowed_messages
+from harness.scenario.known_issues import circumstances, load_known_issues
+from harness.scenario.scenario_files import Case, load_case
 
 TOO_EARLY = "exact_cover-7.2-too_early"
 
@@ -114,7 +114,7 @@ def capture(request: pytest.FixtureRequest) -> Capture:
 def judged(capture: Capture) -> Judgement:
     scenario = capture.case.scenario
     expected = scenario.expect.owners("per_range")
-    allowed = expected_messages(scenario, capture.case.profile)
+    allowed = allowed_messages(scenario, capture.case.profile)
     return judge(capture.seen, capture.state, expected, quirks=allowed)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.platform.module_denials import denied_initcalls, denied_modules
+from harness.platform.kernel_cmdline import denied_initcalls, denied_modules
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from machines import committed, firmware_state, span
 
 from harness.contract.failure_signature import signature
 from harness.contract.result import Finding
-from harness.scenario.issue_layouts import Trouble, troubled
+from harness.scenario.issue_conditions import AddressCondition, addresses_where
 
 WINDOW = "110000000-18fffffff"
 
@@ -21,7 +21,7 @@ def cut(reserved: str, *, decoder: str = "", window: str = WINDOW) -> list[str]:
         decoders=[committed("decoder0", decoder)] if decoder else [],
         windows=[window] if window else [],
     )
-    return [str(one) for one in troubled("covered_in_part", state, {})]
+    return [str(one) for one in addresses_where("covered_in_part", state, {})]
 
 
 def test_a_region_or_window_over_a_part_of_a_range_is_a_trouble() -> None:
@@ -42,17 +42,17 @@ def test_a_region_that_is_given_up_is_in_the_way_as_well() -> None:
     decoder = replace(committed("decoder0", "110000000-14fffffff"), ports_range=span(WINDOW))
     state = firmware_state({"sr0": WINDOW}, decoders=[decoder], windows=[WINDOW])
     assert state.regions() == ()
-    assert [str(one) for one in troubled("covered_in_part", state, {})] == [WINDOW]
+    assert [str(one) for one in addresses_where("covered_in_part", state, {})] == [WINDOW]
     hidden = firmware_state({"sr0": WINDOW}, decoders=[replace(decoder, hidden=True)])
-    assert troubled("covered_in_part", hidden, {}) == ()
+    assert addresses_where("covered_in_part", hidden, {}) == ()
 
 
 def test_entries_of_the_srat_that_are_no_range() -> None:
     state = firmware_state({"sr0": "120000000-12fffffff"})
 
-    def entries(trouble: Trouble, *texts: str) -> list[str]:
+    def entries(trouble: AddressCondition, *texts: str) -> list[str]:
         divided = replace(state, dividing=tuple(map(span, texts)))
-        return [str(one) for one in troubled(trouble, divided, {})]
+        return [str(one) for one in addresses_where(trouble, divided, {})]
 
     larger, smaller = "110000000-12fffffff", "120000000-127ffffff"
     assert entries("srat_entry_beyond_range", larger) == [larger]
@@ -64,9 +64,9 @@ def test_entries_of_the_srat_that_are_no_range() -> None:
 
 def test_a_range_that_begins_outside_windows_and_srat_has_no_node() -> None:
     before = firmware_state({"sr0": "100000000-18fffffff"}, windows=[WINDOW])
-    assert troubled("start_without_node", before, {}) == (span("100000000-18fffffff"),)
+    assert addresses_where("start_without_node", before, {}) == (span("100000000-18fffffff"),)
     beyond = firmware_state({"sr0": "110000000-19fffffff"}, windows=[WINDOW])
-    assert troubled("start_without_node", beyond, {}) == ()
+    assert addresses_where("start_without_node", beyond, {}) == ()
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,14 @@ from harness.contract.oracle import DRIVER_OPTIONS, as_run
 from harness.contract.result import RULES, Finding
 from harness.core.errors import UsageError
 from harness.scenario.issue_conditions import Circumstances, Conditions
-from harness.scenario.known_failures import known_failures
-from harness.scenario.known_issues import KnownIssues, read_known_issues
+from harness.scenario.known_issues import (
+    KnownIssues,
+    known_failures,
+    load_known_issues,
+    read_known_issues,
+)
 from harness.scenario.module_load import Load
-from harness.scenario.scenario_files import load_case, load_known_issues, scenario_names
+from harness.scenario.scenario_files import load_case, scenario_names
 
 Values = dict[str, Any]
 
@@ -124,7 +128,7 @@ def test_an_issue_of_other_kernels_explains_nothing() -> None:
 
 
 def test_a_layout_condition_says_where_findings_lie() -> None:
-    issue = {**ISSUE, "where": {"layout": "covered_in_part"}}
+    issue = {**ISSUE, "where": {"addresses": "covered_in_part"}}
     assert explained([issue], STRANDED) == ["stranded"]
     assert explained([issue], Finding("1", "x", span("200000000-20fffffff"))) == [None]
     assert explained([issue], Finding("1", "x", span("150000000-19fffffff"))) == [None]

@@ -5,7 +5,7 @@ import pytest
 
 from harness.contract.dmesg import complaints, splat
 from harness.core.errors import UsageError
-from harness.scenario.qemu_quirks import read_quirks
+from harness.scenario.allowed_messages import read_quirks
 from harness.scenario.scenario_files import load_quirks
 
 HOGGED = (

@@ -12,11 +12,11 @@ from harness.contract.expected import check_stated
 from harness.core.errors import UsageError
 from harness.core.paths import PROFILES, SCENARIOS
 from harness.platform.hdm_decoders import plan_decoders
+from harness.scenario.known_issues import load_known_issues
 from harness.scenario.scenario import POLICIES, Policy
 from harness.scenario.scenario_files import (
     Case,
     load_case,
-    load_known_issues,
     load_profile,
     profile_names,
     scenario_names,
