@@ -187,7 +187,7 @@ def version_of(kernel: str) -> str:
     match = _SPEC.fullmatch(kernel)
     if match is None:
         raise UsageError(
-            f"{kernel!r} does not contain a kernel version",
+            f"{kernel!r} does not name a kernel version",
             hint="give a version such as 7.2, debian:7.2 or build:debian:7.2",
         )
     return match["version"]

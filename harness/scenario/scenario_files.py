@@ -85,7 +85,7 @@ def _profile_of(document: Document[Scenario], path: Path, profiles: Path) -> Doc
     if name not in known:
         raise document.error(
             "profile",
-            f"there is no profile {name!r}",
+            f"no profile is called {name!r}",
             hint=suggest(name, known, "profiles"),
         )
     return _profile_document(name, profiles)
@@ -140,7 +140,7 @@ def _find(name: str, folder: Path, kind: str, hint: str) -> Path:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = tuple(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise UsageError(f"there is no {kind} {name!r}", hint=suggest(name, known, f"{kind}s"))
+        raise UsageError(f"no {kind} is called {name!r}", hint=suggest(name, known, f"{kind}s"))
     return path
 
 

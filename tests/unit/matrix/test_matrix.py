@@ -191,7 +191,7 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
         ),
         (
             "kernels: [debian:7.2]\nscenarios: [no_such*]\n",
-            ("m.yaml:2: scenarios[0]", "no scenario's name is like"),
+            ("m.yaml:2: scenarios[0]", "no scenario matches"),
         ),
         (
             "kernels: [build:x]\nconfigs: [base, debgu]\n",

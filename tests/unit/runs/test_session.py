@@ -336,7 +336,7 @@ def test_another_load_on_the_command_line_is_refused(text: str) -> None:
 
 
 def test_another_load_cannot_name_a_module_that_the_scenario_takes_away() -> None:
-    with pytest.raises(UsageError, match=r"loads cxl_pci, which guest\.missing takes away"):
+    with pytest.raises(UsageError, match=r"loads cxl_pci, which guest\.missing removes"):
         asked_load(load_case("no_region"), "cxl_acpi,cxl_pci,dax_hmem,kmem")
 
 
