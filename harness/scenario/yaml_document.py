@@ -196,8 +196,10 @@ def _read_custom(kind: Any, raw: Any) -> Any:
 
 
 def _read_regex(raw: Any) -> Regex:
+    if not isinstance(raw, str):
+        raise ValueError(f"{raw!r} is not a regular expression: write it as text, in quotes")
     try:
-        regex = re.compile(str(raw))
+        regex = re.compile(raw)
     except re.error as error:
         raise FieldError(
             f"not a regular expression: {error}",
