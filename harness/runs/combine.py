@@ -58,7 +58,7 @@ def combine(results: Sequence[RunResult], seconds: float) -> RunResult:
     findings = first.findings
     reason = first.reason
     if failed:
-        known = findings[0].known if findings and all(one.known_issue for one in failed) else None
+        known = None if _differ_for_new_reasons(results) else _first_known(failed)
         findings = (*findings, *_different_outcomes(results, known))
         reason = f"{len(failed)} of {len(results)} guests broke the contract, the first by loading "
         reason += str(first.load)
@@ -83,6 +83,19 @@ def of_one_guest(combined: RunResult) -> RunResult:
         one for one in combined.findings if one.range is not None or _DIFFERENTLY not in one.text
     )
     return replace(combined, findings=own)
+
+
+def _differ_for_new_reasons(results: Sequence[RunResult]) -> bool:
+    """Whether outcomes differ among the guests without a known failure, one of which failed."""
+    unexplained = [one for one in results if one.owners and not one.known_issue]
+    failed = any(one.verdict is Verdict.FAIL for one in unexplained)
+    return failed and len({outcome(one) for one in unexplained}) > 1
+
+
+def _first_known(failed: Sequence[RunResult]) -> str | None:
+    """The name of the first known issue of the guests whose failure is known."""
+    findings = (finding for one in failed if one.known_issue for finding in one.findings)
+    return next((finding.known for finding in findings if finding.known), None)
 
 
 def _different_outcomes(results: Sequence[RunResult], known: str | None) -> tuple[Finding, ...]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harness.core.errors import UsageError
 from harness.platform.firmware_state import PlacedDecoder
 from harness.platform.hdm_decoders import plan_decoder
@@ -39,7 +41,20 @@ def check_scenario(document: Document[Scenario], profile: Profile) -> None:
         _check_decoder(document, f"firmware.decoders[{index}]", decoder, profile)
     for index, entry in enumerate(scenario.firmware.acpi.srat):
         _check_part(document, f"firmware.acpi.srat[{index}]", entry, profile)
-    _check_overlaps(document, profile)
+    _check_overlaps(
+        document,
+        "firmware.decoders",
+        scenario.firmware.decoders,
+        profile,
+        "CXL 3.1, 8.2.4.20.12: decoders do not overlap; ports_size counts as well",
+    )
+    _check_overlaps(
+        document,
+        "firmware.acpi.srat",
+        scenario.firmware.acpi.srat,
+        profile,
+        "ACPI 6.5, 5.2.16.2: a memory range belongs to one proximity domain",
+    )
     _check_components(document, profile)
     check_load(document)
     _check_expectations(document)
@@ -244,26 +259,19 @@ def _check_plan(
         raise document.error(at, error.message, hint=error.hint) from None
 
 
-def _check_overlaps(document: Document[Scenario], profile: Profile) -> None:
-    firmware = document.value.firmware
-    for field, parts, hint in (
-        (
-            "firmware.decoders",
-            firmware.decoders,
-            "CXL 3.1, 8.2.4.20.12: decoders do not overlap; ports_size counts as well",
-        ),
-        (
-            "firmware.acpi.srat",
-            firmware.acpi.srat,
-            "ACPI 6.5, 5.2.16.2: a memory range belongs to one proximity domain",
-        ),
-    ):
-        spans: list[tuple[int, MemoryRange]] = []
-        for index, part in enumerate(parts):
-            span = (part.window, _extent(part, profile))
-            if any(window == span[0] and other.overlaps(span[1]) for window, other in spans):
-                raise document.error(f"{field}[{index}]", "overlaps an earlier entry", hint=hint)
-            spans.append(span)
+def _check_overlaps(
+    document: Document[Scenario],
+    field: str,
+    parts: Sequence[Decoder | SratEntry],
+    profile: Profile,
+    hint: str,
+) -> None:
+    spans: list[tuple[int, MemoryRange]] = []
+    for index, part in enumerate(parts):
+        span = _extent(part, profile)
+        if any(window == part.window and other.overlaps(span) for window, other in spans):
+            raise document.error(f"{field}[{index}]", "overlaps an earlier entry", hint=hint)
+        spans.append((part.window, span))
 
 
 def _extent(part: Decoder | SratEntry, profile: Profile) -> MemoryRange:

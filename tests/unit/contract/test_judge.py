@@ -178,7 +178,7 @@ def test_every_complaint_is_a_finding_of_its_own() -> None:
 
 
 def test_an_expected_line_breaks_no_rule() -> None:
-    line = ExpectedLine(pattern=r"cxl root\d+: a$", reason="it is expected here")
+    line = ExpectedLine(pattern=re.compile(r"cxl root\d+: a$"), reason="it is expected here")
     seen = good(record(4, "cxl root0: a"))
     assert judged(seen, CXL, line).verdict is Verdict.PASS
     assert found(judged(good(record(4, "cxl root0: ab")), CXL, line)) != []

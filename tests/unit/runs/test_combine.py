@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
@@ -107,3 +109,25 @@ def test_a_new_failure_is_shown_before_a_known_one() -> None:
     both = combine([known, new], 9.0)
     assert (both.load, both.known_issue) == (new.load, None)
     assert both.evidence == new.evidence
+
+
+def rule_7(*results: RunResult) -> list[str | None]:
+    """The known issue of each finding of rule 7."""
+    return [one.known for one in combine(results, 9.0).findings if one.rule == "7"]
+
+
+def failure(owner: OwnerName, issue: str | None) -> RunResult:
+    result = guest(FAIL, owner, owner, known="because" if issue else None)
+    return replace(result, findings=tuple(replace(f, known=issue) for f in result.findings))
+
+
+def test_different_outcomes_are_known_when_only_known_failures_differ() -> None:
+    passed, race = guest(PASS, "dax_cxl", "a"), failure("nobody", "race")
+    # A new failure that leaves the owners as they are, such as a kernel message.
+    message = failure("dax_cxl", None)
+    assert rule_7(passed, race) == ["race"]
+    assert rule_7(passed, race, message) == ["race"]
+    assert rule_7(message, race, race) == ["race"]
+    assert rule_7(passed, race, failure("dax_hmem", None)) == [None]
+    assert rule_7(passed, failure("nobody", None)) == [None]
+    assert rule_7(failure("nobody", "race"), failure("dax_hmem", "other")) == ["race"]

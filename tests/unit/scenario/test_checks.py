@@ -42,7 +42,7 @@ PROFILE = machine(
 )
 
 
-def decoder(number: int, *devices: str, size: str = "1G", **more: Any) -> Values:
+def decoder(number: int, *devices: str, size: str | int = "1G", **more: Any) -> Values:
     return {"window": number, "size": size, "devices": list(devices), **more}
 
 
