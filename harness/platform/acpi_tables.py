@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""ACPI tables: what QEMU's CEDT and SRAT say, and how to write an SRAT that overrides one.
+"""ACPI tables: read QEMU's CEDT and SRAT, and write tables that override them.
 
 Sources: ACPI 6.5, 5.2.6 (header) and 5.2.16 (SRAT); CXL 3.1, 9.18.1 (CEDT).
 """
@@ -20,17 +20,17 @@ _X2APIC = 2
 _CPU_AFFINITY = {_APIC: (16, 4), _X2APIC: (24, 12)}
 _ENABLED = 1
 _HOT_PLUGGABLE = 2
-# Window restrictions: type 2 and 3, volatile and persistent; what QEMU's own CEDT says.
+# Window restrictions: type 2 and 3, volatile and persistent, as in QEMU's own CEDT.
 _ANY_MEMORY = 0xF
 
 
 class AcpiTableError(ValueError):
-    """The bytes are not the table that they should be."""
+    """The bytes are not a valid table."""
 
 
 @dataclass(frozen=True)
 class HostBridgeBlock:
-    """A CHBS: where the component registers of one host bridge lie.
+    """A CHBS: the place of the component registers of one host bridge.
 
     Attributes:
         uid: `_UID` of the host bridge; QEMU uses its bus number.
@@ -63,7 +63,7 @@ class MemoryAffinity:
     Attributes:
         range: host physical addresses.
         node: proximity domain.
-        hotplug: whether it is room for hotplug rather than RAM that is there.
+        hotplug: a memory hotplug area, without RAM at boot.
     """
 
     range: MemoryRange
@@ -72,7 +72,7 @@ class MemoryAffinity:
 
 
 def split_tables(blob: bytes) -> dict[str, bytes]:
-    """The tables in QEMU's `etc/acpi/tables`, by signature; of several, the first.
+    """Split QEMU's `etc/acpi/tables` by signature; of several tables with one, return the first.
 
     Raises:
         AcpiTableError: a table's length does not fit.
@@ -81,7 +81,7 @@ def split_tables(blob: bytes) -> dict[str, bytes]:
     at = 0
     while at + _HEADER.size <= len(blob):
         if blob[at] == 0:
-            at += 1  # padding between and behind the tables
+            at += 1  # padding between and after the tables
             continue
         signature, length = struct.unpack_from("<4sI", blob, at)
         if signature == b"FACS":
@@ -95,7 +95,7 @@ def split_tables(blob: bytes) -> dict[str, bytes]:
 
 
 def parse_cedt(table: bytes) -> tuple[tuple[HostBridgeBlock, ...], tuple[FixedWindow, ...]]:
-    """Host bridge register blocks and windows, in table order.
+    """Parse host bridge register blocks and windows, in table order.
 
     Raises:
         AcpiTableError: the table is malformed.
@@ -119,7 +119,7 @@ def parse_cedt(table: bytes) -> tuple[tuple[HostBridgeBlock, ...], tuple[FixedWi
 
 
 def interleave_ways(encoded: int) -> int:
-    """Number of ways of an encoded interleave-ways field (CXL 3.1, table 9-22).
+    """Return the number of ways of an encoded interleave-ways field (CXL 3.1, table 9-22).
 
     Raises:
         AcpiTableError: a reserved encoding.
@@ -132,7 +132,7 @@ def interleave_ways(encoded: int) -> int:
 
 
 def encode_ways(ways: int) -> int:
-    """The encoding of a number of ways: 1, 2, 4, 8, 16, 3, 6 or 12.
+    """Return the encoding of a number of ways: 1, 2, 4, 8, 16, 3, 6 or 12.
 
     Raises:
         ValueError: any other number.
@@ -144,7 +144,7 @@ def encode_ways(ways: int) -> int:
 
 
 def parse_srat(table: bytes) -> tuple[MemoryAffinity, ...]:
-    """The enabled memory entries, in table order.
+    """Parse the enabled memory entries, in table order.
 
     Raises:
         AcpiTableError: the table is malformed.
@@ -164,7 +164,7 @@ def parse_srat(table: bytes) -> tuple[MemoryAffinity, ...]:
 
 
 def parse_cpu_domains(table: bytes) -> tuple[int, ...]:
-    """The proximity domains of the enabled CPUs, in table order.
+    """Parse the proximity domains of the enabled CPUs, in table order.
 
     Raises:
         AcpiTableError: the table is malformed.
@@ -187,10 +187,10 @@ def parse_cpu_domains(table: bytes) -> tuple[int, ...]:
 
 
 def override_srat(table: bytes, added: Iterable[MemoryAffinity]) -> bytes:
-    """An SRAT with entries added, which Linux takes in place of the firmware's.
+    """Add entries to an SRAT, and make Linux use it in place of the firmware's.
 
     Linux replaces a table by one from the initramfs only if its OEM revision is higher and its
-    checksum is right (drivers/acpi/tables.c).
+    checksum is correct (drivers/acpi/tables.c).
     """
     entries = b"".join(
         _MEMORY_AFFINITY.pack(
@@ -212,7 +212,7 @@ def override_srat(table: bytes, added: Iterable[MemoryAffinity]) -> bytes:
 def replace_cedt(
     table: bytes, bridges: Sequence[HostBridgeBlock], windows: Sequence[FixedWindow]
 ) -> bytes:
-    """A CEDT with only these host bridges and windows, which Linux takes in place of the other."""
+    """Make a CEDT with only these host bridges and windows, which overrides the firmware's."""
     uids = {one.uid for one in bridges}
     kept = b"".join(
         body

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A scenario's firmware state at the addresses that the machine really has."""
+"""The firmware state of a scenario at the addresses of its machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNITS = "kmgtpe"
 
 @dataclass(frozen=True)
 class NamedRange:
-    """A range with the name that the scenario gave it."""
+    """A range with its name in the scenario."""
 
     name: str
     range: MemoryRange
@@ -41,10 +41,10 @@ class PlacedDecoder:
         devices: type-3 devices in interleave order.
         granularity: bytes of one interleave step.
         window_ways: host bridges that this part of the window interleaves over.
-        hidden: whether its host bridge or its window is one that Linux does not know of.
-        ports_range: what the host bridge and the switches above the devices decode; Linux
-            assembles a region only where it is the same as `range`.
-        locked: whether the firmware locked them: Linux then leaves them committed.
+        hidden: its host bridge or its window is missing from the CEDT that Linux gets.
+        ports_range: decoded by the host bridge and the switches above the devices; Linux
+            assembles a region only if it equals `range`.
+        locked: locked by the firmware: Linux then leaves them committed.
     """
 
     name: str
@@ -60,19 +60,19 @@ class PlacedDecoder:
 
 @dataclass(frozen=True)
 class FirmwareState:
-    """What the firmware leaves behind, at real addresses.
+    """The state that the firmware leaves, at real addresses.
 
     Attributes:
         soft_reserved: Soft Reserved ranges, in the scenario's order.
         decoders: committed decoders, in the scenario's order.
-        windows: the CXL windows that Linux is told of.
-        ram: RAM there at boot.
-        hotplug_room: ranges that the SRAT keeps for memory hotplug.
+        windows: the CXL windows in the CEDT that Linux gets.
+        ram: RAM at boot.
+        hotplug_room: ranges that the SRAT reserves for memory hotplug.
         srat: entries added to the SRAT.
         dividing: memory entries of the SRAT that divide Soft Reserved ranges: all of them on a
             machine with a HMAT, none on one without (Linux, drivers/acpi/numa/hmat.c, hmat_init).
-        firmware_ram: ranges outside the machine's RAM that the firmware hands over as ordinary
-            RAM, by `memmap=SIZE@START` in `kernel.cmdline`.
+        firmware_ram: ranges outside the machine's RAM that the kernel gets as ordinary RAM, by
+            `memmap=SIZE@START` in `kernel.cmdline`.
         nodes: ranges that have a NUMA node, with windows that no entry of the SRAT describes.
     """
 
@@ -128,15 +128,15 @@ class FirmwareState:
 def place_firmware(
     document: Document[Scenario], profile: Profile, layout: MachineLayout
 ) -> FirmwareState:
-    """Resolve a checked scenario's positions against a machine's layout.
+    """Resolve the positions of a checked scenario against the addresses of a machine.
 
     Raises:
         UsageError: a position does not fit the machine; names file, line and field.
     """
     firmware = document.value.firmware
     windows = tuple(window.range for window in layout.windows)
-    told = tuple(
-        window for window, asked in zip(windows, profile.windows, strict=True) if not asked.hidden
+    visible = tuple(
+        span for span, window in zip(windows, profile.windows, strict=True) if not window.hidden
     )
     decoders = tuple(
         _place_decoder(document.value, index, one, profile, layout)
@@ -153,13 +153,13 @@ def place_firmware(
     state = FirmwareState(
         soft_reserved=reserved,
         decoders=decoders,
-        windows=told,
+        windows=visible,
         ram=layout.ram(),
         hotplug_room=layout.hotplug_room(),
         srat=srat,
         dividing=tuple(one.range for one in (*layout.memory, *srat)) if profile.hmat else (),
         firmware_ram=given_as_ram(document.value.kernel.cmdline),
-        nodes=node_ranges(layout.srat, srat, told),
+        nodes=node_ranges(layout.srat, srat, visible),
     )
     _check_reserved(document, state, windows)
     return state
@@ -190,7 +190,7 @@ def _place_decoder(
 ) -> PlacedDecoder:
     window = layout.windows[decoder.window]
     part = profile.windows[decoder.window].part_at(decoder.offset, decoder.size)
-    assert part is not None, "check_scenario saw to it"
+    assert part is not None, "check_scenario refuses the others"
     start = window.range.start + decoder.offset
     return PlacedDecoder(
         name=decoder_name(scenario, index),
@@ -230,7 +230,9 @@ def _place(
                 hint="only a node above 4 GiB is one range; or give start and end",
             )
         return ranges[0]
-    assert position.start is not None and position.end is not None, "check_scenario saw to it"
+    assert position.start is not None and position.end is not None, (
+        "check_scenario refuses the others"
+    )
     return MemoryRange(position.start, position.end)
 
 
@@ -242,7 +244,7 @@ def _check_reserved(
         for hole in given.minus(backed):
             raise document.error(
                 "kernel.cmdline",
-                f"memmap= gives {hole} to the kernel as RAM, and there is no memory behind it",
+                f"memmap= makes {hole} RAM, but there is no memory behind it",
                 hint="commit a decoder over it (firmware.decoders)",
             )
     boot_ram = min((one for one in state.ram if one.start > 0xFFFFF), default=None)
@@ -250,7 +252,7 @@ def _check_reserved(
         if one.range.start % _PAGE or (one.range.end + 1) % _PAGE:
             raise document.error(
                 f"firmware.soft_reserved.{one.name}",
-                f"{one.range} does not begin and end with a page of 4 KiB",
+                f"{one.range} does not begin and end at page boundaries of 4 KiB",
                 hint="UEFI 2.10, 7.2.3: memory descriptors count pages of 4 KiB",
             )
         at = f"firmware.soft_reserved.{one.name}"
@@ -271,12 +273,12 @@ def _check_reserved(
         holes = [hole for hole in unbacked if any(hole.overlaps(w) for w in windows)]
         nowhere = [hole for hole in unbacked if hole not in holes]
         if holes:
-            # A kernel that onlines this dies of it: every read of it returns poison.
+            # A kernel that onlines it crashes: every read returns poison.
             raise document.error(
                 at,
                 f"{holes[0]} ({format_size(holes[0].size)}) has no memory behind it",
-                hint="commit a decoder over it; a profile with a hidden host bridge gives memory "
-                "that works although Linux assembles no region from it",
+                hint="commit a decoder over it; with a hidden host bridge in the profile, memory "
+                "works although Linux assembles no region",
             )
         if nowhere:
             raise document.error(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which HDM decoder of which component gets which values: the firmware's program, on paper.
+"""Compute the values of all HDM decoders that the firmware commits.
 
 Source: CXL 3.1, 8.2.4.20 (HDM decoder capability) and 9.13.1 (interleave over several levels).
 """
@@ -27,10 +27,9 @@ ComponentKind = Literal["host_bridge", "switch", "endpoint"]
 
 @dataclass(frozen=True)
 class Component:
-    """Something with HDM decoders, and the way to it.
+    """A component with HDM decoders, and the path to it.
 
     Attributes:
-        kind: what it is.
         name: of the host bridge, of the port above the switch, or of the device.
         bus: PCI bus number of its host bridge.
         ports: port numbers from the host bridge down to it; empty for a host bridge.
@@ -47,13 +46,12 @@ class DecoderSetting:
     """The values of one HDM decoder.
 
     Attributes:
-        component: whose decoder it is.
         index: its number in the component.
         range: host physical addresses.
         ways: interleave ways of this level.
         granularity: bytes of one interleave step of this level.
         targets: port numbers in interleave order; empty for an endpoint.
-        locked: whether it is locked when it is committed.
+        locked: with Lock On Commit.
     """
 
     component: Component
@@ -66,7 +64,7 @@ class DecoderSetting:
 
 
 def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSetting, ...]:
-    """Every decoder to commit: endpoints before what lies above them, by ascending address.
+    """List the decoders to commit: endpoints before the ports above them, by ascending address.
 
     Raises:
         UsageError: the devices of a decoder cannot be interleaved by this tree of ports.
@@ -82,7 +80,7 @@ def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSettin
 
 
 def plan_decoder(profile: Profile, decoder: PlacedDecoder) -> tuple[DecoderSetting, ...]:
-    """The settings of one decoder, as if it were the first of each of its components.
+    """Compute the settings of one decoder, as if it were the first of each of its components.
 
     Raises:
         UsageError: its devices cannot be interleaved by this tree of ports.
@@ -122,14 +120,14 @@ def _plan_level(
     unused_grain: int,
     add: Callable[[Component, int, int, Sequence[int]], None],
 ) -> None:
-    """Plan a component and what lies below it.
+    """Plan a component and all components below it.
 
     Args:
         component: the host bridge or switch.
         decoder: the decoder to plan.
         paths: the ports from the component down to each of its devices, by the device's place in
             the interleave order.
-        unused_grain: the step to write where this level has one way, and so does not use it.
+        unused_grain: the granularity to write if this level has one way, and does not use it.
         add: called with each setting.
     """
     numbers = list(dict.fromkeys(path[0][0] for path in paths.values()))
@@ -138,7 +136,7 @@ def _plan_level(
         raise UsageError(
             f"{component.name} would interleave over {ways} ports",
             where=decoder.name,
-            hint=f"the target list of a decoder has {_MOST_TARGETS} places (CXL 3.1, 8.2.4.20.8)",
+            hint=f"the target list of a decoder has {_MOST_TARGETS} entries (CXL 3.1, 8.2.4.20.8)",
         )
     grain, targets = min(unused_grain, GRANULARITIES[-1]), numbers
     if ways > 1:
@@ -164,7 +162,7 @@ def _level_order(
     decoder: PlacedDecoder,
     paths: Mapping[int, tuple[tuple[int, Port], ...]],
 ) -> tuple[int, list[int]]:
-    """The step and the target list by which one level reaches its devices in their order.
+    """Return the granularity and target list by which one level reaches its devices in order.
 
     A level selects its port by adjacent address bits. They may lie above or below the bits of the
     levels beneath it.
@@ -182,8 +180,8 @@ def _level_order(
         ):
             return decoder.granularity << doublings, [targets[place] for place in sorted(targets)]
     raise UsageError(
-        f"the devices {', '.join(decoder.devices)} do not take turns below {component.name}",
+        f"the devices {', '.join(decoder.devices)} do not alternate below {component.name}",
         where=decoder.name,
-        hint="CXL 3.1, 9.13.1: each level of ports goes round in a fixed order; list the devices "
-        "so",
+        hint="CXL 3.1, 9.13.1: each level of ports alternates in a fixed order; list the devices "
+        "in it",
     )

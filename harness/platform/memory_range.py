@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Inclusive ranges of physical addresses, and the sizes and addresses that people write."""
+"""Inclusive ranges of physical addresses, and sizes as users write them."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ class MemoryRange:
         return self.start <= other.end and other.start <= self.end
 
     def intersection(self, other: MemoryRange) -> MemoryRange | None:
-        """The bytes in both, or None when there are none."""
+        """Return the bytes in both, or None without any."""
         if not self.overlaps(other):
             return None
         return MemoryRange(max(self.start, other.start), min(self.end, other.end))
 
     def minus(self, others: Iterable[MemoryRange]) -> tuple[MemoryRange, ...]:
-        """What is left of this range without any of `others`, in ascending order."""
+        """Return the parts of this range outside of all `others`, in ascending order."""
         left: list[MemoryRange] = []
         at = self.start
         for other in sorted(others):
@@ -88,7 +88,7 @@ class MemoryRange:
 
 
 def merge_adjacent(ranges: Iterable[MemoryRange]) -> tuple[MemoryRange, ...]:
-    """The same bytes in as few ranges as possible, ascending."""
+    """Return the same bytes in as few ranges as possible, ascending."""
     merged: list[MemoryRange] = []
     for one in sorted(ranges):
         if merged and one.start <= merged[-1].end + 1:
@@ -99,7 +99,7 @@ def merge_adjacent(ranges: Iterable[MemoryRange]) -> tuple[MemoryRange, ...]:
 
 
 def parse_size(text: str) -> int:
-    """Bytes in a size such as `512M`, `2G` or `8192`; units K, M, G, T are powers of 1024.
+    """Return the bytes of a size such as `512M`, `2G` or `8192`; units K, M, G, T are powers of 1024.
 
     Raises:
         ValueError: the text is not a size, or is zero.
@@ -111,7 +111,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """The shortest exact way to write `size` bytes, such as `512M`."""
+    """Write `size` bytes with the largest exact unit, such as `512M`."""
     for unit in "TGMK":
         if size and size % _UNITS[unit] == 0:
             return f"{size // _UNITS[unit]}{unit}"

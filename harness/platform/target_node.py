@@ -43,7 +43,7 @@ class NodeRange:
 def node_ranges(
     srat: bytes, added: Iterable[MemoryAffinity], windows: Iterable[MemoryRange]
 ) -> tuple[NodeRange, ...]:
-    """The ranges that have a node, in the order in which Linux searches them.
+    """List the ranges that have a node, in the order in which Linux searches them.
 
     Linux numbers the proximity domains in the order in which it reads them: those of CPUs, then
     those of memory. Each window without a memory entry in the SRAT gets the next number. Where a
@@ -52,8 +52,8 @@ def node_ranges(
     Args:
         srat: the SRAT that QEMU built.
         added: the memory entries that the scenario adds to it.
-        windows: those of the CEDT that Linux gets, in its order; none for a kernel that makes no
-            nodes for windows.
+        windows: the windows of the CEDT that Linux gets, in its order; empty for a kernel that
+            makes no nodes for windows.
 
     Raises:
         AcpiTableError: the SRAT is malformed.
@@ -74,12 +74,12 @@ def node_ranges(
 
 
 def target_node(address: int, nodes: Iterable[NodeRange]) -> int | None:
-    """The node of a dax device that begins at this address, None where it has none."""
+    """Return the node of a dax device that begins at this address, None without one."""
     return next((one.node for one in nodes if one.range.start <= address <= one.range.end), None)
 
 
 def named_node(node: int | None, nodes: Iterable[NodeRange]) -> str:
-    """A node in words, with its proximity domain where that has another number."""
+    """Describe a node, with its proximity domain if that has another number."""
     if node is None:
         return "no node"
     domain = next((one.domain for one in nodes if one.node == node), node)
@@ -87,7 +87,7 @@ def named_node(node: int | None, nodes: Iterable[NodeRange]) -> str:
 
 
 def wrong_node(expected: int | None, piece: Piece) -> bool:
-    """Whether an owned piece has another node than the expected one; None expects nothing."""
+    """Whether an owned piece is not in the expected node; None accepts every node."""
     return expected is not None and piece.owner != "nobody" and piece.node != expected
 
 

@@ -15,7 +15,6 @@ from harness.scenario.post_boot_steps import check_steps
 from harness.scenario.profile import Profile
 from harness.scenario.scenario import (
     POLICIES,
-    POWERS_OF_TWO,
     Decoder,
     Position,
     Scenario,
@@ -199,13 +198,9 @@ def _check_decoder(
         )
     targets = part.targets
     _check_targets(document, f"{at}.devices", decoder, profile, targets)
-    if len(targets) & (len(targets) - 1):
-        raise document.error(
-            f"{at}.devices",
-            f"QEMU cannot decode an interleave over {len(targets)} host bridges",
-            hint=POWERS_OF_TWO,
-        )
+    _check_power_of_two(document, f"{at}.devices", len(targets), "host bridges")
     _check_plan(document, f"{at}.devices", decoder, profile, len(targets))
+    _check_power_of_two(document, f"{at}.devices", len(decoder.devices), "devices")
     for device in decoder.devices:
         if decoder.size // len(decoder.devices) > sizes[device]:
             raise document.error(
@@ -213,6 +208,15 @@ def _check_decoder(
                 f"{device} has only {format_size(sizes[device])}",
                 hint="reduce size, or enlarge the device in the profile",
             )
+
+
+def _check_power_of_two(document: Document[Scenario], at: str, ways: int, components: str) -> None:
+    if ways & (ways - 1):
+        raise document.error(
+            at,
+            f"QEMU cannot decode an interleave over {ways} {components}",
+            hint="CXL allows it, but QEMU 10.0 decodes powers of two only, and crashes on others",
+        )
 
 
 def _check_targets(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Checks of the RAM that a guest boots with: its ACPI tables, and room for page structs."""
+"""Check the RAM that a guest boots with: space for ACPI tables and page structs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_acpi_tables(document: Document[Scenario], state: FirmwareState) -> Non
 
 
 def check_page_structs(document: Document[Scenario], state: FirmwareState) -> None:
-    """Refuse a guest whose RAM cannot hold the page structs of the memory that it gets.
+    """Refuse a guest whose RAM cannot hold the page structs of its memory.
 
     Raises:
         UsageError: names the profile, with the arithmetic.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Owners and uses, as scenario files write them; docs/contract.md says what they mean."""
+"""Owners and uses of ranges, as scenario files write them; docs/contract.md defines them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ RangeName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*(\[\d+\])?\Z",
 
 
 class Ownership(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Who owns a range, and what it is used for.
+    """The owner and the use of a range.
 
     Attributes:
-        owner: the driver that owns it.
-        use: what for.
-        node: the NUMA node of its memory, as Linux numbers nodes; None where that is not stated.
+        node: the NUMA node of its memory, as Linux numbers nodes; None if it is not stated.
     """
 
     owner: OwnerName

@@ -257,7 +257,7 @@ def test_a_soft_reserved_range_is_made_of_pages(start: int, end: int, fine: bool
     if fine:
         place(firmware)
         return
-    assert "does not begin and end with a page of 4 KiB" in refused(firmware).message
+    assert "does not begin and end at page boundaries" in refused(firmware).message
 
 
 NEIGHBOURS = {"a": {"window": 0}, "b": {"window": 1}}

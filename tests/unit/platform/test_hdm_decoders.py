@@ -166,18 +166,18 @@ def test_the_upper_level_may_take_the_higher_address_bits() -> None:
     ]
 
 
-def test_devices_that_do_not_take_turns_are_refused() -> None:
-    with pytest.raises(UsageError, match="do not take turns below hb0"):
+def test_devices_that_do_not_alternate_are_refused() -> None:
+    with pytest.raises(UsageError, match="do not alternate below hb0"):
         plan(SWITCHED, decoder("mem0", "mem2", "mem3", "mem1"))
 
 
-def test_devices_that_take_no_even_turns_are_refused() -> None:
+def test_devices_that_alternate_unevenly_are_refused() -> None:
     ports = [
         switch_port("rp0", port("dp0", "mem0"), port("dp1", "mem1")),
         port("rp1", "mem2"),
     ]
     profile = machine([bridge("hb0", 0x35, *ports)], [window("hb0", size=6 * GIB)])
-    with pytest.raises(UsageError, match="do not take turns below hb0") as caught:
+    with pytest.raises(UsageError, match="do not alternate below hb0") as caught:
         plan(profile, decoder("mem0", "mem2", "mem1", size="1536M", name="odd"))
     assert str(caught.value.where).endswith(": firmware.decoders[0].devices")
     assert caught.value.hint.startswith("CXL 3.1, 9.13.1: ")

@@ -321,7 +321,7 @@ def test_what_the_harness_ends_itself_is_no_lost_machine() -> None:
         ("all_orders", LoadPlan(all_orders=ALL)),
         ("parallel", LoadPlan(parallel=ALL)),
         ("modalias", LoadPlan(modalias=ALL)),
-        ("kmem,dax-hmem", ("kmem", "dax-hmem")),
+        ("kmem,dax-hmem", ("kmem", "dax_hmem")),
         ("none", ()),
     ],
 )

@@ -131,8 +131,6 @@ DECODERS: list[Row] = [
     (decoder(0), ".devices", "cannot interleave over no device"),
     (decoder(0, "mem0", "mem0"), ".devices", "cannot interleave over mem0, mem0"),
     (decoder(0, *"abcde", size="1280M"), ".devices", "cannot interleave over a, b, c, d, e"),
-    (decoder(0, *"abc", size="1536M"), ".devices", "QEMU cannot decode an interleave over 3 dev"),
-    (decoder(0, *"abcdef", size="1536M"), ".devices", "QEMU cannot decode an interleave over 6 d"),
     (decoder(0, "mem0", size="128M"), ".size", "128M is not a multiple of 256M"),
     (decoder(0, "mem0", size=0), ".size", "0 is not a multiple of 256M"),
     (decoder(0, "mem0", offset="128M"), ".offset", "128M is not a multiple of 256M"),
@@ -176,14 +174,17 @@ def test_decoders_are_refused_where_they_are_written() -> None:
 
 
 def test_an_interleave_that_qemu_cannot_decode_is_refused() -> None:
-    ports = [port(f"rp{number}", f"m{number}") for number in range(4)]
+    ports = [port(f"rp{number}", f"m{number}") for number in range(6)]
     one = machine([bridge("hb0", 0x20, *ports)], [window("hb0", size=6 * GIB)])
     check({"decoders": [decoder(0, "m0", "m1", "m2", "m3")]}, one)
+    for devices in (["m0", "m1", "m2"], [f"m{number}" for number in range(6)]):
+        with pytest.raises(UsageError, match=rf"QEMU cannot .* over {len(devices)} devices"):
+            check({"decoders": [decoder(0, *devices, size="1536M")]}, one)
     three = machine(
         [bridge(f"hb{number}", 0x20 * (number + 1), ports[number]) for number in range(3)],
         [window("hb0", "hb1", "hb2", size=3 * GIB)],
     )
-    with pytest.raises(UsageError, match=r"QEMU cannot .* over 3 (devices|host bridges)"):
+    with pytest.raises(UsageError, match=r"QEMU cannot .* over 3 host bridges"):
         check({"decoders": [decoder(0, "m0", "m1", "m2", size="1536M")]}, three)
 
 
