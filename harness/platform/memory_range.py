@@ -99,7 +99,7 @@ def merge_adjacent(ranges: Iterable[MemoryRange]) -> tuple[MemoryRange, ...]:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size such as `512M`, `2G` or `8192`; units K, M, G, T are powers of 1024.
+    """Return the bytes of a size such as `512M`, `2G` or `8192`; units are powers of 1024.
 
     Raises:
         ValueError: the text is not a size, or is zero.
