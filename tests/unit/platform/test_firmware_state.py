@@ -39,9 +39,8 @@ def refused(firmware: Values, profile: Profile = PROFILE) -> UsageError:
     return caught.value
 
 
-@pytest.mark.parametrize(
-    ("position", "where"),
-    [
+def test_a_position_becomes_addresses_of_the_machine() -> None:
+    for position, where in (
         ({"window": 0}, "1d0000000-24fffffff"),
         ({"window": 0, "offset": "1G"}, "210000000-24fffffff"),
         ({"window": 0, "size": "256M"}, "1d0000000-1dfffffff"),
@@ -50,11 +49,9 @@ def refused(firmware: Values, profile: Profile = PROFILE) -> UsageError:
         ({"window": 0, "offset": "1G", "last_window": 1}, "210000000-2cfffffff"),
         ({"node": 1}, "180000000-1bfffffff"),
         ({"start": 0x110000000, "end": 0x12FFFFFFF}, "110000000-12fffffff"),
-    ],
-)
-def test_a_position_becomes_addresses_of_the_machine(position: Values, where: str) -> None:
-    state = place({"soft_reserved": {"sr0": position}, "decoders": [FIRST, SECOND]})
-    assert state.soft_reserved == (NamedRange("sr0", span(where)),)
+    ):
+        state = place({"soft_reserved": {"sr0": position}, "decoders": [FIRST, SECOND]})
+        assert state.soft_reserved == (NamedRange("sr0", span(where)),)
 
 
 def test_a_decoder_lies_in_its_window_and_takes_its_granularity() -> None:
@@ -74,12 +71,12 @@ def test_a_decoder_may_have_a_granularity_of_its_own() -> None:
     assert decoder.granularity == 4096
 
 
-def test_a_decoder_of_an_interleaved_window_knows_the_windows_ways() -> None:
+def test_a_decoder_of_an_interleaved_window_has_the_windows_ways() -> None:
     both = {"window": 2, "size": "2G", "devices": ["mem0", "m1"]}
     assert place({"decoders": [both]}).decoders[0].window_ways == 2
 
 
-def test_the_state_has_what_the_machine_has() -> None:
+def test_the_state_has_the_windows_and_ram_of_the_machine() -> None:
     state = place({})
     windows = ("1d0000000-24fffffff", "250000000-2cfffffff", "2d0000000-34fffffff")
     assert state.windows == tuple(map(span, windows))
@@ -87,7 +84,7 @@ def test_the_state_has_what_the_machine_has() -> None:
     assert state.hotplug_room == ()
 
 
-def test_hotplug_room_is_no_ram() -> None:
+def test_a_memory_hotplug_area_is_not_ram() -> None:
     profile = Profile(
         summary="Room.",
         nodes=(NumaNode(memory=Size(GIB), cpus=1),),
@@ -141,9 +138,8 @@ def test_every_range_has_its_name_soft_reserved_ones_first() -> None:
     assert state.named_ranges()[2].range == span("150000000-18fffffff")
 
 
-@pytest.mark.parametrize(
-    ("reserved", "decoders", "field", "message"),
-    [
+def test_impossible_soft_reserved_ranges_are_refused() -> None:
+    for reserved, decoders, field, message in (
         ({"sr0": {"node": 0}}, [], ".sr0.node", "node 0 has 3 ranges of RAM"),
         (
             {"a": {"node": 1}, "sr0": {"start": 0x1B0000000, "end": 0x1BFFFFFFF}},
@@ -176,14 +172,10 @@ def test_every_range_has_its_name_soft_reserved_ones_first() -> None:
             ".sr0",
             "ffff00000000-ffff0fffffff lies outside the RAM and the windows",
         ),
-    ],
-)
-def test_a_soft_reserved_range_that_cannot_be_is_refused(
-    reserved: Values, decoders: list[Values], field: str, message: str
-) -> None:
-    error = refused({"soft_reserved": reserved, "decoders": decoders})
-    assert message in error.message
-    assert str(error.where).endswith(f": firmware.soft_reserved{field}")
+    ):
+        error = refused({"soft_reserved": reserved, "decoders": decoders})
+        assert message in error.message
+        assert str(error.where).endswith(f": firmware.soft_reserved{field}")
 
 
 def test_memory_behind_a_hidden_host_bridge_is_memory() -> None:
@@ -217,7 +209,7 @@ BOTH = [
 ]
 
 
-def test_linux_knows_of_no_hidden_window_though_memory_is_there() -> None:
+def test_a_hidden_window_has_memory_but_is_not_in_the_cedt() -> None:
     reserved = {"soft_reserved": {"sr0": {"window": 0, "last_window": 1}}}
     state = place({**reserved, "decoders": BOTH}, HIDDEN_WINDOW)
     assert state.windows == (span("110000000-14fffffff"),)
@@ -265,35 +257,31 @@ WHOLE = {"sr0": {"window": 0, "last_window": 1}}
 WINDOWS = [{"window": 0, "node": 3}, {"window": 1, "node": 3}]
 
 
-@pytest.mark.parametrize(
-    ("hmat", "reserved", "srat", "names"),
-    [
+def test_entries_of_the_srat_divide_a_range_where_there_is_a_hmat() -> None:
+    for hmat, reserved, srat, names in (
         (True, WHOLE, WINDOWS, ["sr0[0]", "sr0[1]"]),
-        # Without a HMAT Linux does not look at the SRAT; an entry alone, and a rest that no entry
-        # describes, divide nothing.
+        # Without a HMAT, Linux ignores the SRAT. One entry, and entries that leave a rest, do not
+        # divide a range.
         (False, WHOLE, WINDOWS, ["sr0"]),
         (True, WHOLE, WINDOWS[:1], ["sr0"]),
         (True, WHOLE, [WINDOWS[0], {**WINDOWS[1], "size": "1G"}], ["sr0"]),
         (True, NEIGHBOURS, WINDOWS, ["a", "b"]),
         # The kernel does not join neighbours.
         (False, NEIGHBOURS, [], ["a", "b"]),
-    ],
-)
-def test_entries_of_the_srat_divide_a_range_where_there_is_a_hmat(
-    hmat: bool, reserved: Values, srat: list[Values], names: list[str]
-) -> None:
-    entries = (HmatEntry(initiator=0, target=0, latency=1, bandwidth=Size(GIB)),) if hmat else ()
-    profile = structs.replace(PROFILE, hmat=entries)
-    firmware = {"soft_reserved": reserved, "decoders": [FIRST, SECOND], "acpi": {"srat": srat}}
-    state = place(firmware, profile)
-    assert [one.name for one in state.kernel_ranges()] == names
-    whole = merge_adjacent(one.range for one in state.kernel_ranges())
-    assert whole == merge_adjacent(one.range for one in state.soft_reserved)
+    ):
+        entries = (
+            (HmatEntry(initiator=0, target=0, latency=1, bandwidth=Size(GIB)),) if hmat else ()
+        )
+        profile = structs.replace(PROFILE, hmat=entries)
+        firmware = {"soft_reserved": reserved, "decoders": [FIRST, SECOND], "acpi": {"srat": srat}}
+        state = place(firmware, profile)
+        assert [one.name for one in state.kernel_ranges()] == names
+        whole = merge_adjacent(one.range for one in state.kernel_ranges())
+        assert whole == merge_adjacent(one.range for one in state.soft_reserved)
 
 
-@pytest.mark.parametrize(
-    ("parameter", "ranges"),
-    [
+def test_ram_of_the_command_line() -> None:
+    for parameter, ranges in (
         ("memmap=2G@0x110000000", ["110000000-18fffffff"]),
         ("memmap=1G@4G,512M@0x180000000", ["100000000-13fffffff", "180000000-19fffffff"]),
         ("memmap=2g@0x110000000", ["110000000-18fffffff"]),
@@ -303,7 +291,5 @@ def test_entries_of_the_srat_divide_a_range_where_there_is_a_hmat(
         ("memmap=2G$0x110000000", []),
         ("memmap=2G%0x110000000-1+0xefffffff", []),
         ("mem=2G@0x110000000", []),
-    ],
-)
-def test_ram_that_the_command_line_gives(parameter: str, ranges: list[str]) -> None:
-    assert [str(one) for one in given_as_ram([parameter])] == ranges
+    ):
+        assert [str(one) for one in given_as_ram([parameter])] == ranges

@@ -20,7 +20,7 @@ Values = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """What matters of a setting, on one line."""
+    """The compared fields of a setting."""
 
     kind: str
     name: str
@@ -212,7 +212,7 @@ def test_the_order_in_the_scenario_does_not_change_the_numbers() -> None:
     assert plan(profile, *decoders) == plan(profile, *reversed(decoders))
 
 
-def test_endpoints_stand_before_what_is_above_them() -> None:
+def test_endpoints_come_before_the_ports_above_them() -> None:
     settings = plan(SWITCHED, decoder("mem0", "mem2", "mem1", "mem3"))
     kinds = [one.component.kind for one in settings]
     assert kinds[:4] == ["endpoint"] * 4
@@ -232,7 +232,7 @@ def test_a_granularity_that_no_decoder_can_have_is_refused() -> None:
         plan(profile, decoder("mem0", "mem2", "mem1", "mem3"))
 
 
-def test_nothing_is_planned_for_no_decoder() -> None:
+def test_without_a_decoder_the_plan_is_empty() -> None:
     assert plan(SWITCHED) == ()
 
 
@@ -245,7 +245,7 @@ def test_a_bridge_with_one_way_keeps_to_granularities_that_can_be_encoded() -> N
     assert {one.granularity for one in planned} <= set(GRANULARITIES)
 
 
-def test_what_is_above_the_devices_may_decode_more_than_they_do() -> None:
+def test_ports_may_decode_more_than_the_devices() -> None:
     profile = machine([bridge("hb0", 0x35, port("rp0", "mem0"))], [window("hb0", size=4 * GIB)])
     settings = plan(profile, decoder("mem0", ports_size="4G"))
     assert [(one.component.kind, one.range) for one in settings] == [

@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import firmware_state, span
 
-from harness.platform.kernel_cmdline import kernel_command_line, memmap_arguments
+from harness.platform.kernel_cmdline import (
+    denied_initcalls,
+    denied_modules,
+    kernel_command_line,
+    memmap_arguments,
+)
 from harness.platform.memory_range import MemoryRange, merge_adjacent
 
 PAGE = 4096
@@ -39,7 +44,7 @@ def test_a_range_over_ram_and_window_has_a_parameter_for_each_part_in_order() ->
 
 
 @given(pages, st.lists(pages, max_size=4))
-def test_the_parameters_cover_the_range_once_and_say_what_is_ram(
+def test_the_parameters_cover_the_range_once_and_convert_ram(
     whole: MemoryRange, ram: list[MemoryRange]
 ) -> None:
     ram = list(merge_adjacent(ram))
@@ -57,14 +62,14 @@ def test_the_parameters_cover_the_range_once_and_say_what_is_ram(
     assert sum(part.size for part in parts) == whole.size
 
 
-def test_a_guest_gets_what_every_guest_needs() -> None:
+def test_every_guest_gets_the_common_parameters() -> None:
     words = kernel_command_line(firmware_state({})).split(" ")
     for word in ("console=ttyS0", "panic=-1", "printk.time=1", "memhp_default_state=online"):
         assert word in words
     assert not any(word.startswith("memmap=") for word in words)
 
 
-def test_soft_reserved_ranges_and_what_a_scenario_adds_come_behind_it() -> None:
+def test_soft_reserved_ranges_and_the_scenario_s_parameters_come_last() -> None:
     state = firmware_state(
         {"a": "180000000-1bfffffff", "b": "5d0000000-64fffffff"}, ram=["180000000-1ffffffff"]
     )
@@ -77,7 +82,20 @@ def test_soft_reserved_ranges_and_what_a_scenario_adds_come_behind_it() -> None:
     ]
 
 
-def test_every_word_of_the_command_line_is_one_word() -> None:
+def test_parameters_are_separated_by_single_spaces() -> None:
     state = firmware_state({"a": "5d0000000-64fffffff"})
     line = kernel_command_line(state, ["x"])
     assert re.fullmatch(r"[!-~]+( [!-~]+)*", line)
+
+
+def test_denied_modules_and_initcalls() -> None:
+    for cmdline, modules, initcalls in (
+        ([], set(), set()),
+        (["module_blacklist=a,b-c", "quiet"], {"a", "b_c"}, set()),
+        (["module_blacklist=a", "module_blacklist=b"], {"a", "b"}, set()),
+        (["initcall_blacklist=f,g"], set(), {"f", "g"}),
+        (["module_blacklist="], set(), set()),
+        (["modprobe.blacklist=a", "x.module_blacklist=b"], set(), set()),
+    ):
+        assert denied_modules(cmdline) == modules
+        assert denied_initcalls(cmdline) == initcalls

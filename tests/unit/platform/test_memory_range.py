@@ -31,10 +31,14 @@ def bytes_of(*ranges: MemoryRange) -> set[int]:
     return {at for one in ranges for at in range(one.start, one.end + 1)}
 
 
-@pytest.mark.parametrize(("start", "end"), [(1, 0), (-1, 5), (0x200, 0x1FF)])
-def test_a_range_ends_at_or_after_its_start_and_is_not_negative(start: int, end: int) -> None:
-    with pytest.raises(ValueError, match="not a range"):
-        MemoryRange(start, end)
+def test_a_range_ends_at_or_after_its_start_and_is_not_negative() -> None:
+    for start, end in (
+        (1, 0),
+        (-1, 5),
+        (0x200, 0x1FF),
+    ):
+        with pytest.raises(ValueError, match="not a range"):
+            MemoryRange(start, end)
 
 
 def test_a_range_is_inclusive_at_both_ends() -> None:
@@ -59,10 +63,18 @@ def test_a_printed_range_reads_back(one: MemoryRange) -> None:
     assert MemoryRange.parse(f"{one.start:#x}-{one.end:#x}") == one
 
 
-@pytest.mark.parametrize("text", ["", "1000", "1000-", "-1000", "2000-1000", "x-y", "1000-1g"])
-def test_text_that_is_no_range_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):
-        MemoryRange.parse(text)
+def test_text_that_is_not_a_range_is_refused() -> None:
+    for text in (
+        "",
+        "1000",
+        "1000-",
+        "-1000",
+        "2000-1000",
+        "x-y",
+        "1000-1g",
+    ):
+        with pytest.raises(ValueError):
+            MemoryRange.parse(text)
 
 
 @given(small_ranges, small_ranges)
@@ -93,20 +105,35 @@ def test_merging_keeps_the_bytes_in_as_few_ranges_as_possible(ranges: list[Memor
     assert all(a.end + 1 < b.start for a, b in itertools.pairwise(merged))
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("512M", 512 * MIB), ("2G", 2 * GIB), ("8192", 8192), ("4K", 4 * KIB), ("1T", TIB)],
-)
-def test_a_size_is_a_number_and_a_unit(text: str, size: int) -> None:
-    assert parse_size(text) == size
+def test_a_size_is_a_number_and_a_unit() -> None:
+    for text, size in (
+        ("512M", 512 * MIB),
+        ("2G", 2 * GIB),
+        ("8192", 8192),
+        ("4K", 4 * KIB),
+        ("1T", TIB),
+    ):
+        assert parse_size(text) == size
 
 
-@pytest.mark.parametrize(
-    "text", ["", "0", "0G", "-1G", "1.5G", "2g", "2GiB", "2 G", "0x100", "M", "1P", "٣M", "1_0M"]
-)
-def test_text_that_is_no_size_is_refused_and_told_how_to_write_one(text: str) -> None:
-    with pytest.raises(ValueError, match="not a size: write a number and K, M, G or T"):
-        parse_size(text)
+def test_text_that_is_not_a_size_is_refused_with_a_hint() -> None:
+    for text in (
+        "",
+        "0",
+        "0G",
+        "-1G",
+        "1.5G",
+        "2g",
+        "2GiB",
+        "2 G",
+        "0x100",
+        "M",
+        "1P",
+        "٣M",
+        "1_0M",
+    ):
+        with pytest.raises(ValueError, match="not a size: write a number and K, M, G or T"):
+            parse_size(text)
 
 
 @given(st.integers(min_value=1, max_value=1 << 70))
@@ -114,9 +141,13 @@ def test_a_formatted_size_reads_back(size: int) -> None:
     assert parse_size(format_size(size)) == size
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0"), (1, "1"), (1536 * MIB, "1536M"), (1025, "1025"), (2048 * GIB, "2T"), (KIB, "1K")],
-)
-def test_a_size_is_formatted_with_the_largest_unit_that_is_exact(size: int, text: str) -> None:
-    assert format_size(size) == text
+def test_a_size_is_formatted_with_the_largest_unit_that_is_exact() -> None:
+    for size, text in (
+        (0, "0"),
+        (1, "1"),
+        (1536 * MIB, "1536M"),
+        (1025, "1025"),
+        (2048 * GIB, "2T"),
+        (KIB, "1K"),
+    ):
+        assert format_size(size) == text
