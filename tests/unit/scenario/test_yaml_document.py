@@ -141,6 +141,13 @@ ERRORS = [
     ("name: \x01\n", "", "not valid YAML", "UTF-8"),
     ("name: 2026-13-45\n", "", "invalid value", ""),
     ("name: !!python/object:os.system x\n", "", "invalid value", ""),
+    # Of two errors the first one, at its key.
+    (
+        "name: a\nby_name:\n  x: {size: 1}\n  y: {at: 1}\nlines: ['(']\n",
+        "4: by_name.y",
+        "the key 'size' is missing",
+        "",
+    ),
     # Regular expressions.
     ("name: a\nlines: ['a(b']\n", "2: lines[0]", "not a regular expression: missing )", "backsl"),
     ("name: a\nlines: [fine, [1]]\n", "2: lines[1]", "[1] is not a regular expression", ""),
