@@ -196,15 +196,15 @@ def override_srat(table: bytes, added: Iterable[MemoryAffinity]) -> bytes:
         _MEMORY_AFFINITY.pack(
             1,
             _MEMORY_AFFINITY.size,
-            one.node,
+            entry.node,
             0,
-            one.range.start,
-            one.range.size,
+            entry.range.start,
+            entry.range.size,
             0,
-            _ENABLED | (_HOT_PLUGGABLE if one.hotplug else 0),
+            _ENABLED | (_HOT_PLUGGABLE if entry.hotplug else 0),
             0,
         )
-        for one in added
+        for entry in added
     )
     return _sealed(table, table[_HEADER.size :] + entries)
 
@@ -213,7 +213,7 @@ def replace_cedt(
     table: bytes, bridges: Sequence[HostBridgeBlock], windows: Sequence[FixedWindow]
 ) -> bytes:
     """Make a CEDT with only these host bridges and windows, which overrides the firmware's."""
-    uids = {one.uid for one in bridges}
+    uids = {bridge.uid for bridge in bridges}
     kept = b"".join(
         body
         for kind, body in _structures(table, "CEDT", "<BxH")

@@ -29,15 +29,17 @@ class MachineLayout:
 
     def ram(self) -> tuple[MemoryRange, ...]:
         """The ranges of RAM at boot."""
-        return tuple(one.range for one in self.memory if not one.hotplug)
+        return tuple(entry.range for entry in self.memory if not entry.hotplug)
 
     def ram_of(self, node: int) -> tuple[MemoryRange, ...]:
         """The RAM of one node; a node across the 4 GiB hole has several ranges."""
-        return tuple(one.range for one in self.memory if one.node == node and not one.hotplug)
+        return tuple(
+            entry.range for entry in self.memory if entry.node == node and not entry.hotplug
+        )
 
     def hotplug_room(self) -> tuple[MemoryRange, ...]:
         """The ranges that the SRAT reserves for memory hotplug (`maxmem`)."""
-        return tuple(one.range for one in self.memory if one.hotplug)
+        return tuple(entry.range for entry in self.memory if entry.hotplug)
 
     def registers_of(self, uid: int) -> MemoryRange:
         """The register block of the host bridge with this `_UID`.

@@ -94,22 +94,22 @@ class FirmwareState:
         describes, leaves it whole.
         """
         found = []
-        for one in self.soft_reserved:
-            parts = sorted({e for e in self.dividing if one.range.contains(e)})
-            if len(parts) < 2 or one.range.minus(parts):
-                found.append(one)
+        for reserved in self.soft_reserved:
+            parts = sorted({e for e in self.dividing if reserved.range.contains(e)})
+            if len(parts) < 2 or reserved.range.minus(parts):
+                found.append(reserved)
                 continue
-            found += [NamedRange(f"{one.name}[{n}]", part) for n, part in enumerate(parts)]
+            found += [NamedRange(f"{reserved.name}[{n}]", part) for n, part in enumerate(parts)]
         return tuple(found)
 
     def judged_ranges(self) -> tuple[NamedRange, ...]:
         """`kernel_ranges`, then decoders: everything that can have an expected owner."""
-        decoders = (NamedRange(one.name, one.range) for one in self.decoders)
+        decoders = (NamedRange(decoder.name, decoder.range) for decoder in self.decoders)
         return (*self.kernel_ranges(), *decoders)
 
     def named_ranges(self) -> tuple[NamedRange, ...]:
         """Soft Reserved ranges, then decoders, each by its name in the scenario."""
-        decoders = (NamedRange(one.name, one.range) for one in self.decoders)
+        decoders = (NamedRange(decoder.name, decoder.range) for decoder in self.decoders)
         return (*self.soft_reserved, *decoders)
 
     def regions(self) -> tuple[NamedRange, ...]:
@@ -119,9 +119,9 @@ class FirmwareState:
         endpoints must have the region's range.
         """
         return tuple(
-            NamedRange(one.name, one.range)
-            for one in self.decoders
-            if not one.hidden and one.ports_range == one.range
+            NamedRange(decoder.name, decoder.range)
+            for decoder in self.decoders
+            if not decoder.hidden and decoder.ports_range == decoder.range
         )
 
 
@@ -139,16 +139,16 @@ def place_firmware(
         span for span, window in zip(windows, profile.windows, strict=True) if not window.hidden
     )
     decoders = tuple(
-        _place_decoder(document.value, index, one, profile, layout)
-        for index, one in enumerate(firmware.decoders)
+        _place_decoder(document.value, index, decoder, profile, layout)
+        for index, decoder in enumerate(firmware.decoders)
     )
     reserved = tuple(
         NamedRange(name, _place(document, f"firmware.soft_reserved.{name}", position, layout))
         for name, position in firmware.soft_reserved.items()
     )
     srat = tuple(
-        MemoryAffinity(_part_of_window(windows[one.window], one), one.node, one.hotplug)
-        for one in firmware.acpi.srat
+        MemoryAffinity(_part_of_window(windows[entry.window], entry), entry.node, entry.hotplug)
+        for entry in firmware.acpi.srat
     )
     state = FirmwareState(
         soft_reserved=reserved,
@@ -157,7 +157,7 @@ def place_firmware(
         ram=layout.ram(),
         hotplug_room=layout.hotplug_room(),
         srat=srat,
-        dividing=tuple(one.range for one in (*layout.memory, *srat)) if profile.hmat else (),
+        dividing=tuple(entry.range for entry in (*layout.memory, *srat)) if profile.hmat else (),
         firmware_ram=given_as_ram(document.value.kernel.cmdline),
         nodes=node_ranges(layout.srat, srat, visible),
     )
@@ -247,29 +247,29 @@ def _check_reserved(
                 f"memmap= makes {hole} RAM, but there is no memory behind it",
                 hint="commit a decoder over it (firmware.decoders)",
             )
-    boot_ram = min((one for one in state.ram if one.start > 0xFFFFF), default=None)
-    for index, one in enumerate(state.soft_reserved):
-        if one.range.start % _PAGE or (one.range.end + 1) % _PAGE:
+    boot_ram = min((bank for bank in state.ram if bank.start > 0xFFFFF), default=None)
+    for index, reserved in enumerate(state.soft_reserved):
+        if reserved.range.start % _PAGE or (reserved.range.end + 1) % _PAGE:
             raise document.error(
-                f"firmware.soft_reserved.{one.name}",
-                f"{one.range} does not begin and end at page boundaries of 4 KiB",
+                f"firmware.soft_reserved.{reserved.name}",
+                f"{reserved.range} does not begin and end at page boundaries of 4 KiB",
                 hint="UEFI 2.10, 7.2.3: memory descriptors count pages of 4 KiB",
             )
-        at = f"firmware.soft_reserved.{one.name}"
+        at = f"firmware.soft_reserved.{reserved.name}"
         for other in state.soft_reserved[:index]:
-            if other.range.overlaps(one.range):
+            if other.range.overlaps(reserved.range):
                 raise document.error(
                     at,
                     f"overlaps {other.name} at {other.range}",
                     hint="move or shrink one of the two",
                 )
-        if boot_ram is not None and one.range.overlaps(boot_ram):
+        if boot_ram is not None and reserved.range.overlaps(boot_ram):
             raise document.error(
                 at,
                 f"covers the RAM at {boot_ram} that the kernel boots in",
                 hint="use a node above 4 GiB",
             )
-        unbacked = one.range.minus(backed)
+        unbacked = reserved.range.minus(backed)
         holes = [hole for hole in unbacked if any(hole.overlaps(w) for w in windows)]
         nowhere = [hole for hole in unbacked if hole not in holes]
         if holes:

@@ -71,7 +71,7 @@ def plan_decoders(profile: Profile, state: FirmwareState) -> tuple[DecoderSettin
     """
     settings: list[DecoderSetting] = []
     used: dict[Component, int] = {}
-    for decoder in sorted(state.decoders, key=lambda one: one.range):
+    for decoder in sorted(state.decoders, key=lambda placed: placed.range):
         for setting in plan_decoder(profile, decoder):
             index = used.get(setting.component, 0)
             used[setting.component] = index + 1
@@ -107,7 +107,7 @@ def plan_decoder(profile: Profile, decoder: PlacedDecoder) -> tuple[DecoderSetti
         endpoint = Component("endpoint", device, bridge.bus, numbers)
         add(endpoint, ways, decoder.granularity, ())
     for bridge in dict.fromkeys(bridge for bridge, _ in paths):
-        below = {way: ports for way, (one, ports) in enumerate(paths) if one is bridge}
+        below = {way: ports for way, (other, ports) in enumerate(paths) if other is bridge}
         above = Component("host_bridge", bridge.name, bridge.bus)
         _plan_level(above, decoder, below, decoder.granularity * decoder.window_ways, add)
     return tuple(settings)

@@ -44,8 +44,8 @@ def kernel_command_line(
     """
     reserved = [
         argument
-        for one in state.soft_reserved
-        for argument in memmap_arguments(one.range, state.ram)
+        for named in state.soft_reserved
+        for argument in memmap_arguments(named.range, state.ram)
     ]
     later = [f"driver_async_probe={','.join(async_probe)}"] if async_probe else []
     return " ".join((*_ALWAYS, *reserved, *later, *added))
@@ -57,7 +57,7 @@ def memmap_arguments(span: MemoryRange, ram: Iterable[MemoryRange]) -> tuple[str
     RAM is converted and the rest is added, so a range with both needs several parameters, and
     becomes several entries. Source: Linux, arch/x86/kernel/e820.c.
     """
-    memory = merge_adjacent(part for one in ram if (part := span.intersection(one)) is not None)
+    memory = merge_adjacent(part for bank in ram if (part := span.intersection(bank)) is not None)
     arguments = [(part, f"-{_RAM}") for part in memory]
     arguments += [(part, "") for part in span.minus(memory)]
     return tuple(

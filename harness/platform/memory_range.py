@@ -90,11 +90,11 @@ class MemoryRange:
 def merge_adjacent(ranges: Iterable[MemoryRange]) -> tuple[MemoryRange, ...]:
     """Return the same bytes in as few ranges as possible, ascending."""
     merged: list[MemoryRange] = []
-    for one in sorted(ranges):
-        if merged and one.start <= merged[-1].end + 1:
-            merged[-1] = MemoryRange(merged[-1].start, max(merged[-1].end, one.end))
+    for span in sorted(ranges):
+        if merged and span.start <= merged[-1].end + 1:
+            merged[-1] = MemoryRange(merged[-1].start, max(merged[-1].end, span.end))
         else:
-            merged.append(one)
+            merged.append(span)
     return tuple(merged)
 
 

@@ -69,20 +69,22 @@ def node_ranges(
         else:
             new = (len(numbers) + len(alone), max(numbers, default=-1) + 1 + len(alone))
             alone.append(NodeRange(window, *new))
-    described = (NodeRange(one.range, numbers[one.node], one.node) for one in entries)
+    described = (NodeRange(entry.range, numbers[entry.node], entry.node) for entry in entries)
     return (*alone, *described)
 
 
 def target_node(address: int, nodes: Iterable[NodeRange]) -> int | None:
     """Return the node of a dax device that begins at this address, None without one."""
-    return next((one.node for one in nodes if one.range.start <= address <= one.range.end), None)
+    return next(
+        (known.node for known in nodes if known.range.start <= address <= known.range.end), None
+    )
 
 
 def named_node(node: int | None, nodes: Iterable[NodeRange]) -> str:
     """Describe a node, with its proximity domain if that has another number."""
     if node is None:
         return "no node"
-    domain = next((one.domain for one in nodes if one.node == node), node)
+    domain = next((known.domain for known in nodes if known.node == node), node)
     return f"node {node}" if domain == node else f"node {node} (proximity domain {domain})"
 
 
@@ -94,7 +96,7 @@ def wrong_node(expected: int | None, piece: Piece) -> bool:
 def _extended(entries: Sequence[MemoryAffinity], window: MemoryRange) -> list[MemoryAffinity]:
     """The entries, with those in the window extended to cover it, as by numa_fill_memblks()."""
     inside = sorted(
-        (number for number, one in enumerate(entries) if one.range.overlaps(window)),
+        (number for number, entry in enumerate(entries) if entry.range.overlaps(window)),
         key=lambda number: entries[number].range.start,
     )
     extended = list(entries)

@@ -23,14 +23,14 @@ def check_acpi_tables(document: Document[Scenario], state: FirmwareState) -> Non
     Raises:
         UsageError: names file, line and field.
     """
-    low = [one.end for one in state.ram if one.end < 4 * GIB]
+    low = [bank.end for bank in state.ram if bank.end < 4 * GIB]
     if not low:
         return
     tables = MemoryRange(max(low) + 1 - _ACPI_TABLES, max(low))
-    for one in state.soft_reserved:
-        if one.range.overlaps(tables):
+    for reserved in state.soft_reserved:
+        if reserved.range.overlaps(tables):
             raise document.error(
-                f"firmware.soft_reserved.{one.name}",
+                f"firmware.soft_reserved.{reserved.name}",
                 f"covers {tables}, where the firmware keeps the ACPI tables",
                 hint="end it before them, or use a node above 4 GiB: with at least 2816M of RAM, "
                 "QEMU puts what exceeds 2G there, so enlarge the nodes before it",
@@ -43,14 +43,14 @@ def check_page_structs(document: Document[Scenario], state: FirmwareState) -> No
     Raises:
         UsageError: names the profile, with the arithmetic.
     """
-    sizes = {one.name: one.range.size for one in state.judged_ranges()}
+    sizes = {judged.name: judged.range.size for judged in state.judged_ranges()}
     mapped = max(
-        sum(sizes[name] for name, one in owners.items() if one.use in ("system_ram", "devdax"))
+        sum(sizes[name] for name, owner in owners.items() if owner.use in ("system_ram", "devdax"))
         for policy in POLICIES
         for owners in contract_owners(document.value, state, policy)
     )
-    reserved = [one.range for one in state.soft_reserved]
-    ram = sum(part.size for one in state.ram for part in one.minus(reserved))
+    reserved = [named.range for named in state.soft_reserved]
+    ram = sum(part.size for bank in state.ram for part in bank.minus(reserved))
     ram = -(-ram // MIB) * MIB  # without the VGA hole, which the nodes' memory counts
     needed = _GUEST_NEEDS + mapped // _PAGES_SHARE
     if ram < needed:

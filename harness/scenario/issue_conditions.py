@@ -216,11 +216,9 @@ def _covered_in_part(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRa
     iomem (drivers/cxl/core/region.c, __construct_region).
     """
     regions = _decoded(state)
-    cut = [
-        one
-        for one in (unit for reserved in state.kernel_ranges() for unit in _units(reserved, state))
-        if any(_overlaps_part(other, one) for other in (*regions, *state.windows))
-    ]
+    units = [unit for reserved in state.kernel_ranges() for unit in _units(reserved, state)]
+    parts = (*regions, *state.windows)
+    cut = [unit for unit in units if any(_overlaps_part(part, unit) for part in parts)]
     return [*cut, *_drawn_in(regions, cut)]
 
 
@@ -231,10 +229,10 @@ def _crossed(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
     """
     regions = _decoded(state)
     crossed = [
-        one.range
-        for one in state.kernel_ranges()
+        reserved.range
+        for reserved in state.kernel_ranges()
         if any(
-            _overlaps_part(region, one.range) and _overlaps_part(one.range, region)
+            _overlaps_part(region, reserved.range) and _overlaps_part(reserved.range, region)
             for region in regions
         )
     ]
@@ -244,59 +242,67 @@ def _crossed(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
 def _owned_by_cxl(state: FirmwareState, owners: Owners) -> Iterable[MemoryRange]:
     """Ranges that dax_cxl should own."""
     return [
-        one.range
-        for one in state.judged_ranges()
-        if one.name in owners and owners[one.name].owner == "dax_cxl"
+        judged.range
+        for judged in state.judged_ranges()
+        if judged.name in owners and owners[judged.name].owner == "dax_cxl"
     ]
 
 
 def _hmem_in_window(state: FirmwareState, owners: Owners) -> Iterable[MemoryRange]:
     """Ranges that overlap a window and that dax_hmem should own."""
     return [
-        one.range
-        for one in state.kernel_ranges()
-        if owners[one.name].owner == "dax_hmem"
-        and any(unit.overlaps(w) for unit in _units(one, state) for w in state.windows)
+        reserved.range
+        for reserved in state.kernel_ranges()
+        if owners[reserved.name].owner == "dax_hmem"
+        and any(unit.overlaps(w) for unit in _units(reserved, state) for w in state.windows)
     ]
 
 
 def _failed_region(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
     """Regions that Linux cannot assemble, because their decoders disagree."""
-    return [one.range for one in state.decoders if not one.hidden and one.ports_range != one.range]
+    return [
+        decoder.range
+        for decoder in state.decoders
+        if not decoder.hidden and decoder.ports_range != decoder.range
+    ]
 
 
 def _interleave_above_16k(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
     """Regions whose number of host bridges, above one, times granularity exceeds 16 KiB."""
     return [
-        one.range
-        for one in state.decoders
-        if one.window_ways > 1 and one.window_ways * one.granularity > 16384
+        decoder.range
+        for decoder in state.decoders
+        if decoder.window_ways > 1 and decoder.window_ways * decoder.granularity > 16384
     ]
 
 
 def _no_node(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
     """Ranges that no entry of the SRAT describes."""
-    described = [*state.ram, *state.hotplug_room, *(one.range for one in state.srat)]
-    return [one.range for one in state.soft_reserved if one.range.minus(described) == (one.range,)]
+    described = [*state.ram, *state.hotplug_room, *(entry.range for entry in state.srat)]
+    return [
+        reserved.range
+        for reserved in state.soft_reserved
+        if reserved.range.minus(described) == (reserved.range,)
+    ]
 
 
 def _start_without_node(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
     """Ranges that begin outside the SRAT's entries and the windows."""
-    added = [one.range for one in state.srat]
+    added = [entry.range for entry in state.srat]
     described = [*state.ram, *state.hotplug_room, *added, *state.windows]
     return [
-        one.range
-        for one in state.kernel_ranges()
-        if not any(known.start <= one.range.start <= known.end for known in described)
+        reserved.range
+        for reserved in state.kernel_ranges()
+        if not any(known.start <= reserved.range.start <= known.end for known in described)
     ]
 
 
 def _range_beyond_srat(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
     """Ranges that contain a dividing entry of the SRAT and more."""
     return [
-        one.range
-        for one in state.kernel_ranges()
-        if any(one.range != e and one.range.contains(e) for e in state.dividing)
+        reserved.range
+        for reserved in state.kernel_ranges()
+        if any(reserved.range != e and reserved.range.contains(e) for e in state.dividing)
     ]
 
 
@@ -304,10 +310,10 @@ def _srat_entry_beyond(state: FirmwareState, _owners: Owners) -> Iterable[Memory
     """Ranges that a dividing entry of the SRAT overlaps and exceeds, and these entries."""
     return [
         both
-        for one in state.kernel_ranges()
+        for reserved in state.kernel_ranges()
         for entry in state.dividing
-        if entry.overlaps(one.range) and not one.range.contains(entry)
-        for both in (one.range, entry)
+        if entry.overlaps(reserved.range) and not reserved.range.contains(entry)
+        for both in (reserved.range, entry)
     ]
 
 
@@ -317,7 +323,7 @@ def _region_larger(state: FirmwareState, owners: Owners) -> Iterable[MemoryRange
     return [
         region.range
         for region in state.regions()
-        if any(region.range.contains(one) and region.range != one for one in owned)
+        if any(region.range.contains(span) and region.range != span for span in owned)
     ]
 
 
@@ -327,15 +333,15 @@ def _within_block(state: FirmwareState, owners: Owners) -> Iterable[MemoryRange]
     A block has 128 MiB, or with 64 GiB of RAM up to 2 GiB (arch/x86/mm/init_64.c,
     probe_memory_block_size()).
     """
-    large = sum(one.size for one in state.ram) >= 64 * GIB - MIB
+    large = sum(bank.size for bank in state.ram) >= 64 * GIB - MIB
     block = 2 * GIB if large else 128 * MIB
-    regions = [one.range for one in state.regions()]
-    for one in state.judged_ranges():
-        if one.name not in owners or owners[one.name].use != "system_ram":
+    regions = [region.range for region in state.regions()]
+    for judged in state.judged_ranges():
+        if judged.name not in owners or owners[judged.name].use != "system_ram":
             continue
-        by_cxl = owners[one.name].owner == "dax_cxl"
-        containing = [region for region in regions if by_cxl and region.contains(one.range)]
-        device = containing[0] if containing else one.range
+        by_cxl = owners[judged.name].owner == "dax_cxl"
+        containing = [region for region in regions if by_cxl and region.contains(judged.range)]
+        device = containing[0] if containing else judged.range
         first, end = -(-device.start // block) * block, (device.end + 1) // block * block
         yield from device.minus([MemoryRange(first, end - 1)] if first < end else [])
 
@@ -344,11 +350,11 @@ def _with_lock(locked: bool) -> Callable[[FirmwareState, Owners], Iterable[Memor
     """Ranges that dax_cxl should own, with decoders locked or not."""
 
     def find(state: FirmwareState, owners: Owners) -> Iterable[MemoryRange]:
-        decoders = [one.range for one in state.decoders if one.locked is locked]
+        decoders = [decoder.range for decoder in state.decoders if decoder.locked is locked]
         return [
-            one
-            for one in _owned_by_cxl(state, owners)
-            if any(decoder.contains(one) for decoder in decoders)
+            span
+            for span in _owned_by_cxl(state, owners)
+            if any(decoder.contains(span) for decoder in decoders)
         ]
 
     return find
@@ -374,7 +380,7 @@ _FINDERS: Mapping[AddressCondition, Callable[[FirmwareState, Owners], Iterable[M
 
 def _decoded(state: FirmwareState) -> list[MemoryRange]:
     """The ranges of which Linux makes regions, including regions that it gives up."""
-    return [one.range for one in state.decoders if not one.hidden]
+    return [decoder.range for decoder in state.decoders if not decoder.hidden]
 
 
 def _units(reserved: NamedRange, state: FirmwareState) -> tuple[MemoryRange, ...]:
@@ -383,12 +389,14 @@ def _units(reserved: NamedRange, state: FirmwareState) -> tuple[MemoryRange, ...
     Entries of the SRAT that overlap it are registered first, and then the range itself is not
     (drivers/acpi/numa/hmat.c; drivers/dax/hmem/device.c).
     """
-    return tuple(one for one in state.dividing if one.overlaps(reserved.range)) or (reserved.range,)
+    return tuple(entry for entry in state.dividing if entry.overlaps(reserved.range)) or (
+        reserved.range,
+    )
 
 
 def _drawn_in(regions: list[MemoryRange], cut: list[MemoryRange]) -> list[MemoryRange]:
-    return [one for one in regions if any(one.overlaps(other) for other in cut)]
+    return [region for region in regions if any(region.overlaps(other) for other in cut)]
 
 
-def _overlaps_part(other: MemoryRange, one: MemoryRange) -> bool:
-    return other.overlaps(one) and not other.contains(one)
+def _overlaps_part(other: MemoryRange, span: MemoryRange) -> bool:
+    return other.overlaps(span) and not other.contains(span)

@@ -96,7 +96,7 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         text = f"{finding.text}\n{message}"
         printed = list(_printed_ranges(text))
         return any(line.search(text) for line in self.lines) and (
-            not printed or any(a.overlaps(one) for a in addresses for one in printed)
+            not printed or any(a.overlaps(span) for a in addresses for span in printed)
         )
 
     def concerns(self, release: str, policy: Policy) -> bool:

@@ -262,7 +262,9 @@ def _locate(
             key, done = int(step["index"]), f"{done}[{step['index']}]"
         value = value[key]
         at = _type_within(at, step["name"])
-    struct = next((one for one in _members(at) if isinstance(one, inspect.StructType)), None)
+    struct = next(
+        (member for member in _members(at) if isinstance(member, inspect.StructType)), None
+    )
     return done.removeprefix("."), struct
 
 
@@ -289,7 +291,9 @@ def _type_within(kind: inspect.Type, field: str | None) -> inspect.Type:
     """Return the type of a struct's field, or without a field the type of the items."""
     for member in _members(kind):
         if isinstance(member, inspect.StructType) and field:
-            return next(one.type for one in member.fields if one.encode_name == field)
+            return next(
+                field_type.type for field_type in member.fields if field_type.encode_name == field
+            )
         if isinstance(member, inspect.DictType) and not field:
             return member.value_type
         if isinstance(member, inspect.VarTupleType | inspect.ListType) and not field:
