@@ -30,12 +30,7 @@ class AcpiTableError(ValueError):
 
 @dataclass(frozen=True)
 class HostBridgeBlock:
-    """A CHBS: the place of the component registers of one host bridge.
-
-    Attributes:
-        uid: `_UID` of the host bridge; QEMU uses its bus number.
-        registers: the component register block.
-    """
+    """A CHBS: the component registers of the host bridge with this `_UID`, QEMU's bus number."""
 
     uid: int
     registers: MemoryRange
@@ -43,13 +38,7 @@ class HostBridgeBlock:
 
 @dataclass(frozen=True)
 class FixedWindow:
-    """A CFMWS: one CXL window.
-
-    Attributes:
-        range: host physical addresses.
-        targets: `_UID`s of its host bridges in interleave order.
-        granularity: bytes of one interleave step.
-    """
+    """A CFMWS: one CXL window, with the `_UID`s of its host bridges in interleave order."""
 
     range: MemoryRange
     targets: tuple[int, ...]
@@ -58,13 +47,7 @@ class FixedWindow:
 
 @dataclass(frozen=True)
 class MemoryAffinity:
-    """An enabled memory entry of the SRAT.
-
-    Attributes:
-        range: host physical addresses.
-        node: proximity domain.
-        hotplug: a memory hotplug area, without RAM at boot.
-    """
+    """An enabled memory entry of the SRAT; one with `hotplug` has no RAM at boot."""
 
     range: MemoryRange
     node: int

@@ -35,9 +35,6 @@ class PlacedDecoder:
     """Decoders to commit for one range.
 
     Attributes:
-        name: as in the scenario.
-        range: host physical addresses.
-        window: number of the window.
         devices: type-3 devices in interleave order.
         granularity: bytes of one interleave step.
         window_ways: host bridges that this part of the window interleaves over.

@@ -47,7 +47,6 @@ class DecoderSetting:
 
     Attributes:
         index: its number in the component.
-        range: host physical addresses.
         ways: interleave ways of this level.
         granularity: bytes of one interleave step of this level.
         targets: port numbers in interleave order; empty for an endpoint.

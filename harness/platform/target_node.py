@@ -27,13 +27,7 @@ from harness.platform.memory_range import MemoryRange
 
 @dataclass(frozen=True)
 class NodeRange:
-    """A range of addresses and its NUMA node.
-
-    Attributes:
-        range: physical addresses.
-        node: as Linux numbers nodes.
-        domain: the proximity domain, as the SRAT and scenario files number it.
-    """
+    """A range of addresses with its NUMA node, and its proximity domain in the SRAT."""
 
     range: MemoryRange
     node: int

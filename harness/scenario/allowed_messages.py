@@ -10,7 +10,7 @@ import msgspec
 
 from harness.scenario.profile import Profile
 from harness.scenario.scenario import Scenario
-from harness.scenario.yaml_document import Document, Regex, read_document
+from harness.scenario.yaml_document import Regex
 
 
 def allowed_messages(scenario: Scenario, profile: Profile) -> tuple[Regex, ...]:
@@ -52,12 +52,3 @@ class Quirks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             for quirk in self.quirks
             if accel in quirk.accel
         )
-
-
-def read_quirks(text: str, name: str) -> Document[Quirks]:
-    """Read the file of quirks.
-
-    Raises:
-        UsageError: names file, line and field.
-    """
-    return read_document(text, name, Quirks)

@@ -28,11 +28,7 @@ _DECODERS_PER_COMPONENT = 4
 
 
 def check_scenario(document: Document[Scenario], profile: Profile) -> None:
-    """Check everything that does not depend on addresses.
-
-    Raises:
-        UsageError: names file, line and field, and the rule that is broken.
-    """
+    """Check everything that does not depend on addresses."""
     scenario = document.value
     for name, position in scenario.firmware.soft_reserved.items():
         _check_position(document, f"firmware.soft_reserved.{name}", position, profile)
@@ -68,11 +64,7 @@ def check_scenario(document: Document[Scenario], profile: Profile) -> None:
 
 
 def check_load(document: Document[Scenario]) -> None:
-    """Check `guest.load` against the parameters and fields that keep modules out.
-
-    Raises:
-        UsageError: names file, line and field.
-    """
+    """Check `guest.load` against the parameters and fields that keep modules out."""
     guest = document.value.guest
     at = "guest.load"
     if isinstance(guest.load, LoadPlan):

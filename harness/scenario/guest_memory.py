@@ -18,11 +18,7 @@ _ACPI_TABLES = 128 * KIB
 
 
 def check_acpi_tables(document: Document[Scenario], state: FirmwareState) -> None:
-    """Refuse Soft Reserved ranges over the ACPI tables.
-
-    Raises:
-        UsageError: names file, line and field.
-    """
+    """Refuse Soft Reserved ranges over the ACPI tables."""
     low = [bank.end for bank in state.ram if bank.end < 4 * GIB]
     if not low:
         return
@@ -38,11 +34,7 @@ def check_acpi_tables(document: Document[Scenario], state: FirmwareState) -> Non
 
 
 def check_page_structs(document: Document[Scenario], state: FirmwareState) -> None:
-    """Refuse a guest whose RAM cannot hold the page structs of its memory.
-
-    Raises:
-        UsageError: names the profile, with the arithmetic.
-    """
+    """Refuse a guest whose RAM cannot hold the page structs of its memory."""
     sizes = {judged.name: judged.range.size for judged in state.judged_ranges()}
     mapped = max(
         sum(sizes[name] for name, owner in owners.items() if owner.use in ("system_ram", "devdax"))

@@ -21,7 +21,7 @@ from harness.platform.memory_range import MemoryRange
 from harness.scenario.issue_conditions import Circumstances, Conditions
 from harness.scenario.scenario import Policy
 from harness.scenario.scenario_files import Case, read_text, shown_path
-from harness.scenario.yaml_document import Document, FieldError, Regex, read_document
+from harness.scenario.yaml_document import FieldError, Regex, read_document
 
 IssueName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=64)]
 Rule = Literal["1", "2", "3", "4", "5", "6", "7", "node", "use", "decode", "consistency", "step"]
@@ -158,15 +158,6 @@ def _printed_ranges(text: str) -> Iterator[MemoryRange]:
             yield MemoryRange(start, end)
 
 
-def read_known_issues(text: str, name: str) -> Document[KnownIssues]:
-    """Read the file of known issues.
-
-    Raises:
-        UsageError: names file, line and field.
-    """
-    return read_document(text, name, KnownIssues)
-
-
 def load_known_issues(path: Path = KNOWN_ISSUES) -> KnownIssues:
     """Read the known issues; none if there is no such file.
 
@@ -175,7 +166,7 @@ def load_known_issues(path: Path = KNOWN_ISSUES) -> KnownIssues:
     """
     if not path.exists():
         return KnownIssues(issues=())
-    return read_known_issues(read_text(path), shown_path(path)).value
+    return read_document(read_text(path), shown_path(path), KnownIssues).value
 
 
 def version_of(kernel: str) -> str:

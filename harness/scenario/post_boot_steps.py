@@ -150,18 +150,7 @@ def check_steps(
     decoders: Collection[str],
     cpus: int,
 ) -> None:
-    """Check the steps of `guest.then` against each other and the machine.
-
-    Args:
-        document: the scenario, for errors.
-        steps: its steps.
-        ranges: names of its Soft Reserved ranges.
-        decoders: names of its decoders.
-        cpus: number of CPUs of its profile.
-
-    Raises:
-        UsageError: names file, line and field.
-    """
+    """Check the steps of `guest.then` against each other, the scenario's names and the CPUs."""
     last: dict[str, str] = {}
     for index, step in enumerate(steps):
         at = f"guest.then[{index}]"

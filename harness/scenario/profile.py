@@ -27,11 +27,7 @@ _MOST_NODES = 128
 
 
 def require_multiple(field: str, size: int, grain: int, *, hint: str) -> None:
-    """Refuse a size of zero, or one that is not a multiple of `grain` bytes.
-
-    Raises:
-        FieldError: names the field.
-    """
+    """Refuse a size of zero, or one that is not a multiple of `grain` bytes."""
     if size == 0 or size % grain:
         raise FieldError(
             f"{format_size(size)} is not a multiple of {format_size(grain)}", field=field, hint=hint
@@ -39,11 +35,7 @@ def require_multiple(field: str, size: int, grain: int, *, hint: str) -> None:
 
 
 def check_granularity(granularity: int) -> None:
-    """Refuse what is not an interleave granularity of CXL.
-
-    Raises:
-        FieldError: names the field `granularity`.
-    """
+    """Refuse what is not an interleave granularity of CXL."""
     if granularity not in GRANULARITIES:
         raise FieldError(
             f"{granularity} is not an interleave granularity",
@@ -305,11 +297,7 @@ def _paths(ports: tuple[Port, ...]) -> Iterator[tuple[tuple[int, Port], ...]]:
 
 
 def read_profile(text: str, name: str) -> Document[Profile]:
-    """Read a profile, and check it against CXL's rules and QEMU's limits.
-
-    Raises:
-        UsageError: names file, line and field.
-    """
+    """Read a profile, and check it against CXL's rules and QEMU's limits."""
     document = read_document(text, name, Profile)
     _check_nodes(document)
     _check_limits(document)
@@ -404,11 +392,7 @@ def _check_windows(document: Document[Profile]) -> None:
 
 
 def _check_limits(document: Document[Profile]) -> None:
-    """Refuse a profile that exceeds QEMU's limits.
-
-    Raises:
-        UsageError: names file, line, field and the limit.
-    """
+    """Refuse a profile that exceeds QEMU's limits."""
     for field, count, most, what in _counts(document.value):
         if count > most:
             raise document.error(

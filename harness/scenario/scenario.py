@@ -241,11 +241,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 def read_scenario(text: str, name: str) -> Document[Scenario]:
-    """Read a scenario file; `check_scenario` checks it against its profile.
-
-    Raises:
-        UsageError: names file, line and field.
-    """
+    """Read a scenario file; `check_scenario` checks it against its profile."""
     return read_document(text, name, Scenario)
 
 

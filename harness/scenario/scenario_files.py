@@ -13,11 +13,11 @@ from pathlib import Path
 
 from harness.core.errors import UsageError
 from harness.core.paths import PROFILES, QEMU_QUIRKS, SCENARIOS
-from harness.scenario.allowed_messages import Quirks, read_quirks
+from harness.scenario.allowed_messages import Quirks
 from harness.scenario.checks import check_scenario
 from harness.scenario.profile import Profile, read_profile
 from harness.scenario.scenario import Scenario, read_scenario
-from harness.scenario.yaml_document import Document
+from harness.scenario.yaml_document import Document, read_document
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def load_quirks(path: Path = QEMU_QUIRKS) -> Quirks:
     Raises:
         UsageError: the file is missing or wrong.
     """
-    return read_quirks(read_text(path), shown_path(path)).value
+    return read_document(read_text(path), shown_path(path), Quirks).value
 
 
 def _find(name: str, folder: Path, kind: str, hint: str) -> Path:

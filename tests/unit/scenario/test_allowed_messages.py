@@ -7,8 +7,9 @@ from machines import record
 from refusals import Row, differences
 
 from harness.contract.dmesg import complaints, splat
-from harness.scenario.allowed_messages import read_quirks
+from harness.scenario.allowed_messages import Quirks
 from harness.scenario.scenario_files import load_quirks
+from harness.scenario.yaml_document import read_document
 
 HOGGED = (
     "workqueue: dax_hmem_work hogged CPU for >10000us 4 times, consider switching to WQ_UNBOUND"
@@ -30,7 +31,7 @@ def test_the_projects_quirks_are_of_messages_that_would_count() -> None:
 
 
 def test_a_quirk_matches_the_whole_first_line_of_a_message() -> None:
-    (pattern,) = read_quirks(ONE, "x").value.patterns("tcg")
+    (pattern,) = read_document(ONE, "x", Quirks).value.patterns("tcg")
     for text, is_quirk in (
         ("cxl root0: QEMU 10", True),
         ("cxl root0: QEMU 10\nand more lines of it", True),
@@ -57,4 +58,4 @@ CHANGES: list[Row] = [
 def test_a_wrong_file_is_refused() -> None:
     assert all(old in ONE for (old, _), _, _ in CHANGES)
     name = "tests/qemu_quirks.yaml"
-    assert differences(lambda one: read_quirks(ONE.replace(*one), name), CHANGES) == []
+    assert differences(lambda one: read_document(ONE.replace(*one), name, Quirks), CHANGES) == []

@@ -16,10 +16,10 @@ from harness.scenario.known_issues import (
     KnownIssues,
     known_failures,
     load_known_issues,
-    read_known_issues,
 )
 from harness.scenario.module_load import Load
 from harness.scenario.scenario_files import load_case, scenario_names
+from harness.scenario.yaml_document import read_document
 
 Values = dict[str, Any]
 
@@ -38,7 +38,7 @@ WARNED: Values = {
 
 
 def read(*issues: Values) -> KnownIssues:
-    return read_known_issues(json.dumps({"issues": list(issues)}), "known.yaml").value
+    return read_document(json.dumps({"issues": list(issues)}), "known.yaml", KnownIssues).value
 
 
 WINDOW = "110000000-18fffffff"
