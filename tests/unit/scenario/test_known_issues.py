@@ -138,6 +138,11 @@ CONDITIONS: list[tuple[Values, Values, bool]] = [
     ({"order": {"first": "kmem", "before": ["dax_hmem"]}}, {}, False),
     ({"order": {"first": "dax_hmem", "before": ["kmem"]}}, {}, True),
     ({"order": {"first": "kmem", "before": ["cxl_acpi", "dax_cxl"]}}, {}, True),
+    (
+        {"order": {"first": "kmem", "before": ["cxl_acpi", "dax_cxl"]}},
+        {"load": ["kmem", "cxl_acpi"]},
+        False,
+    ),
     ({"load": "at_once"}, {}, False),
     ({"load": "at_once"}, {"guest": {"load": {"parallel": ["kmem", "dax_hmem"]}}}, True),
     ({"cmdline": ["quiet"]}, {}, False),
