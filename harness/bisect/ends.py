@@ -21,7 +21,7 @@ from harness.core.version import harness_version
 from harness.kernels.build.config import plan_config
 from harness.kernels.build.series import read_series
 from harness.kernels.build.tree import look, source_of
-from harness.kernels.request import KernelRequest
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario import Policy
 from harness.scenario.scenario_files import Case
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.bisect.run import Ends, verdicts_text
 from harness.bisect.search import Bisected, Commit, Judged, Outcome, Step, steps_left
-from harness.kernels.request import KernelRequest
+from harness.scenario.kernel_request import KernelRequest
 
 _MOST_CANDIDATES = 40
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from harness.bisect.search import Failures, Judged, Outcome, judge_runs
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError
-from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
 from harness.runs.prepare import Host, MissingModuleError, request_for
 from harness.runs.session import Session, Skipped
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import Case
 
 SKIPPED = "SKIPPED"

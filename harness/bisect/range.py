@@ -16,7 +16,7 @@ from harness.core.errors import UsageError
 from harness.kernels.build.git import ask
 from harness.kernels.build.series import Series, subject_of
 from harness.kernels.build.tree import commit_of
-from harness.kernels.request import KernelRequest
+from harness.scenario.kernel_request import KernelRequest
 
 # The history of Linux from one long-term release to the next has more than 100,000 commits.
 _SECONDS = 600.0

@@ -24,7 +24,7 @@ from harness.bisect.search import (
 from harness.contract.result import Verdict
 from harness.core.deadline import Deadline
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
-from harness.kernels.request import KernelRequest
+from harness.scenario.kernel_request import KernelRequest
 
 GO_ON = "start it again with the same words, and it goes on from here"
 

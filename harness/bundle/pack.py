@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from harness.contract.result_record import RunRecord
+from harness.contract.result import RunResult
 from harness.core.errors import UsageError
 from harness.kernels.build.series import read_series
 from harness.runs.evidence_layout import KERNEL_MANIFEST, LAYOUT, PROFILE, SCENARIO
@@ -86,7 +86,7 @@ def pack(folder: Path, target: Path) -> Packed:
         "form": _FORM,
         "harness": _version(),
         "scenario": run.record.scenario,
-        "kernel": run.record.kernel.spec,
+        "kernel": run.record.spec,
         "files": {
             name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             for name, data in sorted(contents.items())
@@ -191,7 +191,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _series(
-    record: RunRecord, contents: Mapping[str, bytes]
+    record: RunResult, contents: Mapping[str, bytes]
 ) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """The patches of the run's series, when they are still those that the kernel was built from."""
     try:
@@ -199,7 +199,7 @@ def _series(
         path = Path(built["path"])
         wanted = [(str(one["name"]), str(one["sha256"])) for one in built["patches"]]
     except (KeyError, TypeError, ValueError):
-        if "--series" in record.kernel.spec:
+        if record.request.series is not None:
             return {}, ("the series is not in it: the evidence does not say what it was",)
         return {}, ()
     try:

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from harness.bundle.pack import SERIES, read_json
 from harness.contract.boot_phases import StepMarks, in_phases
@@ -19,10 +17,8 @@ from harness.contract.observation_parser import parse_observation
 from harness.contract.oracle import as_run
 from harness.contract.preflight import window_problems
 from harness.contract.result import OwnedRange, RunResult
-from harness.contract.result_record import RunRecord
 from harness.core.errors import UsageError
 from harness.kernels.build.tree import split_ref
-from harness.kernels.request import KernelRequest
 from harness.kernels.spec import parse_kernel_spec
 from harness.platform.acpi_tables import AcpiTableError
 from harness.platform.firmware_state import FirmwareState, place_firmware
@@ -30,17 +26,24 @@ from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import MemoryRange
 from harness.runs.evidence_layout import (
     JUDGING,
-    KERNEL_MANIFEST,
     LAYOUT,
     PROFILE,
     SCENARIO,
     layout_from_json,
 )
 from harness.runs.minimize import asked_load
-from harness.runs.result_files import VERDICT, StoredRun, load_runs, read_text
+from harness.runs.result_files import (
+    VERDICT,
+    KernelFacts,
+    StoredRun,
+    load_runs,
+    read_kernel,
+    read_text,
+)
 from harness.scenario.checks import check_scenario
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.profile import read_profile
-from harness.scenario.scenario import POLICIES, Policy, read_scenario
+from harness.scenario.scenario import Policy, read_scenario
 from harness.scenario.scenario_files import Case
 
 
@@ -61,7 +64,7 @@ class Recording:
     policy: Policy
 
     @property
-    def record(self) -> RunRecord:
+    def record(self) -> RunResult:
         """The result."""
         return self.run.record
 
@@ -73,30 +76,14 @@ def read_recording(folder: Path) -> Recording:
         UsageError: its result, scenario or profile is not what this version of the harness reads.
     """
     (run,) = load_runs([folder / VERDICT])
-    if run.record.policy not in POLICIES:
-        raise UsageError(
-            f"no policy is called {run.record.policy!r}",
-            where=VERDICT,
-            hint=f"policies: {', '.join(POLICIES)}; was it written by a newer harness?",
-        )
     document = read_scenario(read_text(folder / SCENARIO), SCENARIO)
     profile_text = read_text(folder / PROFILE)
     profile = read_profile(profile_text, PROFILE).value
     check_scenario(document, profile)
     case = Case(run.record.scenario, document, profile, profile_text=profile_text)
-    load = _load_option(run.record.load_text)
-    if load:
-        case = asked_load(case, load)
+    if run.record.load is not None:
+        case = asked_load(case, run.record.load.option())
     return Recording(folder, run, case, run.record.policy)
-
-
-def _load_option(said: str) -> str:
-    """What `--load` takes for a load as results have it; empty for the scenario's own."""
-    if said.startswith("all at once: "):
-        return "parallel"
-    if said.startswith("by modalias: "):
-        return "modalias"
-    return "none" if said == "nothing" else said.replace(", ", ",")
 
 
 def request_of(recording: Recording) -> KernelRequest:
@@ -105,14 +92,7 @@ def request_of(recording: Recording) -> KernelRequest:
     Raises:
         UsageError: it lies on the other person's machine; says what it was.
     """
-    try:
-        request = _parsed(recording, shlex.split(recording.record.kernel.spec))
-    except (ValueError, IndexError):
-        raise UsageError(
-            f"{recording.record.kernel.spec!r} does not name a kernel",
-            where=VERDICT,
-            hint="name the kernel to use with --kernel; --judge-only needs none",
-        ) from None
+    request = recording.record.request
     spec = parse_kernel_spec(request.spec)
     at = split_ref(spec.value)[0] if spec.source == "build" else Path(spec.value).expanduser()
     if spec.source in ("image", "build") and not at.exists():
@@ -121,53 +101,31 @@ def request_of(recording: Recording) -> KernelRequest:
             where=recording.record.scenario,
             hint="get such a kernel and name it with --kernel; --judge-only needs none",
         )
-    return request
-
-
-def _parsed(recording: Recording, words: Sequence[str]) -> KernelRequest:
-    """The words of a `KernelRequest` that was made text."""
-    request = KernelRequest(words[0])
-    rest = list(words[1:])
-    while rest:
-        option = rest.pop(0)
-        if option == "--llvm":
-            request = replace(request, toolchain="clang")
-        elif option == "--config":
-            request = replace(request, configs=tuple(rest.pop(0).split(",")))
-        elif option == "--series":
-            request = replace(request, series=_series(recording, rest.pop(0)))
-        elif option == "--upto":
-            # The bundle has the patches up to this one, and no others.
-            number = int(rest.pop(0))
-            packed = (recording.folder / SERIES).is_dir()
-            request = replace(request, upto=None if packed else number)
-        else:
-            raise ValueError(option)
-    return request
-
-
-def _series(recording: Recording, path: str) -> Path:
+    series = request.series
     packed = recording.folder / SERIES
+    if series is None:
+        return request
     if packed.is_dir():
-        return packed
-    if Path(path).expanduser().exists():
-        return Path(path)
+        # The bundle has the patches up to `upto`, and no others.
+        return replace(request, series=packed, upto=None)
+    if series.expanduser().exists():
+        return request
     raise UsageError(
-        f"the series {path} is neither on this machine nor in the bundle",
+        f"the series {series} is neither on this machine nor in the bundle",
         where=recording.record.scenario,
         hint="get the series, and name kernel and series with --kernel and --series",
     )
 
 
 def _what_it_was(recording: Recording) -> str:
-    manifest = read_json(recording.folder / KERNEL_MANIFEST)
-    source = manifest.get("source")
+    manifest = recording.run.manifest
     words = [f"Linux {recording.record.kernel.release or 'of unknown version'}"]
-    if isinstance(source, dict):
-        words.append(f"of {source.get('origin')}")
-        if source.get("commit"):
-            changed = ", with changes that no commit has" if source.get("dirty") else ""
-            words.append(f"commit {source['commit']}{changed}")
+    if manifest is not None and manifest.source is not None:
+        source = manifest.source
+        words.append(f"of {source.origin}")
+        if source.commit:
+            changed = ", with changes that no commit has" if source.dirty else ""
+            words.append(f"commit {source.commit}{changed}")
     if recording.record.kernel.config_sha256:
         words.append(f"with the config of SHA-256 {recording.record.kernel.config_sha256}")
     return " ".join(map(str, words))
@@ -260,14 +218,14 @@ def judge_again(recording: Recording) -> Rejudged:
     return Rejudged(judgement, state)
 
 
-def owner_differences(record: RunRecord, owners: Sequence[OwnedRange]) -> tuple[str, ...]:
+def owner_differences(record: RunResult, owners: Sequence[OwnedRange]) -> tuple[str, ...]:
     """Where owners differ from the recorded ones, one line for each range."""
     before = {
         one.name: [f"{piece.range} {piece.ownership}" for piece in one.observed]
         for one in record.owners
     }
     after = {
-        one.name: [_piece(one, number) for number in range(len(one.observed))] for one in owners
+        one.name: [f"{piece.range} {piece.ownership}" for piece in one.observed] for one in owners
     }
     return tuple(
         f"{name}: recorded {', '.join(before.get(name, ['nothing']))}; "
@@ -277,18 +235,12 @@ def owner_differences(record: RunRecord, owners: Sequence[OwnedRange]) -> tuple[
     )
 
 
-def _piece(owned: OwnedRange, number: int) -> str:
-    piece = owned.observed[number]
-    use = "" if piece.use == "none" else f"/{piece.use}"
-    return f"{piece.range} {piece.owner}{use}"
-
-
 def run_differences(recording: Recording, result: RunResult) -> tuple[str, ...]:
     """In what the new run was another than the recorded one: kernel, machine, firmware."""
     again = Path(result.evidence)
     found = []
-    old, new = recording.run.kernel, read_json(again / "kernel.json")
-    if old.get("identity") != new.get("identity"):
+    old, new = recording.run.kernel, read_kernel(again)
+    if old.identity != new.identity:
         found.append(f"another kernel: recorded {_kernel(old)}, now {_kernel(new)}")
     versions = [_qemu(one) for one in (old, new)]
     if versions[0] != versions[1]:
@@ -296,28 +248,19 @@ def run_differences(recording: Recording, result: RunResult) -> tuple[str, ...]:
     for name, what in ((LAYOUT, "machine's layout"), ("firmware_state.json", "firmware state")):
         if read_json(recording.folder / name) != read_json(again / name):
             found.append(f"the {what} is another: compare {name} of both")
-    if old.get("command_line") != new.get("command_line"):
+    if old.command_line != new.command_line:
         found.append("the kernel's command line is another: compare kernel.json of both")
     return tuple(found)
 
 
 def program_differs(recording: Recording, state: FirmwareState) -> bool:
     """Whether today's firmware program has other decoders than the recorded one."""
-    planned = [asdict(one) for one in plan_decoders(recording.case.profile, state)]
-    return bool(_comparable(planned) != _comparable(list(recording.run.decoders)))
+    return plan_decoders(recording.case.profile, state) != recording.run.decoders
 
 
-def _comparable(raw: Any) -> Any:
-    """The same with lists for tuples, as JSON has them."""
-    if isinstance(raw, dict):
-        return {key: _comparable(value) for key, value in raw.items()}
-    return [_comparable(one) for one in raw] if isinstance(raw, (list, tuple)) else raw
+def _kernel(kernel: KernelFacts) -> str:
+    return f"{kernel.release or 'unknown'} ({kernel.identity[:12]})"
 
 
-def _kernel(kernel: dict[str, Any]) -> str:
-    return f"{kernel.get('release', 'unknown')} ({str(kernel.get('identity', ''))[:12]})"
-
-
-def _qemu(kernel: dict[str, Any]) -> str:
-    qemu = kernel.get("qemu")
-    return str(qemu.get("version_text", "unknown")) if isinstance(qemu, dict) else "unknown"
+def _qemu(kernel: KernelFacts) -> str:
+    return kernel.qemu.version_text or "unknown"

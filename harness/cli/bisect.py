@@ -140,7 +140,7 @@ def bisect_step(
     from harness.bisect.message import judged_lines
     from harness.bisect.probe import Flakiness
     from harness.kernels.build.git import ask
-    from harness.kernels.request import request_of_options
+    from harness.scenario.kernel_request import request_of_options
     from harness.scenario.scenario_files import load_cases
 
     flakiness = Flakiness(*_checked_need(runs, need))
@@ -215,8 +215,8 @@ def bisect(
     """
     from harness.bisect.ends import Asked, open_bisection
     from harness.bisect.probe import Flakiness
-    from harness.kernels.request import request_of_options
     from harness.runs.prepare import policy_for
+    from harness.scenario.kernel_request import request_of_options
     from harness.scenario.scenario_files import load_cases
 
     flakiness = Flakiness(*_checked_need(runs, need), same_failure)
@@ -231,7 +231,7 @@ def bisect(
     with host.store.lock(f"bisect-{opened.source}", what=f"bisecting {tree}", wait=False):
         result = _bisected(opened, cases, flakiness, guests, host, fresh, json_file)
     if result.first is None:
-        sys.exit(Verdict.INCONCLUSIVE.value)
+        sys.exit(Verdict.INCONCLUSIVE.exit_code)
 
 
 def _bisected(

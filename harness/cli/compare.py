@@ -14,7 +14,7 @@ from harness.cli.options import GuestOptions, explains_errors, guest_options
 from harness.cli.run import check_writable, write_file
 from harness.contract.result import Verdict
 from harness.core.errors import UsageError
-from harness.kernels.request import KernelRequest
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario import POLICIES
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def compare(
         }
         write_file(json_file, json.dumps(table, indent=2) + "\n")
     if any(row.change is Change.REGRESSION for row in rows):
-        sys.exit(Verdict.FAIL.value)
+        sys.exit(Verdict.FAIL.exit_code)
     judged = (Verdict.PASS, Verdict.FAIL, None)
     if any(side.verdict not in judged for row in rows for side in (row.first, row.second)):
-        sys.exit(Verdict.INCONCLUSIVE.value)
+        sys.exit(Verdict.INCONCLUSIVE.exit_code)

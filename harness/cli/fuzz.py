@@ -15,7 +15,7 @@ from harness.contract.result import Verdict
 
 if TYPE_CHECKING:
     from harness.fuzz.campaign import Tally
-    from harness.kernels.request import KernelRequest
+    from harness.scenario.kernel_request import KernelRequest
 
 
 @click.command()
@@ -74,9 +74,9 @@ def fuzz(
         tally = campaign.run(minutes * 60)
     _print_tally(tally)
     if tally.new:
-        sys.exit(Verdict.FAIL.value)
+        sys.exit(Verdict.FAIL.exit_code)
     if tally.inconclusive or tally.refused:
-        sys.exit(Verdict.INCONCLUSIVE.value)
+        sys.exit(Verdict.INCONCLUSIVE.exit_code)
 
 
 def _print_tally(tally: Tally) -> None:

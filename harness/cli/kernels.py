@@ -93,8 +93,8 @@ def _build(
     from harness.core.cache import Store
     from harness.core.paths import store_root
     from harness.core.progress import TerminalProgress
-    from harness.kernels.request import request_of_options
     from harness.kernels.resolve import resolve_kernel
+    from harness.scenario.kernel_request import request_of_options
 
     request = request_of_options(spec, configs, series, llvm=llvm, upto=upto)
     kernel = resolve_kernel(request, Store(store_root()), TerminalProgress(), refresh)

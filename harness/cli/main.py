@@ -17,7 +17,7 @@ from harness.cli.matrix import matrix, matrix_worker
 from harness.cli.options import USAGE, accel_options, explains_errors, kernel_options
 from harness.cli.report import bundle, replay, report
 from harness.cli.run import run
-from harness.kernels.request import KernelRequest
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario import POLICIES, Policy
 
 

@@ -153,12 +153,12 @@ def exit_code(tests: list[dict[str, Any]], missing: int) -> int:
         missing: how many were never run to an end.
     """
     if any(test["status"] == "FAIL" for test in tests):
-        return Verdict.FAIL.value
+        return Verdict.FAIL.exit_code
     if any(test.get("fail_class") == Verdict.UNBUILDABLE.name for test in tests):
-        return Verdict.UNBUILDABLE.value
+        return Verdict.UNBUILDABLE.exit_code
     if missing or any(test["status"] not in ("PASS", "WARN", "SKIP") for test in tests):
-        return Verdict.INCONCLUSIVE.value
-    return Verdict.PASS.value
+        return Verdict.INCONCLUSIVE.exit_code
+    return Verdict.PASS.exit_code
 
 
 def avocado_job(

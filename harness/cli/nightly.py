@@ -20,7 +20,7 @@ from harness.contract.result import Verdict
 from harness.core.errors import UsageError
 from harness.core.paths import PROJECT, evidence_root
 from harness.core.progress import TerminalProgress
-from harness.kernels.request import KernelRequest
+from harness.scenario.kernel_request import KernelRequest
 
 if TYPE_CHECKING:
     from harness.bisect.probe import Flakiness
@@ -169,9 +169,9 @@ def nightly(
     click.echo(f"\nreport: {page if page.exists() else latest / 'summary.txt'}")
     changes = {row.change for row in result.rows}
     if Change.REGRESSION in changes:
-        sys.exit(Verdict.FAIL.value)
+        sys.exit(Verdict.FAIL.exit_code)
     if changes <= {Change.UNTOLD, Change.LEFT, Change.SKIPPED}:
-        sys.exit(Verdict.INCONCLUSIVE.value)
+        sys.exit(Verdict.INCONCLUSIVE.exit_code)
 
 
 def _job_runner(

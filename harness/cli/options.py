@@ -23,10 +23,10 @@ from harness.core.paths import evidence_root
 from harness.scenario.scenario import POLICIES, Policy
 
 if TYPE_CHECKING:
-    from harness.kernels.request import KernelRequest
     from harness.runs.prepare import Host
     from harness.runs.session import Session
     from harness.runs.warm_start import AskedStart
+    from harness.scenario.kernel_request import KernelRequest
 
 USAGE = 2
 _DEFAULT_KERNEL = "debian:7.2"
@@ -54,20 +54,20 @@ def explains_errors(command: Command) -> Command:
         except OSError as error:
             # Never status 1, which says that a kernel broke the contract.
             _say(f"harness: {error}\n  hint: {_what_to_do(error)}")
-            sys.exit(Verdict.INCONCLUSIVE.value)
+            sys.exit(Verdict.INCONCLUSIVE.exit_code)
         except MemoryError:
             _say(
                 "harness: the machine has no memory left; nothing was judged\n"
                 "  hint: close something, run fewer guests at once (--jobs 1), or raise ulimit -v"
             )
-            sys.exit(Verdict.INCONCLUSIVE.value)
+            sys.exit(Verdict.INCONCLUSIVE.exit_code)
         except Exception:
             _say(traceback.format_exc())
             _say(
                 "harness: this is a defect of the harness; nothing was judged\n"
                 "  hint: report the lines above, with the evidence of the run"
             )
-            sys.exit(Verdict.INCONCLUSIVE.value)
+            sys.exit(Verdict.INCONCLUSIVE.exit_code)
         except KeyboardInterrupt:
             _say("harness: interrupted")
             sys.exit(128 + signal.SIGINT)
@@ -108,9 +108,9 @@ def _terminated(_signal: int, _frame: object) -> None:
 
 def _exit_code(error: HarnessError) -> int:
     if isinstance(error, UnbuildableError):
-        return Verdict.UNBUILDABLE.value
+        return Verdict.UNBUILDABLE.exit_code
     if isinstance(error, InconclusiveError):
-        return Verdict.INCONCLUSIVE.value
+        return Verdict.INCONCLUSIVE.exit_code
     return USAGE
 
 
@@ -244,7 +244,7 @@ def kernel_options(command: Command) -> Command:
 
     @wraps(command)
     def packed(*args: Any, **kwargs: Any) -> Any:
-        from harness.kernels.request import request_of_options
+        from harness.scenario.kernel_request import request_of_options
 
         named = (kwargs.pop("spec"), kwargs.pop("configs"), kwargs.pop("series"))
         request = request_of_options(*named, llvm=kwargs.pop("llvm"))

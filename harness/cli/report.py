@@ -16,7 +16,7 @@ import click
 
 from harness.cli.options import GuestOptions, explains_errors, guest_options
 from harness.cli.run import check_writable, write_file
-from harness.contract.result import RunResult, Verdict
+from harness.contract.result import RunKernel, RunResult, Verdict
 from harness.core.errors import HarnessError, UsageError
 from harness.core.paths import evidence_root
 
@@ -202,7 +202,7 @@ def replay(
         if guests.policy is not None:
             recording = replace(recording, policy=guests.policy)
         click.echo(
-            f"recorded: {record.verdict} {record.scenario} on {record.kernel.spec}, "
+            f"recorded: {record.verdict.name} {record.scenario} on {record.spec}, "
             f"policy {record.policy}"
         )
         verdict = (
@@ -210,7 +210,7 @@ def replay(
             if judge_only
             else _run_again(recording, spec, guests, json_file)
         )
-    sys.exit(verdict.value)
+    sys.exit(verdict.exit_code)
 
 
 def _judge_again(recording: Recording) -> Verdict:
@@ -221,9 +221,9 @@ def _judge_again(recording: Recording) -> Verdict:
     record = recording.record
     result = RunResult(
         scenario=record.scenario,
-        kernel_spec=record.kernel.spec,
+        request=record.request,
         policy=recording.policy,
-        kernel_release=record.kernel.release,
+        kernel=RunKernel(record.kernel.release),
         verdict=again.judgement.verdict,
         owners=again.judgement.owners,
         findings=again.judgement.findings,
@@ -242,8 +242,8 @@ def _run_again(
     recording: Recording, spec: str | None, guests: GuestOptions, json_file: Path | None
 ) -> Verdict:
     from harness.bundle.replay import owner_differences, request_of, run_differences
-    from harness.kernels.request import KernelRequest
     from harness.reports.terminal import result_lines
+    from harness.scenario.kernel_request import KernelRequest
 
     request = KernelRequest(spec) if spec is not None else request_of(recording)
     options = replace(guests, policy=recording.policy)
@@ -261,10 +261,10 @@ def _run_again(
     return result.verdict
 
 
-def _compare(recorded: str, now: Verdict, differences: tuple[str, ...] | list[str]) -> None:
+def _compare(recorded: Verdict, now: Verdict, differences: tuple[str, ...] | list[str]) -> None:
     for line in differences:
         click.echo(f"differs: {line}")
-    if recorded != now.name:
-        click.echo(f"differs: recorded {recorded}, now {now.name}")
+    if recorded is not now:
+        click.echo(f"differs: recorded {recorded.name}, now {now.name}")
     elif not differences:
         click.echo("the same as recorded")

@@ -24,7 +24,7 @@ from harness.core.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.contract.result import RunResult
-    from harness.kernels.request import KernelRequest
+    from harness.scenario.kernel_request import KernelRequest
 
 
 @click.command()
@@ -169,7 +169,7 @@ def write_file(path: Path, text: str, option: str = "--json") -> None:
 def _worst(results: Sequence[RunResult]) -> int:
     for verdict in (Verdict.FAIL, Verdict.UNBUILDABLE, Verdict.INCONCLUSIVE):
         if any(result.verdict is verdict for result in results):
-            return int(verdict.value)
+            return verdict.exit_code
     return 0
 
 

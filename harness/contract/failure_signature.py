@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from harness.contract.result import Finding, RunResult
-from harness.platform.memory_range import MemoryRange
 
 _WHO = re.compile(r"^\w+: ")
 _PHASE = re.compile(r" \(during [^)]*\)$")
@@ -40,29 +39,11 @@ def failures_of(result: RunResult) -> tuple[str, ...]:
     The text of a finding, with its numbers and times, is not part of it: two kernels that strand
     the same range fail alike.
     """
-    return failure_names(
-        ((one.rule, one.range) for one in result.findings),
-        [(one.name, one.range) for one in result.owners],
-    )
-
-
-def failure_names(
-    findings: Iterable[tuple[str, MemoryRange | None]], owned: Sequence[tuple[str, MemoryRange]]
-) -> tuple[str, ...]:
-    """What broke, each once.
-
-    Args:
-        findings: each with its rule and the range that it is about, if any.
-        owned: the ranges that somebody should own, with their names.
-    """
-    found = []
-    for broken, place in findings:
-        named = [
-            name
-            for name, one in owned
-            if place is not None and one.start <= place.end and place.start <= one.end
-        ]
-        where = " ".join(named) if named else str(place) if place is not None else ""
-        rule = f"rule {broken}" if broken.isdigit() else broken
-        found.append(f"{rule} {where}".strip())
-    return tuple(dict.fromkeys(found))
+    names = []
+    for finding in result.findings:
+        place = finding.range
+        owned = [one.name for one in result.owners if place and one.range.overlaps(place)]
+        where = " ".join(owned) or (str(place) if place else "")
+        rule = f"rule {finding.rule}" if finding.rule.isdigit() else finding.rule
+        names.append(f"{rule} {where}".strip())
+    return tuple(dict.fromkeys(names))

@@ -11,8 +11,9 @@ from typing import Literal
 from harness.contract.iomem import IomemEntry
 from harness.contract.observation import Observation
 from harness.contract.observed_owners import KMEM
-from harness.contract.result_record import OwnedRecord, OwnershipRecord, RunRecord
+from harness.contract.result import OwnedRange, RunResult
 from harness.platform.memory_range import MemoryRange
+from harness.scenario.owner import Ownership
 
 Mark = Literal["same", "wrong", "missing"]
 
@@ -46,12 +47,12 @@ class _Place:
 
     range: MemoryRange
     name: str
-    expected: OwnershipRecord
-    found: OwnershipRecord
+    expected: Ownership
+    found: Ownership
 
 
 def marked_iomem(
-    record: RunRecord, observation: Observation, interesting: Sequence[MemoryRange]
+    record: RunResult, observation: Observation, interesting: Sequence[MemoryRange]
 ) -> tuple[MarkedLine, ...]:
     """The whole tree, with what is wrong or missing in misowned ranges and under strangers.
 
@@ -61,10 +62,8 @@ def marked_iomem(
         interesting: ranges that the scenario is about, beside those that have owners.
     """
     places = [place for owned in record.owners for place in _misowned(owned)]
-    strangers = [
-        MemoryRange.parse(one.range) for one in record.findings if one.rule == "4" and one.range
-    ]
-    near = [*interesting, *(MemoryRange.parse(one.range) for one in record.owners), *strangers]
+    strangers = [one.range for one in record.findings if one.rule == "4" and one.range]
+    near = [*interesting, *(one.range for one in record.owners), *strangers]
     lines: list[MarkedLine] = []
     pending = sorted(places, key=lambda one: one.range)
     for root in observation.iomem.roots:
@@ -116,9 +115,9 @@ def _is_hardware(entry: IomemEntry) -> bool:
     return entry.name.startswith(("PCI ", "Kernel "))
 
 
-def _misowned(owned: OwnedRecord) -> Iterable[_Place]:
+def _misowned(owned: OwnedRange) -> Iterable[_Place]:
     for piece in owned.wrong_pieces():
-        yield _Place(MemoryRange.parse(piece.range), owned.name, owned.expected, piece.ownership)
+        yield _Place(piece.range, owned.name, owned.expected, piece.ownership)
 
 
 def _complaint(

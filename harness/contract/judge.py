@@ -15,7 +15,6 @@ from harness.contract.observed_owners import disagreements, double_claims, piece
 from harness.contract.result import Finding, OwnedRange, Piece, Verdict
 from harness.platform.firmware_state import FirmwareState, NamedRange
 from harness.platform.memory_range import MemoryRange
-from harness.platform.target_node import wrong_node
 from harness.scenario.scenario import ExpectedLine, Ownership
 
 _ADDRESSES = re.compile(r"(?:0x)?([0-9a-f]{6,16})-(?:0x)?([0-9a-f]{6,16})")
@@ -74,17 +73,13 @@ def judge(
             continue
         wanted = expected[named.name]
         pieces = pieces_of(named.range, observation)
-        owners.append(OwnedRange(named.name, named.range, wanted, pieces))
-        for piece in pieces:
-            if (piece.owner, piece.use) != (wanted.owner, wanted.use) or wrong_node(
-                wanted.node, piece
-            ):
-                at = stated_at.get(named.name)
-                name = f"{named.name} ({at})" if at else named.name
-                rule = _broken_rule(
-                    wanted, piece, stated=bool(at), region=named.name not in reserved
-                )
-                findings.append(_misowned(name, rule, wanted, piece, observation, complained))
+        owned = OwnedRange(named.name, named.range, wanted, pieces)
+        owners.append(owned)
+        for piece in owned.wrong_pieces():
+            at = stated_at.get(named.name)
+            name = f"{named.name} ({at})" if at else named.name
+            rule = _broken_rule(wanted, piece, stated=bool(at), region=named.name not in reserved)
+            findings.append(_misowned(name, rule, wanted, piece, observation, complained))
         findings.extend(_claimed_twice(named, observation, complained))
     if no_region:
         findings.extend(_left_regions(observation, complained))

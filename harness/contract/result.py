@@ -1,28 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Verdicts, findings and the result of a run, in the form that JSON has."""
+"""Verdicts, findings and the result of a run: what result.json contains, written and read here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
+from harness.platform.json_values import FormatError, from_json, to_json
 from harness.platform.memory_range import MemoryRange
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.module_load import Load
 from harness.scenario.scenario import OwnerName, Ownership, Policy, Use
+
+FORMAT = 1
+"""Number of the format of result.json. A change that breaks readers takes the next number."""
 
 Start = Literal["cold", "warm"]
 """Whether a guest was booted for its run, or restored from one that was saved after its boot."""
 
 
 class Verdict(Enum):
-    """What a scenario run ended with, and the exit code of `harness run`."""
+    """The outcome of a scenario run."""
 
-    PASS = 0
-    FAIL = 1
-    INCONCLUSIVE = 3
-    UNBUILDABLE = 4
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    UNBUILDABLE = "UNBUILDABLE"
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of `harness run`."""
+        return {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "UNBUILDABLE": 4}[self.value]
 
 
 RULES = {
@@ -44,16 +54,15 @@ RULES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One way in which a run broke the contract.
+    """One violation of the contract.
 
     Attributes:
         rule: key of RULES.
-        text: what is wrong, one line.
+        text: what is wrong, one line for people.
         range: where, or None.
         iomem: the lines of /proc/iomem that show it.
         dmesg: the kernel messages that belong to it.
-        phase: during which step, or phase of the boot, the kernel said them; None where nobody can
-            say.
+        phase: the step, or phase of the boot, in which the kernel printed them; None if unknown.
         decoded: those of them with addresses in the kernel's code, as the kernel's own
             decode_stacktrace.sh prints them; empty where that is not possible.
         known: name of the known issue that covers it, None for a new finding.
@@ -68,6 +77,12 @@ class Finding:
     decoded: tuple[str, ...] = ()
     known: str | None = None
 
+    @property
+    def title(self) -> str:
+        """The rule with its sentence."""
+        name = f"rule {self.rule}" if self.rule.isdigit() else self.rule
+        return f"{name}: {RULES[self.rule]}" if self.rule in RULES else name
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -75,18 +90,27 @@ class Piece:
 
     Attributes:
         range: which part.
-        owner: who owns it.
+        owner: its owner.
         use: what for.
         via: what shows it, such as `region0 > dax0.0 > kmem`.
-        node: the NUMA node of the dax device that covers it; None where nobody owns it, or where
-            the device has none.
+        node: the NUMA node of the dax device that covers it; None without a dax device, or where
+            the device has no node.
     """
 
     range: MemoryRange
     owner: OwnerName
-    use: Use
-    via: str
+    use: Use = "none"
+    via: str = ""
     node: int | None = None
+
+    @property
+    def ownership(self) -> Ownership:
+        """Its owner and use, without the node."""
+        return Ownership(owner=self.owner, use=self.use)
+
+    def wrong_node(self, expected: int | None) -> bool:
+        """Whether its memory is in another node than the expected one; None expects nothing."""
+        return self.owner != "nobody" and expected not in (None, self.node)
 
 
 @dataclass(frozen=True)
@@ -96,7 +120,17 @@ class OwnedRange:
     name: str
     range: MemoryRange
     expected: Ownership
-    observed: tuple[Piece, ...]
+    observed: tuple[Piece, ...] = ()
+
+    def is_wrong(self, piece: Piece) -> bool:
+        """Whether a piece has another owner, use or stated NUMA node than the expected one."""
+        expected = self.expected
+        fits = (piece.owner, piece.use) == (expected.owner, expected.use)
+        return not fits or piece.wrong_node(expected.node)
+
+    def wrong_pieces(self) -> tuple[Piece, ...]:
+        """The pieces that are not as expected."""
+        return tuple(piece for piece in self.observed if self.is_wrong(piece))
 
 
 @dataclass(frozen=True)
@@ -104,46 +138,33 @@ class Attempt:
     """One guest of a scenario that was run with several.
 
     Attributes:
-        load: what it loaded, and how.
-        verdict: how it ended.
-        outcome: who owned what in it.
-        reason: why it did not end with PASS.
-        start: how it came to be, None where it never became ready.
+        load: the modules that it loaded, and how.
+        outcome: the owner of each range.
+        reason: for other verdicts than PASS.
+        start: None for a guest that never became ready.
         seconds: from the start to the end of its run.
-        evidence: the folder with everything that was written down.
+        evidence: its folder.
     """
 
-    load: str
+    load: Load | None
     verdict: Verdict
-    outcome: str
-    reason: str
-    start: Start | None
-    seconds: float
-    evidence: str
-
-    def as_json(self) -> dict[str, Any]:
-        """The object that the result file has for this guest."""
-        return {
-            "load": self.load,
-            "verdict": self.verdict.name,
-            "outcome": self.outcome,
-            "reason": self.reason,
-            "start": self.start,
-            "seconds": round(self.seconds, 3),
-            "evidence": self.evidence,
-        }
+    outcome: str = ""
+    reason: str = ""
+    start: Start | None = None
+    seconds: float = 0.0
+    evidence: str = ""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """In what one guest differs from others that were asked for the same.
+    """How one guest differs from other guests with the same request.
 
     Attributes:
-        guest: its place among the scenario's guests, from 1.
+        guest: its number among the scenario's guests, from 1.
         evidence: its folder.
-        part: a file of the evidence, or what of the result it is, such as `owners`.
-        others: how many guests have what it has not.
-        only_here: lines that only it has.
+        part: the compared part of the result, such as `owners`.
+        others: how many guests have what this one has not.
+        only_here: lines that only this guest has.
         only_there: lines that only those have.
     """
 
@@ -151,30 +172,19 @@ class Difference:
     evidence: str
     part: str
     others: int
-    only_here: tuple[str, ...]
-    only_there: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """The object that the result file has for this difference."""
-        return {
-            "guest": self.guest,
-            "evidence": self.evidence,
-            "part": self.part,
-            "others": self.others,
-            "only_here": list(self.only_here),
-            "only_there": list(self.only_there),
-        }
+    only_here: tuple[str, ...] = ()
+    only_there: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What came of one step after the owners had settled.
+    """The outcome of one step after boot.
 
     Attributes:
-        step: what was done.
+        step: the step, as text.
         outcome: whether the contract held after it; `not_done` after an earlier break.
-        owners: every range that somebody should own then.
-        findings: what broke the contract.
+        owners: every range that has an expected owner then.
+        findings: violations of the contract.
         evidence: the folder of this step, below the run's.
     """
 
@@ -186,45 +196,55 @@ class StepOutcome:
 
 
 @dataclass(frozen=True)
+class RunKernel:
+    """The kernel of a run.
+
+    Attributes:
+        release: `uname -r`, None before it is known.
+        config_sha256: of the kernel's configuration, None where its packager ships none.
+    """
+
+    release: str | None = None
+    config_sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class RunResult:
-    """What one run ended with; `as_json` is the result file's form.
+    """The result of one run.
 
     Attributes:
         scenario: its name.
-        kernel_spec: the SPEC that was asked for.
-        kernel_release: what the kernel calls itself, None before it is known.
-        config_sha256: of the kernel's configuration, None where its packager ships none.
+        request: the kernel as it was requested.
         policy: whose rules were judged.
+        kernel: the kernel that was booted.
         accel: `kvm` or `tcg`.
-        start: how the guest came to be, None where none became ready.
-        verdict: how it ended.
-        reason: for other verdicts than PASS and FAIL, why.
+        start: None if no guest became ready.
+        reason: for other verdicts than PASS and FAIL.
         hint: what to do about the reason.
-        owners: every range that somebody should own.
-        findings: what broke the contract, after boot or after a step.
-        steps: what came of the steps after that.
-        notes: what did not count, and is worth knowing.
+        owners: every range that has an expected owner.
+        findings: violations of the contract, after boot or after a step.
+        steps: outcomes of the steps after boot.
+        notes: remarks that do not affect the verdict.
         known_issue: why this failure is known, None when a finding is new.
         issues: names of the known issues of this scenario on this kernel, seen or not.
         timings: seconds by phase.
-        evidence: the folder with everything that was written down.
-        load: what the guest loaded, and how; None when it did not come so far.
+        evidence: the folder with everything that was recorded.
+        load: the modules that the guest loaded, and how; None if it did not come so far.
         drivers: the modules of the contract's drivers that were loaded when ownership had settled.
         attempts: every guest, where the scenario was run with several.
-        compared: how many guests had others that were asked for the same, and were compared.
-        differences: in what these differed.
-        reproduce: the shortest command line that shows the failure, when one was looked for.
+        compared: how many guests were compared with others of the same request.
+        differences: how these differed.
+        reproduce: the shortest command line that shows the failure, when it was searched for.
         file: the path by which the scenario was named, empty where its name finds it.
     """
 
     scenario: str
-    kernel_spec: str
+    request: KernelRequest
     policy: Policy
-    kernel_release: str | None = None
-    config_sha256: str | None = None
+    verdict: Verdict = Verdict.INCONCLUSIVE
+    kernel: RunKernel = RunKernel()
     accel: str | None = None
     start: Start | None = None
-    verdict: Verdict = Verdict.INCONCLUSIVE
     reason: str = ""
     hint: str = ""
     owners: tuple[OwnedRange, ...] = ()
@@ -242,85 +262,60 @@ class RunResult:
     differences: tuple[Difference, ...] = ()
     reproduce: str = ""
     file: str = ""
+    format: int = FORMAT
+
+    @property
+    def spec(self) -> str:
+        """The requested kernel as text."""
+        return str(self.request)
+
+    @property
+    def load_text(self) -> str:
+        """The load as text, empty without one."""
+        return str(self.load) if self.load else ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the contract held."""
+        return self.verdict is Verdict.PASS
+
+    @property
+    def seconds(self) -> float | None:
+        """Duration of the run, None if it is unknown."""
+        return self.timings.get("total")
+
+    @property
+    def command(self) -> str:
+        """The command line that runs this again."""
+        if self.reproduce:
+            return self.reproduce
+        scenario = shlex.quote(self.file or self.scenario)
+        words = f"harness run {scenario} --kernel {self.spec} --policy {self.policy}"
+        return f"{words} --accel {self.accel}" if self.accel else words
 
     def as_json(self) -> dict[str, Any]:
-        """The object that the result file has for this run."""
-        return {
-            "scenario": self.scenario,
-            "file": self.file,
-            "kernel": {
-                "spec": self.kernel_spec,
-                "release": self.kernel_release,
-                "config_sha256": self.config_sha256,
-            },
-            "policy": self.policy,
-            "accel": self.accel,
-            "start": self.start,
-            "load": str(self.load) if self.load else None,
-            "drivers": list(self.drivers),
-            "verdict": self.verdict.name,
-            "reason": self.reason,
-            "hint": self.hint,
-            "owners": _owners_json(self.owners),
-            "findings": _findings_json(self.findings),
-            "steps": [
-                {
-                    "step": one.step,
-                    "outcome": one.outcome,
-                    "owners": _owners_json(one.owners),
-                    "findings": _findings_json(one.findings),
-                    "evidence": one.evidence,
-                }
-                for one in self.steps
-            ],
-            "notes": list(self.notes),
-            "known_issue": self.known_issue,
-            "issues": list(self.issues),
-            "timings": {name: round(value, 3) for name, value in self.timings.items()},
-            "evidence": self.evidence,
-            "attempts": [one.as_json() for one in self.attempts],
-            "compared": self.compared,
-            "differences": [one.as_json() for one in self.differences],
-            "reproduce": self.reproduce,
-        }
+        """The object in result.json. `kernel.spec` is for people and other programs."""
+        raw: dict[str, Any] = to_json(self)
+        raw["kernel"]["spec"] = self.spec
+        del raw["request"]["stored"]
+        raw["timings"] = {name: round(seconds, 3) for name, seconds in self.timings.items()}
+        return raw
 
 
-def _owners_json(owners: Iterable[OwnedRange]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": one.name,
-            "range": str(one.range),
-            "expected": {
-                "owner": one.expected.owner,
-                "use": one.expected.use,
-                "node": one.expected.node,
-            },
-            "observed": [
-                {
-                    "range": str(piece.range),
-                    "owner": piece.owner,
-                    "use": piece.use,
-                    "via": piece.via,
-                    "node": piece.node,
-                }
-                for piece in one.observed
-            ],
-        }
-        for one in owners
-    ]
+class NotAResultError(ValueError):
+    """The object is not the result of a run."""
 
 
-def _findings_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
-    return [
-        {
-            "rule": one.rule,
-            "range": str(one.range) if one.range else None,
-            "text": one.text,
-            "iomem": list(one.iomem),
-            "phase": one.phase,
-            "dmesg": list(one.dmesg),
-            "decoded": list(one.decoded),
-            "known": one.known,
-        }
-        for one in findings
-    ]
+def read_result(raw: Any) -> RunResult:
+    """Read what `RunResult.as_json` wrote.
+
+    Raises:
+        NotAResultError: a field is missing or invalid, or the format is of another version.
+    """
+    written = raw.get("format", FORMAT) if isinstance(raw, dict) else FORMAT
+    if written != FORMAT:
+        raise NotAResultError(f"format {written!r}, and this version reads format {FORMAT}")
+    try:
+        return from_json(raw, RunResult)
+    except FormatError as error:
+        raise NotAResultError(str(error)) from None

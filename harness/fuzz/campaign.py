@@ -25,11 +25,11 @@ from harness.contract.result import RunResult, Verdict
 from harness.core.errors import UnbuildableError, UsageError
 from harness.fuzz.draw import Layout, layouts
 from harness.fuzz.files import DrawnCase, case_of
-from harness.kernels.request import KernelRequest
 from harness.machine.address_probe import machine_layout
 from harness.platform.address_map import MachineLayout
 from harness.runs.prepare import Host
 from harness.runs.session import Session, Skipped
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.profile import Profile
 from harness.scenario.scenario import Policy
 from harness.scenario.scenario_files import Case

@@ -10,9 +10,9 @@ from harness.core.errors import UsageError
 from harness.core.files import made_again
 from harness.core.kernel import Kernel
 from harness.core.progress import Progress
-from harness.kernels.request import KernelRequest, as_request
 from harness.kernels.spec import KernelSpec, parse_kernel_spec
 from harness.kernels.store import KIND, discard_damaged, read_stored
+from harness.scenario.kernel_request import KernelRequest, as_request
 
 
 def resolve_kernel(

@@ -16,12 +16,12 @@ from typing import Any
 from harness.contract.result import RunResult, Verdict
 from harness.core.errors import HarnessError, UnbuildableError
 from harness.core.progress import Progress
-from harness.kernels.request import KernelRequest
 from harness.matrix.plan import Combination
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import this_host
 from harness.runs.requirements import NotApplicableError
 from harness.runs.session import Session
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import load_known_issues
 from harness.scenario.scenario_files import load_case
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from harness.kernels.request import KernelRequest, with_configs
+from harness.scenario.kernel_request import KernelRequest, with_configs
 from harness.scenario.scenario import KernelNeeds, Policy
 from harness.scenario.yaml_document import Document, read_document
 

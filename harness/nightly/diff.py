@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from harness.contract.failure_signature import failure_names
-from harness.contract.result import Verdict
-from harness.contract.result_record import RunRecord
+from harness.contract.failure_signature import failures_of
+from harness.contract.result import RunResult, Verdict
 from harness.matrix.plan import BRANCH, NO_CONFIG, Combination
-from harness.platform.memory_range import MemoryRange
 
 SKIPPED = "SKIPPED"
 _JUDGED = (Verdict.PASS.name, Verdict.FAIL.name)
@@ -97,16 +95,12 @@ class Seen:
         return f"{self.verdict} (known)" if self.known else self.verdict
 
 
-def seen_in(record: RunRecord) -> Seen:
+def seen_in(record: RunResult) -> Seen:
     """What a result says."""
-    places = (
-        (one.rule, MemoryRange.parse(one.range) if one.range else None) for one in record.findings
-    )
-    owned = [(one.name, MemoryRange.parse(one.range)) for one in record.owners]
     return Seen(
-        record.verdict,
+        record.verdict.name,
         record.known_issue or "",
-        failure_names(places, owned),
+        failures_of(record),
         record.reason,
         record.evidence,
     )

@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from harness.contract.result import Verdict
-from harness.contract.result_record import read_record
+from harness.contract.result import Verdict, read_result
 from harness.nightly.diff import SKIPPED, Line
 
 _Number = Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)]
@@ -66,13 +65,13 @@ def check_rows(connection: sqlite3.Connection) -> None:
             " and night in (select id from nights where ended is null and not given_up)",
             list[tuple[str]],
         ):
-            read_record(msgspec.json.decode(text))
+            read_result(msgspec.json.decode(text))
     except ValueError as error:  # those of msgspec, and of what is no result, are among them
         raise sqlite3.DatabaseError(f"a row makes no sense: {error}") from error
 
 
 # What is kept of an old result; the first key tells it from a whole one.
-_KEPT = ("owners", "scenario", "file", "kernel", "policy", "verdict")
+_KEPT = ("owners", "scenario", "file", "request", "kernel", "policy", "verdict")
 _WHOLE = f"""result is not null and result not like '{{"{_KEPT[0]}":%'"""
 
 

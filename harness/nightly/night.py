@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.contract.result import RunResult, Verdict
-from harness.contract.result_record import NotAResultError, read_record
+from harness.contract.result import NotAResultError, RunResult, Verdict, read_result
 from harness.core.errors import (
     HarnessError,
     InconclusiveError,
@@ -24,7 +23,6 @@ from harness.core.errors import (
     UnbuildableError,
     UsageError,
 )
-from harness.kernels.request import KernelRequest
 from harness.matrix.entry import Message
 from harness.matrix.matrix_file import load_matrix
 from harness.matrix.plan import Combination, Plan
@@ -35,6 +33,7 @@ from harness.nightly.diff import SKIPPED, Bisecting, Line, Row, Seen, line_of, s
 from harness.nightly.history import Night, NightHistory
 from harness.nightly.repo import NightTree, rebased
 from harness.runs.prepare import request_for
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import load_case
 
 NIGHTS = "nights"
@@ -271,9 +270,8 @@ class Nightly:
                 self._listener.note(f"{request}: {error}")
                 for one in combinations:
                     result = _unbuilt(one, request, error)
-                    self._history.add(
-                        night, line_of(one, spec), seen_in(read_record(result)), result
-                    )
+                    seen = seen_in(result)
+                    self._history.add(night, line_of(one, spec), seen, result.as_json())
                 continue
             runnable += combinations
         return runnable
@@ -312,7 +310,7 @@ def seen_at_end(result: Mapping[str, Any] | None, message: Message) -> Seen:
     """What the end of a combination says about its line."""
     if result is not None:
         with suppress(NotAResultError):
-            return seen_in(read_record(result))
+            return seen_in(read_result(result))
     reason = str(message.get("fail_reason", ""))
     kind = message.get("fail_class", "")
     if kind == "NotApplicable":
@@ -322,17 +320,16 @@ def seen_at_end(result: Mapping[str, Any] | None, message: Message) -> Seen:
     return Seen(verdict.name, reason=reason or "it ended without a result")
 
 
-def _unbuilt(one: Combination, request: KernelRequest, error: HarnessError) -> dict[str, Any]:
+def _unbuilt(one: Combination, request: KernelRequest, error: HarnessError) -> RunResult:
     unbuildable = isinstance(error, UnbuildableError)
-    result = RunResult(
+    return RunResult(
         load_case(one.scenario).name,
-        str(request),
+        request,
         one.policy,
         verdict=Verdict.UNBUILDABLE if unbuildable else Verdict.INCONCLUSIVE,
         reason=error.message if error.where is None else f"{error.where}: {error.message}",
         hint=error.hint,
     )
-    return result.as_json()
 
 
 def _matrix_text(path: Path) -> str:

@@ -87,6 +87,11 @@ class MemoryRange:
         return f"{self.start:08x}-{self.end:08x}"
 
 
+# msgspec writes any dataclass as an object. A range is written as its text, by the hooks of
+# `json_values`, which msgspec calls for types that it does not know.
+delattr(MemoryRange, "__dataclass_fields__")
+
+
 def merge_adjacent(ranges: Iterable[MemoryRange]) -> tuple[MemoryRange, ...]:
     """Return the same bytes in as few ranges as possible, ascending."""
     merged: list[MemoryRange] = []

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from harness.contract.result import Piece
 from harness.platform.acpi_tables import MemoryAffinity, parse_cpu_domains, parse_srat
 from harness.platform.memory_range import MemoryRange
 
@@ -80,11 +79,6 @@ def named_node(node: int | None, nodes: Iterable[NodeRange]) -> str:
         return "no node"
     domain = next((known.domain for known in nodes if known.node == node), node)
     return f"node {node}" if domain == node else f"node {node} (proximity domain {domain})"
-
-
-def wrong_node(expected: int | None, piece: Piece) -> bool:
-    """Whether an owned piece is not in the expected node; None accepts every node."""
-    return expected is not None and piece.owner != "nobody" and piece.node != expected
 
 
 def _extended(entries: Sequence[MemoryAffinity], window: MemoryRange) -> list[MemoryAffinity]:

@@ -13,10 +13,10 @@ import pytest
 if TYPE_CHECKING:
     from harness.contract.result import RunResult
     from harness.core.progress import Progress
-    from harness.kernels.request import KernelRequest
     from harness.plugins.pytest_progress import SessionProgress
     from harness.plugins.pytest_runs import ScenarioRuns
     from harness.runs.prepare import Host
+    from harness.scenario.kernel_request import KernelRequest
     from harness.scenario.known_issues import KnownIssues
 
 _PROGRESS = "cxl_ownership_progress"
@@ -178,7 +178,7 @@ def scenario_result(
 
 def asked_kernel(config: pytest.Config) -> KernelRequest:
     """The kernel that the options ask for."""
-    from harness.kernels.request import request_of_options
+    from harness.scenario.kernel_request import request_of_options
 
     series = config.getoption("series")
     return request_of_options(

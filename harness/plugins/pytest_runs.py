@@ -12,11 +12,11 @@ from harness.core.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.contract.result import RunResult
-    from harness.kernels.request import KernelRequest
     from harness.runs.guest_run import Judging
     from harness.runs.prepare import Host
     from harness.runs.session import Skipped
     from harness.runs.warm_start import AskedStart
+    from harness.scenario.kernel_request import KernelRequest
     from harness.scenario.scenario_files import Case
 
 

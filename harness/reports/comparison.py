@@ -10,7 +10,6 @@ from typing import Any
 
 from harness.contract.failure_signature import signature
 from harness.contract.result import Finding, RunResult, Verdict
-from harness.scenario.scenario import Ownership
 
 
 class Change(Enum):
@@ -95,7 +94,7 @@ def side_of(result: RunResult) -> Side:
     """A result as one side of a row."""
     owners = []
     for one in result.owners:
-        found = [str(Ownership(owner=piece.owner, use=piece.use)) for piece in one.observed]
+        found = [str(piece.ownership) for piece in one.observed]
         owners.append(f"{one.name}: {' + '.join(dict.fromkeys(found))}")
     why = result.reason
     if result.findings:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from harness.contract.result_record import FindingRecord, RunRecord
+from harness.contract.result import Finding, RunResult
 from harness.reports.report_data import configs_of, kernel_column, outcome_of, telling_findings
 from harness.runs.result_files import StoredRun
 
@@ -63,7 +63,7 @@ def _case(suite: Element, run: StoredRun) -> None:
     )
     properties = SubElement(case, "properties")
     for name, value in (
-        ("kernel", record.kernel.spec),
+        ("kernel", record.spec),
         ("release", record.kernel.release),
         ("config_sha256", record.kernel.config_sha256),
         ("accel", record.accel),
@@ -76,7 +76,7 @@ def _case(suite: Element, run: StoredRun) -> None:
             SubElement(properties, "property", {"name": name, "value": _clean(value)})
     outcome = outcome_of(record)
     said = "\n\n".join(_finding_text(one) for one in telling_findings(record.findings))
-    first = record.reason or next((one.text for one in record.findings), record.verdict)
+    first = record.reason or next((one.text for one in record.findings), outcome)
     if outcome == "FAIL":
         rules = ", ".join(dict.fromkeys(one.rule for one in record.findings))
         child = SubElement(case, "failure", {"type": f"rule {rules}" if rules else "FAIL"})
@@ -91,7 +91,7 @@ def _case(suite: Element, run: StoredRun) -> None:
         child.text = _clean(f"{record.reason}\nhint: {record.hint}" if record.hint else first)
 
 
-def _name(record: RunRecord) -> str:
+def _name(record: RunResult) -> str:
     """The scenario, with what tells this run from others of it on the same kernel."""
     more = [*([f"config {configs_of(record)}"] if configs_of(record) else [])]
     if record.load_text:
@@ -99,7 +99,7 @@ def _name(record: RunRecord) -> str:
     return f"{record.scenario}[{'; '.join(more)}]" if more else record.scenario
 
 
-def _finding_text(finding: FindingRecord) -> str:
+def _finding_text(finding: Finding) -> str:
     where = f"{finding.range} " if finding.range else ""
     lines = [finding.title, f"  {where}{finding.text}"]
     lines += [f"    {line}" for line in (*finding.iomem, *finding.dmesg)]

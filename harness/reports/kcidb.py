@@ -9,23 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from harness.contract.result_record import RunRecord
+from harness.contract.result import RunResult, Verdict
 from harness.reports.report_data import configs_of, outcome_of, telling_findings
-from harness.runs.result_files import StoredRun
+from harness.runs.result_files import Manifest, SourceFacts, StoredRun
 
 ORIGIN = "cxl_ownership"
 VERSION = {"major": 5, "minor": 3}
 _MOST_LOG = 16384
 # PASS and FAIL as they are. Of the others, KCIDB tells tests that broke off (ERROR) from tests
 # that could not be started (MISS).
-_STATUS = {"PASS": "PASS", "FAIL": "FAIL", "INCONCLUSIVE": "ERROR", "UNBUILDABLE": "MISS"}
+_STATUS = {
+    Verdict.PASS: "PASS",
+    Verdict.FAIL: "FAIL",
+    Verdict.INCONCLUSIVE: "ERROR",
+    Verdict.UNBUILDABLE: "MISS",
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SERIES = re.compile(r"--series (\S+)")
 
 
 def kcidb_report(runs: Sequence[StoredRun], origin: str = ORIGIN) -> dict[str, Any]:
@@ -76,64 +80,52 @@ def _id(origin: str, *parts: object) -> str:
 
 
 def _checkout(run: StoredRun, origin: str) -> dict[str, Any]:
-    record, source = run.record, _dict(run.manifest.get("source"))
-    spec = _text(record.kernel.spec)
-    base = _base(spec)
+    record = run.record
+    source = (run.manifest and run.manifest.source) or SourceFacts()
+    base = _text(record.request.spec)
     patches = _patches(run)
-    series = _SERIES.search(spec)
+    series = record.request.series
     checkout: dict[str, Any] = {
-        "id": _id(origin, base, source.get("tree"), record.kernel.release, patches or series),
+        "id": _id(origin, base, source.tree, record.kernel.release, patches or series),
         "origin": origin,
         "comment": f"Linux {record.kernel.release or 'of unknown version'} from {base}"
-        + (f" with {_text(series[1])}" if series else ""),
+        + (f" with {_text(series)}" if series else ""),
     }
     if base.removeprefix("build:").startswith("debian:"):
         checkout["tree_name"] = "debian"
     # A kernel that was not built has no manifest: then the SPEC may say it.
-    commit = str(source.get("commit") or ("" if run.manifest else base.rpartition("@")[2]))
-    if _COMMIT.fullmatch(commit) and not source.get("dirty"):
+    commit = source.commit or ("" if run.manifest else base.rpartition("@")[2])
+    if _COMMIT.fullmatch(commit) and not source.dirty:
         checkout["git_commit_hash"] = commit
     if patches:
         lines = "".join(f"{one}\n" for one in patches)
         checkout["patchset_hash"] = hashlib.sha256(lines.encode()).hexdigest()
     elif not series:
         checkout["patchset_hash"] = ""
-    if record.verdict != "UNBUILDABLE":
+    if record.verdict is not Verdict.UNBUILDABLE:
         checkout["valid"] = True
-    misc = {key: source[key] for key in ("origin", "tree", "commit", "dirty") if source.get(key)}
+    misc = {key: value for key, value in asdict(source).items() if value}
     if misc:
         checkout["misc"] = {"source": _plain(misc)}
     return checkout
 
 
-def _base(spec: str) -> str:
-    """The SPEC of a kernel without its options."""
-    try:
-        words = shlex.split(spec)
-    except ValueError:
-        words = spec.split(" ", 1)
-    return words[0] if words else spec
-
-
 def _patches(run: StoredRun) -> list[str]:
-    """The digests of the patches that were applied, as far as they are known."""
-    listed = _dict(run.manifest.get("series")).get("patches")
-    found = (
-        [str(_dict(one).get("sha256", "")) for one in listed] if isinstance(listed, list) else []
-    )
-    return found if all(re.fullmatch(r"[0-9a-f]{64}", one) for one in found) else []
+    """The digests of the patches that were applied, if they are known."""
+    series = run.manifest.series if run.manifest else None
+    return [patch.sha256 for patch in series.patches] if series else []
 
 
 def _build(run: StoredRun, origin: str, checkout: str) -> dict[str, Any]:
-    record = run.record
-    identity = run.kernel.get("identity") or (record.kernel.config_sha256, record.kernel.spec)
-    unbuildable = record.verdict == "UNBUILDABLE"
+    record, manifest = run.record, run.manifest or Manifest()
+    identity = run.kernel.identity or (record.kernel.config_sha256, record.spec)
+    unbuildable = record.verdict is Verdict.UNBUILDABLE
     build: dict[str, Any] = {
         "id": _id(origin, checkout, identity, unbuildable),
         "checkout_id": checkout,
         "origin": origin,
         "architecture": "x86_64",
-        "comment": _text(record.kernel.spec),
+        "comment": _text(record.spec),
         "config_name": _text(configs_of(record)) or "as its source has it",
     }
     if unbuildable:
@@ -141,17 +133,14 @@ def _build(run: StoredRun, origin: str, checkout: str) -> dict[str, Any]:
         build["log_excerpt"] = _text(f"{record.reason}\n{record.hint}")[-_MOST_LOG:]
     elif record.kernel.release:
         build["status"] = "PASS"
-    toolchain = _dict(run.manifest.get("toolchain")).get("version")
-    if isinstance(toolchain, list) and toolchain:
-        build["compiler"] = _text(toolchain[0])
-    seconds = _dict(run.manifest.get("build")).get("seconds")
-    if isinstance(seconds, (int, float)):
-        build["duration"] = seconds
-    packages = run.manifest.get("packages")
+    if manifest.toolchain.version:
+        build["compiler"] = _text(manifest.toolchain.version[0])
+    if manifest.build.seconds is not None:
+        build["duration"] = manifest.build.seconds
     misc = {
-        "identity": run.kernel.get("identity"),
+        "identity": run.kernel.identity,
         "config_sha256": record.kernel.config_sha256,
-        "packages": _plain(packages) if isinstance(packages, list) else None,
+        "packages": _plain(manifest.packages),
     }
     build["misc"] = {key: value for key, value in misc.items() if value}
     return build
@@ -159,7 +148,7 @@ def _build(run: StoredRun, origin: str, checkout: str) -> dict[str, Any]:
 
 def _test(run: StoredRun, origin: str, build: str) -> dict[str, Any]:
     record = run.record
-    qemu = _text(_dict(run.kernel.get("qemu")).get("version_text") or "of unknown version")
+    qemu = _text(run.kernel.qemu.version_text or "of unknown version")
     test: dict[str, Any] = {
         "id": _id(origin, build, record.scenario, record.policy, record.load_text, run.name),
         "build_id": build,
@@ -172,7 +161,7 @@ def _test(run: StoredRun, origin: str, build: str) -> dict[str, Any]:
                 "qemu": qemu,
                 "accel": record.accel,
                 "start": record.start or "cold",
-                "kernel_command_line": _text(run.kernel.get("command_line") or ""),
+                "kernel_command_line": _text(run.kernel.command_line),
             },
         },
         "misc": _plain(
@@ -183,7 +172,7 @@ def _test(run: StoredRun, origin: str, build: str) -> dict[str, Any]:
                 "owners": [
                     {
                         "name": one.name,
-                        "range": one.range,
+                        "range": str(one.range),
                         "expected": str(one.expected),
                         "observed": [f"{piece.range} {piece.ownership}" for piece in one.observed],
                     }
@@ -210,14 +199,14 @@ def _test(run: StoredRun, origin: str, build: str) -> dict[str, Any]:
     return test
 
 
-def _excerpt(record: RunRecord) -> str:
+def _excerpt(record: RunResult) -> str:
     lines: list[str] = []
     for one in telling_findings(record.findings):
         lines += [f"{one.title}", f"{one.range or ''} {one.text}".strip(), *one.iomem, *one.dmesg]
     return _text("\n".join(lines))[:_MOST_LOG]
 
 
-def _issue(record: RunRecord, origin: str) -> dict[str, Any]:
+def _issue(record: RunResult, origin: str) -> dict[str, Any]:
     return {
         "id": _id(origin, "known issue", record.scenario, record.known_issue),
         "version": 1,
@@ -226,10 +215,6 @@ def _issue(record: RunRecord, origin: str) -> dict[str, Any]:
         "culprit": {"code": True, "tool": False, "harness": False},
         "comment": _text(record.known_issue),
     }
-
-
-def _dict(raw: object) -> dict[str, Any]:
-    return raw if isinstance(raw, dict) else {}
 
 
 def _text(raw: object) -> str:

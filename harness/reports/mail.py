@@ -11,9 +11,9 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from harness.contract.result_record import FindingRecord, RunRecord
+from harness.contract.result import Finding, RunResult, Verdict
 from harness.reports.report_data import (
     KernelColumn,
     configs_of,
@@ -22,7 +22,7 @@ from harness.reports.report_data import (
     run_labels,
     telling_findings,
 )
-from harness.runs.result_files import StoredRun
+from harness.runs.result_files import SourceFacts, StoredRun
 
 COLUMNS = 72
 _MOST_IOMEM = 16
@@ -95,39 +95,39 @@ def reasons_against_tag(runs: Sequence[StoredRun]) -> tuple[str, ...]:
         found.append("nothing was run")
     if bad:
         found.append(f"{bad} of {_runs(len(runs))} did not pass")
-    if any(one.verdict != "PASS" for run in runs for one in run.record.attempts):
+    if any(one.verdict is not Verdict.PASS for run in runs for one in run.record.attempts):
         found.append("some guests did not pass")
-    if any(step.outcome not in ("held", "") for run in runs for step in run.record.steps):
+    if any(step.outcome != "held" for run in runs for step in run.record.steps):
         found.append("some steps were not done, or broke")
-    if any(_source(run).get("dirty") for run in runs):
+    if any(_source(run).dirty for run in runs):
         found.append("the source had changes that no commit has")
     identities: dict[str, set[str]] = {}
     for run in runs:
-        if run.kernel.get("identity"):
-            identities.setdefault(run.record.kernel.spec, set()).add(str(run.kernel["identity"]))
+        if run.kernel.identity:
+            identities.setdefault(run.record.spec, set()).add(run.kernel.identity)
     for spec, several in identities.items():
         if len(several) > 1:
             found.append(f"{len(several)} different kernels were called {spec}")
-    if any(not run.kernel.get("identity") for run in runs):
+    if any(not run.kernel.identity for run in runs):
         found.append("the evidence that tells which kernel ran is missing")
     return tuple(found)
 
 
-def _source(run: StoredRun) -> dict[str, object]:
-    source = run.manifest.get("source")
-    return source if isinstance(source, dict) else {}
+def _source(run: StoredRun) -> SourceFacts:
+    return (run.manifest and run.manifest.source) or SourceFacts()
 
 
 def _kernel_lines(kernel: KernelColumn, runs: Sequence[StoredRun]) -> list[str]:
-    spec, _, series = kernel.spec.partition(" --series ")
-    lines = _folded(f"kernel:  {spec}", "", " " * 9)
+    request = replace(runs[0].record.request, configs=())
+    series = request.series
+    lines = _folded(f"kernel:  {replace(request, series=None)}", "", " " * 9)
     if kernel.release:
         lines += _folded(kernel.release, " " * 9, " " * 9)
-    source = next((_source(run) for run in runs if _source(run)), {})
-    if source.get("commit"):
-        dirty = ", and changes that no commit has" if source.get("dirty") else ""
-        lines += _folded(f"commit:  {source['commit']}{dirty}", "", " " * 9)
-    if series:
+    source = next((_source(run) for run in runs if _source(run).commit), SourceFacts())
+    if source.commit:
+        dirty = ", and changes that no commit has" if source.dirty else ""
+        lines += _folded(f"commit:  {source.commit}{dirty}", "", " " * 9)
+    if series is not None:
         lines += _folded(f"series:  {series}", "", " " * 9)
     for name in _patch_names(runs):
         lines += _folded(name.removesuffix(".patch"), " " * 9, " " * 11)
@@ -138,24 +138,21 @@ def _kernel_lines(kernel: KernelColumn, runs: Sequence[StoredRun]) -> list[str]:
 
 def _patch_names(runs: Sequence[StoredRun]) -> list[str]:
     for run in runs:
-        series = run.manifest.get("series")
-        patches = series.get("patches") if isinstance(series, dict) else None
-        if isinstance(patches, list):
-            return [str(one.get("name", "")) for one in patches if isinstance(one, dict)]
+        if run.manifest and run.manifest.series:
+            return [patch.name for patch in run.manifest.series.patches]
     return []
 
 
 def _machine(run: StoredRun) -> str:
-    qemu = run.kernel.get("qemu")
-    version = str(qemu.get("version_text", "")) if isinstance(qemu, dict) else ""
-    return ", ".join(word for word in (f"QEMU {version}".strip(), run.record.accel) if word)
+    qemu = f"QEMU {run.kernel.qemu.version_text}".strip()
+    return ", ".join(word for word in (qemu, run.record.accel) if word)
 
 
 def _joined(words: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(word for word in words if word))
 
 
-def _table(records: Sequence[RunRecord]) -> list[str]:
+def _table(records: Sequence[RunResult]) -> list[str]:
     rows: dict[tuple[str, str], int] = {}
     for record, label in zip(records, run_labels(records), strict=True):
         outcome = outcome_of(record)
@@ -196,7 +193,7 @@ def _not_run(runs: Sequence[StoredRun], scenarios: Iterable[str]) -> list[str]:
     return _folded(said, "", "  ")
 
 
-def _failure(record: RunRecord) -> list[str]:
+def _failure(record: RunResult) -> list[str]:
     outcome = outcome_of(record)
     more = f" (config {configs_of(record)})" if configs_of(record) else ""
     lines = _folded(f"{_SHOWN.get(outcome, outcome)}: {record.scenario}{more}", "", "  ")
@@ -211,7 +208,7 @@ def _failure(record: RunRecord) -> list[str]:
     return [*lines, *_folded(f"reproduce: {record.command}", "  ", "    ")]
 
 
-def _finding(finding: FindingRecord) -> list[str]:
+def _finding(finding: Finding) -> list[str]:
     where = f"{finding.range} " if finding.range else ""
     lines = [
         *_folded(finding.title, "  ", "    "),

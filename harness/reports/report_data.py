@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from harness.contract.result import Verdict
-from harness.contract.result_record import FindingRecord, RunRecord
+from harness.contract.result import Finding, RunResult, Verdict
 
 # In the order in which a person wants to hear of them.
 OUTCOMES = ("FAIL", "UNBUILDABLE", "INCONCLUSIVE", "KNOWN", "PASS")
@@ -25,11 +23,11 @@ _NUMBERS = re.compile(r"\b(?:0x)?[0-9a-f]{6,16}\b|(?<=[a-z.])\d+(?:\.\d+)?")
 _GUEST_COUNT = re.compile(r"^\d+ of \d+ guests")
 
 
-def outcome_of(record: RunRecord) -> str:
+def outcome_of(record: RunResult) -> str:
     """The verdict, or `KNOWN` for a FAIL that the list of known issues explains."""
-    if record.verdict == Verdict.FAIL.name and record.known_issue:
+    if record.verdict is Verdict.FAIL and record.known_issue:
         return "KNOWN"
-    return record.verdict
+    return record.verdict.name
 
 
 @dataclass(frozen=True, order=True)
@@ -53,25 +51,14 @@ class KernelColumn:
         return re.sub(r"(?<![^\s:'])/?(?:[^\s'/:]+/)+(?=[^\s'/])", "…/", self.spec)
 
 
-def kernel_column(record: RunRecord) -> KernelColumn:
+def kernel_column(record: RunResult) -> KernelColumn:
     """The column of a run: its kernel, whatever configuration its scenario needs."""
-    return KernelColumn(_without_config(record.kernel.spec)[0], record.kernel.release or "")
+    return KernelColumn(str(replace(record.request, configs=())), record.kernel.release or "")
 
 
-def configs_of(record: RunRecord) -> str:
+def configs_of(record: RunResult) -> str:
     """The configuration fragments of a run's kernel, as they are typed; empty for none."""
-    return _without_config(record.kernel.spec)[1]
-
-
-def _without_config(spec: str) -> tuple[str, str]:
-    try:
-        words = shlex.split(spec)
-    except ValueError:
-        return spec, ""
-    if "--config" not in words[:-1]:
-        return spec, ""
-    at = words.index("--config")
-    return shlex.join([*words[:at], *words[at + 2 :]]), words[at + 1]
+    return ",".join(record.request.configs)
 
 
 @dataclass(frozen=True)
@@ -121,7 +108,7 @@ class Job:
         failures: what did not pass, new failures first.
     """
 
-    records: tuple[RunRecord, ...]
+    records: tuple[RunResult, ...]
     kernels: tuple[KernelColumn, ...]
     scenarios: tuple[str, ...]
     cells: dict[tuple[str, KernelColumn], tuple[Chip, ...]]
@@ -129,7 +116,7 @@ class Job:
     failures: tuple[FailureGroup, ...]
 
 
-def job_of(records: Iterable[RunRecord]) -> Job:
+def job_of(records: Iterable[RunResult]) -> Job:
     """Arrange results."""
     listed = tuple(records)
     columns = [kernel_column(one) for one in listed]
@@ -157,15 +144,15 @@ def job_of(records: Iterable[RunRecord]) -> Job:
     )
 
 
-def run_labels(records: Sequence[RunRecord]) -> tuple[str, ...]:
+def run_labels(records: Sequence[RunResult]) -> tuple[str, ...]:
     """For each run, what tells it from others of the job beside scenario and kernel."""
-    aspects: tuple[Callable[[RunRecord], str], ...] = (
+    aspects: tuple[Callable[[RunResult], str], ...] = (
         lambda one: one.policy,
         configs_of,
         lambda one: one.accel or "",
         lambda one: one.start or "",
     )
-    by_scenario: dict[str, list[RunRecord]] = {}
+    by_scenario: dict[str, list[RunResult]] = {}
     for record in records:
         by_scenario.setdefault(record.scenario, []).append(record)
     telling = [
@@ -182,7 +169,7 @@ def run_labels(records: Sequence[RunRecord]) -> tuple[str, ...]:
     )
 
 
-def summary_text(record: RunRecord) -> str:
+def summary_text(record: RunResult) -> str:
     """What went wrong, in one line; empty for PASS."""
     if record.passed:
         return ""
@@ -191,7 +178,7 @@ def summary_text(record: RunRecord) -> str:
     return record.reason or next((one.text for one in record.findings), "")
 
 
-def telling_findings(findings: Iterable[FindingRecord]) -> tuple[FindingRecord, ...]:
+def telling_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """The findings without complaints that are already shown with a range that they belong to."""
     kept = tuple(findings)
     shown = {(line, one.known is None) for one in kept if one.range for line in one.dmesg}
@@ -205,7 +192,7 @@ def telling_findings(findings: Iterable[FindingRecord]) -> tuple[FindingRecord, 
 
 
 def _failures(
-    records: Sequence[RunRecord], columns: Sequence[KernelColumn]
+    records: Sequence[RunResult], columns: Sequence[KernelColumn]
 ) -> tuple[FailureGroup, ...]:
     groups: dict[tuple[str, str, str], list[int]] = {}
     for index, record in enumerate(records):

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.contract.result import (
-    RULES,
     Attempt,
     Finding,
     OwnedRange,
@@ -15,8 +14,7 @@ from harness.contract.result import (
     Verdict,
 )
 from harness.core.errors import printable
-from harness.platform.target_node import wrong_node
-from harness.scenario.scenario import Ownership
+from harness.reports.report_data import telling_findings
 
 _MOST_IOMEM_LINES = 16
 _MOST_TRACE_LINES = 20
@@ -27,9 +25,9 @@ _MOST_APART = 3
 
 def headline(result: RunResult) -> str:
     """The verdict on one line."""
-    kernel = result.kernel_spec
-    if result.kernel_release:
-        kernel += f" ({result.kernel_release})"
+    kernel = result.spec
+    if result.kernel.release:
+        kernel += f" ({result.kernel.release})"
     took = result.timings.get("total")
     parts = [
         f"{result.verdict.name} {result.scenario}",
@@ -55,7 +53,7 @@ def result_lines(result: RunResult) -> tuple[str, ...]:
     if result.reproduce:
         lines += ["  reproduce:", f"    {result.reproduce}"]
     partly = any(one.known for one in result.findings) and not result.known_issue
-    for finding in _shortened(result.findings):
+    for finding in telling_findings(result.findings):
         lines += _finding_lines(finding, result.evidence, mark_new=partly)
     for note in result.notes:
         lines += _wrapped("  ", f"note: {note}")
@@ -77,10 +75,8 @@ def _table(owners: Iterable[OwnedRange]) -> list[str]:
     rows = []
     for one in owners:
         for piece in one.observed:
-            found = Ownership(owner=piece.owner, use=piece.use)
-            fits = (piece.owner, piece.use) == (one.expected.owner, one.expected.use)
-            mark = " " if fits and not wrong_node(one.expected.node, piece) else "!"
-            rows.append((mark, one.name, str(piece.range), str(found), piece.via))
+            mark = "!" if one.is_wrong(piece) else " "
+            rows.append((mark, one.name, str(piece.range), str(piece.ownership), piece.via))
     if not rows:
         return []
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -145,7 +141,7 @@ def _step_lines(steps: Sequence[StepOutcome]) -> list[str]:
 def _finding_lines(finding: Finding, evidence: str | None, *, mark_new: bool) -> list[str]:
     where = f" {finding.range}" if finding.range else ""
     mark = f" [known: {finding.known}]" if finding.known else " [new]" if mark_new else ""
-    lines = [f"  {_rule(finding.rule)}", f"   {where} {finding.text}{mark}"]
+    lines = [f"  {finding.title}", f"   {where} {finding.text}{mark}"]
     if finding.iomem:
         lines.append("    /proc/iomem:")
         lines += [f"      {line}" for line in finding.iomem[:_MOST_IOMEM_LINES]]
@@ -158,26 +154,6 @@ def _finding_lines(finding: Finding, evidence: str | None, *, mark_new: bool) ->
             see = f"{evidence}/verdict.json" if evidence else "--json"
             lines.append(f"      and {len(shown) - _MOST_TRACE_LINES} more lines, see {see}")
     return lines
-
-
-def _rule(rule: str) -> str:
-    title = RULES.get(rule, "")
-    return f"rule {rule}: {title}" if rule.isdigit() else f"{rule}: {title}"
-
-
-def _shortened(findings: Iterable[Finding]) -> Iterable[Finding]:
-    """Leave out complaints that are already shown with a range that they belong to."""
-    kept = list(findings)
-    shown = {
-        (line, one.known is None) for one in kept if one.range is not None for line in one.dmesg
-    }
-    return [
-        one
-        for one in kept
-        if one.rule != "6"
-        or not one.dmesg
-        or not {(line, one.known is None) for line in one.dmesg} <= shown
-    ]
 
 
 def _wrapped(indent: str, text: str) -> list[str]:

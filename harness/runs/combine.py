@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.contract.result import Attempt, Finding, RunResult, Verdict
-from harness.scenario.scenario import Ownership
 
 _MOST_NAMED = 3
 _DIFFERENTLY = "guests ended differently"
@@ -17,12 +16,12 @@ _DIFFERENTLY = "guests ended differently"
 def attempt_of(result: RunResult) -> Attempt:
     """What the list of a scenario's guests says about one of them."""
     return Attempt(
-        load=str(result.load),
+        load=result.load,
         verdict=result.verdict,
         outcome=outcome(result),
         reason=result.reason or next((one.text for one in result.findings), ""),
         start=result.start,
-        seconds=result.timings.get("total", 0.0),
+        seconds=round(result.seconds or 0.0, 3),
         evidence=result.evidence,
     )
 
@@ -31,9 +30,7 @@ def outcome(result: RunResult) -> str:
     """Who owns what, in one line; the same for two guests in which the same came out."""
     owned = []
     for one in result.owners:
-        pieces = [
-            f"{piece.range} {Ownership(owner=piece.owner, use=piece.use)}" for piece in one.observed
-        ]
+        pieces = [f"{piece.range} {piece.ownership}" for piece in one.observed]
         owned.append(f"{one.name} {', '.join(pieces)}")
     return "; ".join(owned)
 

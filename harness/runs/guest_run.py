@@ -13,7 +13,7 @@ from harness.contract.driverless import driverless
 from harness.contract.observation import Observation
 from harness.contract.oracle import DRIVER_OPTIONS
 from harness.contract.preflight import absent_windows, window_problems
-from harness.contract.result import Finding, RunResult, Verdict
+from harness.contract.result import Finding, RunKernel, RunResult, Verdict
 from harness.core.errors import (
     DeadlineExpiredError,
     GuestCrashedError,
@@ -119,8 +119,7 @@ def _one_guest(
     evidence = new_evidence(judging.evidence_root, prepared.case.name, found.release)
     result = replace(
         result,
-        kernel_release=found.release,
-        config_sha256=prepared.bootable.config_sha256,
+        kernel=RunKernel(found.release, prepared.bootable.config_sha256),
         accel=prepared.bootable.accel,
         evidence=str(evidence.folder),
         load=load,
@@ -295,14 +294,14 @@ def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) ->
 
 def _explained(issues: KnownIssues, prepared: Prepared, result: RunResult) -> RunResult:
     """The result with the known issues of its scenario, and which of them covers each finding."""
-    if result.kernel_release is None or not issues.issues:
+    if result.kernel.release is None or not issues.issues:
         return result
     scenario = prepared.as_run(result.drivers)
     owners = {one.name: one.expected for one in result.owners} or prepared.expectations(
         result.policy
     )[0].owners
     case = Circumstances(scenario, prepared.state, result.policy, owners, result.load)
-    release = result.kernel_release
+    release = result.kernel.release
     result = replace(
         result, issues=tuple(issue.name for issue in issues.about(case, release)), known_issue=None
     )

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from harness.core.deadline import Deadline
 from harness.core.errors import UsageError
 from harness.guest.initramfs import write_acpi_tables
-from harness.kernels.request import KernelRequest
 from harness.machine.firmware import commit_decoders, prove_paths
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_argv import Boot, qemu_argv
 from harness.platform.firmware_state import FirmwareState
 from harness.platform.kernel_cmdline import kernel_command_line
 from harness.runs.prepare import Bootable, Host, Prepared, prepare_case, prepare_kernel, request_for
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.profile import Profile
 from harness.scenario.scenario_files import (
     load_case,

@@ -30,7 +30,6 @@ from harness.guest.initramfs import (
 )
 from harness.guest.userland import userland
 from harness.kernels.build.config import parse_config
-from harness.kernels.request import KernelRequest, with_configs
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.store import (
     discard_damaged,
@@ -56,6 +55,7 @@ from harness.runs.requirements import (
 from harness.runs.running_vms import LiveMachines
 from harness.scenario.allowed_messages import allowed_messages
 from harness.scenario.guest_memory import check_acpi_tables, check_page_structs
+from harness.scenario.kernel_request import KernelRequest, with_configs
 from harness.scenario.scenario import POLICIES, Policy, Scenario
 from harness.scenario.scenario_files import Case, load_quirks
 

@@ -10,7 +10,7 @@ from harness.core.kernel import Kernel
 from harness.core.kernel_modules import module_name
 from harness.core.kernel_version import kernel_version
 from harness.kernels.build.config import parse_config
-from harness.kernels.request import KernelRequest
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import Case
 
 

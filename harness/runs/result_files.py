@@ -1,65 +1,138 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading results back: files that `--json` wrote, and folders of evidence."""
+"""Read results back: files that `--json` wrote, and folders of evidence."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.contract.observation import SECTIONS, Observation, ObservationError
 from harness.contract.observation_parser import parse_observation
-from harness.contract.result_record import NotAResultError, RunRecord, read_record
+from harness.contract.result import NotAResultError, RunResult, read_result
 from harness.core.errors import UsageError
+from harness.platform.firmware_state import FirmwareState
+from harness.platform.hdm_decoders import DecoderSetting
+from harness.platform.json_values import from_json
 
 VERDICT = "verdict.json"
 # More than any guest prints; a file of another kind must not fill the memory.
 _MOST_BYTES = 64 << 20
 
+_Part = TypeVar("_Part")
+
+
+@dataclass(frozen=True)
+class QemuFacts:
+    """The QEMU of a run, from `kernel.json`."""
+
+    version_text: str = ""
+
+
+@dataclass(frozen=True)
+class KernelFacts:
+    """The kernel and its command line, from `kernel.json`."""
+
+    identity: str = ""
+    release: str = ""
+    command_line: str = ""
+    qemu: QemuFacts = QemuFacts()
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """The source that a kernel was built from; `dirty` if it had uncommitted changes."""
+
+    origin: str = ""
+    tree: str = ""
+    commit: str | None = None
+    dirty: bool = False
+
+
+@dataclass(frozen=True)
+class PatchFacts:
+    """A patch that was applied."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SeriesFacts:
+    """A series that was applied."""
+
+    path: str = ""
+    patches: tuple[PatchFacts, ...] = ()
+
+
+@dataclass(frozen=True)
+class ToolchainFacts:
+    """The lines that the compiler and the linker print about their versions."""
+
+    version: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildFacts:
+    """A build, None without one."""
+
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How a stored kernel was made, from `kernel_manifest.json`."""
+
+    source: SourceFacts | None = None
+    series: SeriesFacts | None = None
+    toolchain: ToolchainFacts = ToolchainFacts()
+    build: BuildFacts = BuildFacts()
+    packages: tuple[dict[str, Any], ...] = ()
+
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A result, with what its evidence has.
+    """A result and its evidence. Missing or damaged evidence has the default.
 
     Attributes:
         record: the result.
-        folder: the evidence, or None where it is not there any more.
-        kernel: `kernel.json`: identity, command line, QEMU; empty when it is missing.
-        manifest: `kernel_manifest.json`: source, patches, toolchain; empty when it is missing.
-        state: `firmware_state.json`; empty when it is missing.
-        decoders: `firmware.json`.
+        folder: the evidence, None if it no longer exists.
+        kernel: the kernel, its command line and QEMU.
+        manifest: source, patches and toolchain; None for a kernel that was not built.
+        state: the firmware state.
+        decoders: the committed HDM decoders.
         sections: the texts of the observation.
-        observation: the same, read; None when there is none or it cannot be read.
+        observation: the parsed sections, None if they are missing or damaged.
         argv: QEMU's command line.
         ended: when the verdict was written, in seconds since 1970, or None.
     """
 
-    record: RunRecord
+    record: RunResult
     folder: Path | None = None
-    kernel: dict[str, Any] = field(default_factory=dict)
-    manifest: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)
-    decoders: tuple[dict[str, Any], ...] = ()
-    sections: dict[str, str] = field(default_factory=dict)
+    kernel: KernelFacts = KernelFacts()
+    manifest: Manifest | None = None
+    state: FirmwareState | None = None
+    decoders: tuple[DecoderSetting, ...] = ()
+    sections: Mapping[str, str] = field(default_factory=dict)
     observation: Observation | None = None
     argv: str = ""
     ended: float | None = None
 
     @property
     def name(self) -> str:
-        """The name of the evidence folder, or what stands for it."""
+        """The name of the evidence folder, of the scenario without one."""
         return Path(self.record.evidence).name or self.record.scenario
 
 
 def load_runs(paths: Iterable[Path]) -> tuple[StoredRun, ...]:
     """Read results from files and, at any depth, from folders with a verdict.json.
 
-    A run that is named twice, by a file and by its evidence, is read once.
+    A run that is named both by a file and by its evidence is read once.
 
     Raises:
-        UsageError: a path does not exist, or is not what the harness wrote, or holds no result.
+        UsageError: a path does not exist, or the harness did not write it, or it has no result.
     """
     found: list[StoredRun] = []
     seen: set[tuple[object, ...]] = set()
@@ -76,7 +149,7 @@ def load_runs(paths: Iterable[Path]) -> tuple[StoredRun, ...]:
 
 
 def unfinished_runs(paths: Iterable[Path]) -> tuple[Path, ...]:
-    """The evidence below these folders of runs that have no verdict: under way, or killed."""
+    """List the evidence below these folders of runs without a verdict: running, or killed."""
     found = {
         file.parent
         for path in paths
@@ -123,19 +196,20 @@ def _runs_at(path: Path) -> Iterator[StoredRun]:
         yield _with_evidence(record, _evidence_of(record, path))
 
 
-def _evidence_of(record: RunRecord, path: Path) -> Path | None:
-    """The evidence around a verdict.json; of other files, where they say, or beside them."""
+def _evidence_of(record: RunResult, path: Path) -> Path | None:
+    """The evidence around a verdict.json; for other files, the stated folder or one beside them."""
     if path.name == VERDICT:
         return path.parent
     if not record.evidence:
         return None
-    said = Path(record.evidence)
-    return next((one for one in (said, path.parent / said.name) if (one / VERDICT).is_file()), None)
+    stated = Path(record.evidence)
+    places = (stated, path.parent / stated.name)
+    return next((one for one in places if (one / VERDICT).is_file()), None)
 
 
-def _record(raw: Any, where: str) -> RunRecord:
+def _record(raw: Any, where: str) -> RunResult:
     try:
-        return read_record(raw)
+        return read_result(raw)
     except NotAResultError as error:
         raise UsageError(
             f"not the result of a run: {error}",
@@ -152,15 +226,15 @@ def _json(path: Path) -> Any:
         raise UsageError(
             f"not JSON: {error}",
             where=str(path),
-            hint="name a file that harness run --json wrote; was its writing cut short?",
+            hint="name a complete file that harness run --json wrote",
         ) from None
 
 
 def read_text(path: Path) -> str:
-    """A text file of a sensible size; what is not UTF-8 in it is replaced.
+    """Read a text file of a sensible size; invalid UTF-8 is replaced.
 
     Raises:
-        UsageError: it cannot be read, or is too large to be one of ours.
+        UsageError: the file cannot be read, or is larger than any that the harness writes.
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
@@ -176,7 +250,7 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-def _with_evidence(record: RunRecord, folder: Path | None) -> StoredRun:
+def _with_evidence(record: RunResult, folder: Path | None) -> StoredRun:
     if folder is None:
         return StoredRun(record)
     sections = {
@@ -184,14 +258,13 @@ def _with_evidence(record: RunRecord, folder: Path | None) -> StoredRun:
         for name in SECTIONS
         if (folder / "observation" / name).is_file()
     }
-    decoders = _optional(folder / "firmware.json", list)
     return StoredRun(
         record=record,
         folder=folder,
-        kernel=_optional(folder / "kernel.json", dict),
-        manifest=_optional(folder / "kernel_manifest.json", dict),
-        state=_optional(folder / "firmware_state.json", dict),
-        decoders=tuple(one for one in decoders if isinstance(one, dict)),
+        kernel=read_kernel(folder),
+        manifest=_part(folder / "kernel_manifest.json", Manifest),
+        state=_part(folder / "firmware_state.json", FirmwareState),
+        decoders=_part(folder / "firmware.json", tuple[DecoderSetting, ...]) or (),
         sections=sections,
         observation=_observation(sections),
         argv=read_text(folder / "qemu.argv") if (folder / "qemu.argv").is_file() else "",
@@ -199,19 +272,23 @@ def _with_evidence(record: RunRecord, folder: Path | None) -> StoredRun:
     )
 
 
+def read_kernel(folder: Path) -> KernelFacts:
+    """Read `kernel.json` of an evidence folder."""
+    return _part(folder / "kernel.json", KernelFacts) or KernelFacts()
+
+
 def _observation(sections: dict[str, str]) -> Observation | None:
     try:
         return parse_observation(sections)
     except ObservationError:
-        return None  # the report shows the verdict all the same
+        return None  # the report shows the verdict without it
 
 
-def _optional(path: Path, kind: type[Any]) -> Any:
-    """What a JSON file of the evidence has, or nothing of that kind."""
+def _part(path: Path, kind: type[_Part]) -> _Part | None:
+    """Read a JSON file of the evidence; None if it is missing or damaged."""
     if not path.is_file():
-        return kind()
+        return None
     try:
-        raw = json.loads(read_text(path))
-    except (ValueError, RecursionError):
-        return kind()
-    return raw if isinstance(raw, kind) else kind()
+        return from_json(json.loads(read_text(path)), kind)
+    except (ValueError, RecursionError):  # FormatError included
+        return None

@@ -16,7 +16,6 @@ from typing import Protocol
 
 from harness.contract.result import RunResult, Start, Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError
-from harness.kernels.request import KernelRequest, as_request
 from harness.runs.boot import BootedGuest
 from harness.runs.combine import combine
 from harness.runs.evidence import Evidence, new_evidence
@@ -28,6 +27,7 @@ from harness.runs.repeats import compared
 from harness.runs.requirements import NotApplicableError
 from harness.runs.timings import Timings
 from harness.runs.warm_start import AskedStart
+from harness.scenario.kernel_request import KernelRequest, as_request
 from harness.scenario.module_load import Load, TooManyOrdersError, loads_of
 from harness.scenario.scenario_files import Case
 
@@ -144,7 +144,7 @@ class Session:
         request = request_for(case, asked)
         result = RunResult(
             scenario=case.name,
-            kernel_spec=str(request),
+            request=replace(request, stored=None),
             policy=self._judging.policy,
             file=case.asked if case.asked != case.name else "",
         )
@@ -282,7 +282,7 @@ class _Guests:
     def _command(self, failed: RunResult, load: Load) -> str:
         case, qemu = self._prepared.case, self._session.host.asked_qemu
         words = [
-            f"harness run {shlex.quote(case.asked or case.name)} --kernel {failed.kernel_spec}",
+            f"harness run {shlex.quote(case.asked or case.name)} --kernel {failed.spec}",
             f"--policy {failed.policy}",
             *([f"--accel {failed.accel}"] if failed.accel else []),
             *([f"--qemu {shlex.quote(qemu)}"] if qemu else []),

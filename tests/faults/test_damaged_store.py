@@ -44,7 +44,7 @@ def test_a_damaged_initramfs_is_made_again(bench: Bench) -> None:
     whole = archive.read_bytes()
     os.truncate(archive, len(whole) // 2)
     done = bench.finish(*RUN)
-    assert done.returncode == Verdict.PASS.value, done.stdout + done.stderr
+    assert done.returncode == Verdict.PASS.exit_code, done.stdout + done.stderr
     assert "is damaged in the store: initramfs.cpio" in done.stderr
     assert archive.read_bytes() == whole
     assert bench.leftovers() == []
@@ -84,7 +84,7 @@ def test_damaged_modules_are_not_loaded(bench: Bench) -> None:
 
 def test_an_undamaged_store(bench: Bench) -> None:
     done = bench.finish(*RUN)
-    assert done.returncode == Verdict.PASS.value, done.stdout + done.stderr
+    assert done.returncode == Verdict.PASS.exit_code, done.stdout + done.stderr
     assert "damaged" not in done.stderr
     (verdict,) = bench.evidence.glob("*/verdict.json")
     assert json.loads(verdict.read_text())["verdict"] == "PASS"

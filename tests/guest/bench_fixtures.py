@@ -141,7 +141,7 @@ def scenario(bench: Bench, *parameters: str) -> str:
 
 
 def assert_inconclusive(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == Verdict.INCONCLUSIVE.value, done.stdout + done.stderr
+    assert done.returncode == Verdict.INCONCLUSIVE.exit_code, done.stdout + done.stderr
     assert done.stdout.startswith("INCONCLUSIVE ")
     assert "Traceback" not in done.stderr
     for word in ("hint: ", "evidence: ", *words):

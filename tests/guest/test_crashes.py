@@ -15,12 +15,12 @@ from harness.contract.result import RunResult, Verdict
 from harness.core.deadline import Deadline
 from harness.core.paths import PROJECT, SCENARIOS
 from harness.guest import settle
-from harness.kernels.request import KernelRequest
 from harness.plugins.pytest_plugin import asked_kernel, report_text
 from harness.runs.boot import BootedGuest
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
 from harness.runs.session import run_scenario
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
 

@@ -10,11 +10,11 @@ import pytest
 from harness.contract.result import Verdict
 from harness.core.paths import PROJECT
 from harness.fuzz.campaign import Campaign, ForgetfulHost, Tally
-from harness.kernels.request import KernelRequest
 from harness.plugins.pytest_plugin import asked_kernel, report_text
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
 from harness.runs.session import Session
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
 

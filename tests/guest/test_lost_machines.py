@@ -129,7 +129,7 @@ def test_a_machine_that_outlives_its_harness_is_ended_by_the_next(
     await_true(lambda: len(bench.machines()) == 1, "an end of the wrapper", seconds=10)
     (left,) = bench.machines()
     again = bench.finish("run", "exact_cover")
-    assert again.returncode == Verdict.PASS.value, again.stdout
+    assert again.returncode == Verdict.PASS.exit_code, again.stdout
     assert f"killed process {left}" in again.stderr
     await_true(lambda: bench.machines() == [], "an end of QEMU", seconds=10)
 

@@ -18,11 +18,11 @@ import yaml
 from harness.contract.result import RULES, Finding, RunResult, Verdict
 from harness.core.paths import PROJECT
 from harness.guest import modules, settle
-from harness.kernels.request import KernelRequest
 from harness.plugins.pytest_plugin import report_text
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
 from harness.runs.session import Session, default_jobs
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario import Policy
 from harness.scenario.scenario_files import load_case, scenario_names

@@ -9,11 +9,11 @@ import pytest
 
 from harness.contract.result import RunResult, Verdict
 from harness.core.paths import PROJECT
-from harness.kernels.request import KernelRequest
 from harness.plugins.pytest_plugin import report_text
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
 from harness.runs.session import Session
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
 

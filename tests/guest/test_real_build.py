@@ -12,12 +12,12 @@ from harness.contract.result import Verdict
 from harness.core.progress import TerminalProgress
 from harness.kernels.build.config import parse_config
 from harness.kernels.modules import find_modules, index_modules
-from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
 from harness.plugins.pytest_plugin import report_text
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
 from harness.runs.session import run_scenario
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
 

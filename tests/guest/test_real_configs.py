@@ -25,10 +25,10 @@ from harness.kernels.build.make import run_make
 from harness.kernels.build.sandbox import find_sandbox
 from harness.kernels.build.toolchain import find_toolchain
 from harness.kernels.debian.source import debian_source
-from harness.kernels.request import Toolchain
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.spec import parse_kernel_spec
 from harness.runs.prepare import Host
+from harness.scenario.kernel_request import Toolchain
 
 pytestmark = pytest.mark.guest
 

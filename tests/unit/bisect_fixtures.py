@@ -12,10 +12,10 @@ from fake_sources import Builder, edit, git, git_fake
 
 from harness.contract.result import Finding, RunResult, Verdict
 from harness.core.progress import SilentProgress
-from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
 from harness.runs.requirements import NotApplicableError
 from harness.runs.session import Session, Skipped
+from harness.scenario.kernel_request import KernelRequest, as_request
 from harness.scenario.scenario_files import Case
 
 Answer = Callable[[str, int], Verdict | BaseException]
@@ -59,7 +59,9 @@ class Guests:
                 raise ending
             else:
                 broke = (Finding(self.rule, "x"),) if ending is Verdict.FAIL else ()
-                yield RunResult(case.name, str(kernel), "per_range", verdict=ending, findings=broke)
+                yield RunResult(
+                    case.name, as_request(kernel), "per_range", verdict=ending, findings=broke
+                )
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from harness.contract.result import RunResult, Verdict
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
 from harness.runs.requirements import NotApplicableError
 from harness.runs.session import Session, Skipped
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import Case
 
 RELEASE = "7.2.0-made-up"
@@ -80,7 +81,7 @@ def use_verdicts(monkeypatch: pytest.MonkeyPatch, *endings: Verdict | BaseExcept
             else:
                 yield RunResult(
                     scenario=case.name,
-                    kernel_spec="debian:7.2",
+                    request=KernelRequest("debian:7.2"),
                     policy="per_range",
                     verdict=ending,
                     reason="why",

@@ -13,14 +13,16 @@ from corpus import layout_from, sections_of
 
 from harness.contract.judge import judge
 from harness.contract.observation_parser import parse_observation
-from harness.contract.result import RunResult, Verdict
+from harness.contract.result import RunKernel, RunResult, Verdict
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
+from harness.platform.json_values import to_json
 from harness.platform.kernel_cmdline import kernel_command_line
 from harness.runs.evidence import Evidence
 from harness.runs.evidence_layout import JUDGING, LAYOUT, PROFILE, SCENARIO, STATE, layout_as_json
 from harness.runs.result_files import StoredRun, load_runs
 from harness.scenario.allowed_messages import allowed_messages
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.module_load import Load
 from harness.scenario.scenario_files import load_case
 
@@ -62,10 +64,9 @@ def make_evidence(
     load = case.scenario.guest.load
     result = RunResult(
         scenario=scenario,
-        kernel_spec=f"debian:{release}",
+        request=KernelRequest(f"debian:{release}"),
         policy="per_range",
-        kernel_release=seen.release,
-        config_sha256="c" * 64,
+        kernel=RunKernel(seen.release, "c" * 64),
         accel="tcg",
         verdict=judgement.verdict,
         owners=judgement.owners,
@@ -114,8 +115,10 @@ def write_results(path: Path, results: list[Any]) -> Path:
     return path
 
 
-def spec(text: str) -> Any:
+def requested(request: KernelRequest) -> Change:
+    """Change a result to one of another requested kernel."""
+
     def change(result: dict[str, Any]) -> None:
-        result["kernel"]["spec"] = text
+        result["request"] = to_json(request)
 
     return change

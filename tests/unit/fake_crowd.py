@@ -27,10 +27,10 @@ from harness.core.paths import store_root
 from harness.core.process import spawn
 from harness.core.progress import SilentProgress
 from harness.kernels.build.config import plan_config
-from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.store import kernel_in_use
 from harness.runs.session import Session
+from harness.scenario.kernel_request import KernelRequest, as_request
 from harness.scenario.scenario_files import Case
 
 
@@ -40,7 +40,7 @@ def run_all(_session: Session, cases: Sequence[Case], kernel: KernelRequest) -> 
         with kernel_in_use(built), spawn(["sleep", "60"]):
             time.sleep(random.uniform(0.2, 2.0))
             verdict = Verdict.PASS if is_of_its_tree(built, kernel) else Verdict.FAIL
-        yield RunResult(case.name, str(kernel), "per_range", verdict=verdict)
+        yield RunResult(case.name, as_request(kernel), "per_range", verdict=verdict)
 
 
 def is_of_its_tree(kernel: Kernel, request: KernelRequest) -> bool:

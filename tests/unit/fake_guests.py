@@ -24,9 +24,9 @@ from harness.core.cache import Store
 from harness.core.paths import store_root
 from harness.core.progress import SilentProgress
 from harness.kernels.build.config import plan_config
-from harness.kernels.request import KernelRequest
 from harness.kernels.resolve import resolve_kernel
 from harness.runs.session import Session
+from harness.scenario.kernel_request import KernelRequest, as_request
 from harness.scenario.scenario_files import Case
 
 ROOM = Path(os.environ["HARNESS_STORE"]).parent
@@ -47,7 +47,7 @@ def run_all(
                 os.kill(os.getpid(), signal.SIGKILL)
         verdict = Verdict.INCONCLUSIVE if "lost" in text else Verdict.PASS
         verdict = Verdict.FAIL if "stranded" in text else verdict
-        yield RunResult(case.name, str(kernel), "per_range", verdict=verdict)
+        yield RunResult(case.name, as_request(kernel), "per_range", verdict=verdict)
 
 
 def without_guests() -> pytest.MonkeyPatch:

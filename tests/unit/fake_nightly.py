@@ -16,11 +16,11 @@ from pathlib import Path
 from fake_guests import ROOM, run_all, without_guests
 
 from harness.cli import nightly as cli_nightly
-from harness.kernels.request import KernelRequest
 from harness.matrix.entry import ending_of
 from harness.matrix.plan import Combination
 from harness.matrix.watched_pool import Ended
 from harness.nightly.history import NightHistory
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import load_case
 
 PAUSE = float(os.environ.get("NIGHT_PAUSE", "0"))

@@ -14,8 +14,8 @@ from harness.core.cache import Store
 from harness.core.kernel import Kernel
 from harness.core.progress import SilentProgress
 from harness.kernels.build.config import plan_config
-from harness.kernels.request import KernelRequest, Toolchain
 from harness.kernels.resolve import resolve_kernel
+from harness.scenario.kernel_request import KernelRequest, Toolchain
 
 FAKE_KERNEL = Path(__file__).resolve().parents[1] / "data" / "fake_kernel"
 HMEM = "drivers/dax/hmem/hmem.c"

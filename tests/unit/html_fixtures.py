@@ -10,7 +10,7 @@ NOW = 1_800_000_000.0
 
 
 def hostile(result: dict[str, Any]) -> None:
-    result["scenario"] = result["kernel"]["spec"] = result["policy"] = HOSTILE
+    result["scenario"] = result["request"]["spec"] = HOSTILE
     result["reason"] = result["known_issue"] = HOSTILE
     for one in result["findings"]:
         one.update(text=HOSTILE, iomem=[HOSTILE], dmesg=[HOSTILE], rule=HOSTILE)

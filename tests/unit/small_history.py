@@ -18,7 +18,7 @@ from harness.bisect.run import Bisection, Ends
 from harness.bisect.search import Bisected, Failures, Judged, Outcome, Step
 from harness.core.cache import Store
 from harness.core.deadline import Deadline
-from harness.kernels.request import KernelRequest
+from harness.scenario.kernel_request import KernelRequest
 
 VERDICTS = {"good": "PASS", "bad": "FAIL", "lost": "INCONCLUSIVE", "broken": "UNBUILDABLE"}
 FILES = ("Kconfig", "Makefile")

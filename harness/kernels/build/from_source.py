@@ -15,9 +15,9 @@ from harness.core.progress import Progress
 from harness.kernels.build.config import ConfigPlan, plan_config
 from harness.kernels.build.toolchain import FoundToolchain, find_toolchain
 from harness.kernels.build.tree import SOURCE_BYTES, SourceState, SourceTree, look
-from harness.kernels.request import KernelRequest
 from harness.kernels.spec import KernelSpec
 from harness.kernels.store import KIND
+from harness.scenario.kernel_request import KernelRequest
 
 if TYPE_CHECKING:
     from harness.kernels.build.build import BuildReport

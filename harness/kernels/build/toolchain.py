@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.core.deadline import Deadline
 from harness.core.errors import UsageError
 from harness.core.process import run
-from harness.kernels.request import Toolchain
+from harness.scenario.kernel_request import Toolchain
 
 # Each: the program, and its Debian package.
 _COMMON = (("make", "make"), ("flex", "flex"), ("bison", "bison"), ("bc", "bc"), ("lz4", "lz4"))

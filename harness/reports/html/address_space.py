@@ -6,23 +6,20 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from harness.contract.observation import Observation
 from harness.contract.observed_owners import KMEM
-from harness.contract.result_record import OwnedRecord, OwnershipRecord, RunRecord
+from harness.contract.result import OwnedRange, RunResult
+from harness.platform.hdm_decoders import DecoderSetting
 from harness.platform.memory_range import MIB, MemoryRange
+from harness.runs.result_files import StoredRun
+from harness.scenario.owner import Ownership
 
 Kind = Literal["reserved", "window", "decoder", "region", "dax", "ram", "owner"]
 
-# memmap=SIZE%START[-TYPE]+0xefffffff, as the harness writes it.
-_SOFT_RESERVED = re.compile(
-    r"\bmemmap=(?P<size>0x[0-9a-f]+)%(?P<start>0x[0-9a-f]+)(?:-\d+)?\+0xefffffff\b"
-)
-_WINDOW = re.compile(r"CXL Window \d+")
 _GAP_WIDTH = 34.0
 _LEAST_WIDTH = 92.0
 _MOST_WIDTH = 260.0
@@ -69,139 +66,77 @@ class AddressSpace:
         return tuple(box for lane in (*self.expected, *self.observed) for box in lane.boxes)
 
 
-def address_space(
-    record: RunRecord,
-    observation: Observation | None,
-    state: Mapping[str, Any],
-    kernel: Mapping[str, Any],
-    decoders: Iterable[Mapping[str, Any]],
-) -> AddressSpace:
-    """The rows of a run's picture.
-
-    Args:
-        record: its result.
-        observation: what was read from the guest, if anything was.
-        state: `firmware_state.json` of the evidence; empty where it is missing.
-        kernel: `kernel.json` of the evidence, for the command line.
-        decoders: `firmware.json` of the evidence.
-    """
-    expected = [
-        *_lanes("Soft Reserved (firmware)", "reserved", _reserved(record, state, kernel)),
-        *_lanes("CXL windows", "window", _windows(observation, state)),
-        *_lanes("HDM decoders committed", "decoder", _decoders(decoders)),
-        *_lanes("expected owner", "owner", _expected(record)),
-    ]
-    observed = [*_lanes("observed owner", "owner", _observed(record.owners))]
+def address_space(run: StoredRun) -> AddressSpace:
+    """Arrange the ranges of a run and of its evidence in lanes."""
+    record, state = run.record, run.state
+    expected = _lanes("expected owner", "owner", _expected(record))
+    if state is not None:
+        reserved = [Box(one.range, one.name) for one in state.soft_reserved]
+        windows = [Box(span, f"Window {number}") for number, span in enumerate(state.windows)]
+        expected = [
+            *_lanes("Soft Reserved (firmware)", "reserved", reserved),
+            *_lanes("CXL windows", "window", windows),
+            *_lanes("HDM decoders committed", "decoder", _decoders(run.decoders)),
+            *expected,
+        ]
+    observed = _lanes("observed owner", "owner", _observed(record.owners))
     for number, step in enumerate(record.steps, 1):
         if step.outcome == "broke":
             observed += _lanes(f"owner after step {number}", "owner", _observed(step.owners))
-    if observation is not None:
-        regions = [Box(one.range, one.name) for one in observation.regions if one.range]
-        strange = [
-            MemoryRange.parse(one.range) for one in record.findings if one.rule == "4" and one.range
-        ]
-        devices = [
-            Box(
-                span,
-                one.name,
-                one.driver or "no driver",
-                wrong=any(part.overlaps(span) for part in strange),
-            )
-            for one in observation.dax
-            for span in one.ranges
-        ]
-        ram = [Box(one.range, KMEM) for one in observation.iomem.walk() if one.name == KMEM]
-        observed += [
-            *_lanes("CXL regions", "region", regions),
-            *_lanes("dax devices", "dax", devices),
-            *_lanes("System RAM (kmem)", "ram", ram),
-        ]
+    if run.observation is not None:
+        observed += _found(run.observation, record)
     return AddressSpace(tuple(expected), tuple(observed))
 
 
-def _reserved(
-    record: RunRecord, state: Mapping[str, Any], kernel: Mapping[str, Any]
-) -> Iterable[Box]:
-    names = {MemoryRange.parse(one.range): one.name for one in record.owners}
-    found = [
-        (_stated(one["range"]), str(one["name"]))
-        for one in _dicts(state.get("soft_reserved"))
-        if "range" in one and "name" in one
+def _found(observation: Observation, record: RunResult) -> list[Lane]:
+    """The regions, dax devices and System RAM of the guest."""
+    stray = [finding.range for finding in record.findings if finding.rule == "4" and finding.range]
+    regions = [Box(one.range, one.name) for one in observation.regions if one.range]
+    devices = [
+        Box(
+            span,
+            device.name,
+            device.driver or "no driver",
+            wrong=any(part.overlaps(span) for part in stray),
+        )
+        for device in observation.dax
+        for span in device.ranges
     ]
-    if not found:
-        line = str(kernel.get("command_line", ""))
-        spans = [
-            MemoryRange.of_size(int(match["start"], 16), int(match["size"], 16))
-            for match in _SOFT_RESERVED.finditer(line)
-            if int(match["size"], 16)
-        ]
-        found = [(span, names.get(span, "Soft Reserved")) for span in spans]
-    return [Box(span, name) for span, name in found if span is not None]
+    ram = [Box(entry.range, KMEM) for entry in observation.iomem.walk() if entry.name == KMEM]
+    return [
+        *_lanes("CXL regions", "region", regions),
+        *_lanes("dax devices", "dax", devices),
+        *_lanes("System RAM (kmem)", "ram", ram),
+    ]
 
 
-def _windows(observation: Observation | None, state: Mapping[str, Any]) -> Iterable[Box]:
-    stated = [_stated(one) for one in _dicts(state.get("windows"))]
-    if stated:
-        return [Box(span, f"Window {n}") for n, span in enumerate(stated) if span is not None]
-    if observation is None:
-        return []
-    entries = (one for one in observation.iomem.walk() if _WINDOW.fullmatch(one.name))
-    return [Box(one.range, one.name.removeprefix("CXL ")) for one in entries]
-
-
-def _decoders(decoders: Iterable[Mapping[str, Any]]) -> Iterable[Box]:
+def _decoders(decoders: Iterable[DecoderSetting]) -> Iterable[Box]:
     """One box for each range, with the devices that decode it."""
     by_range: dict[MemoryRange, list[str]] = {}
-    for one in decoders:
-        span = _stated(one.get("range"))
-        component = one.get("component")
-        if span is None or not isinstance(component, dict):
-            continue
-        names = by_range.setdefault(span, [])
-        if component.get("kind") == "endpoint":
-            names.append(str(component.get("name")))
+    for decoder in decoders:
+        names = by_range.setdefault(decoder.range, [])
+        if decoder.component.kind == "endpoint":
+            names.append(decoder.component.name)
     return [Box(span, " + ".join(dict.fromkeys(names))) for span, names in by_range.items()]
 
 
-def _expected(record: RunRecord) -> Iterable[Box]:
+def _expected(record: RunResult) -> Iterable[Box]:
     return [
-        Box(
-            MemoryRange.parse(one.range), one.expected.owner, _use(one.expected), one.expected.owner
-        )
+        Box(one.range, one.expected.owner, _use(one.expected), one.expected.owner)
         for one in record.owners
     ]
 
 
-def _observed(owners: Iterable[OwnedRecord]) -> Iterable[Box]:
+def _observed(owners: Iterable[OwnedRange]) -> Iterable[Box]:
     return [
-        Box(
-            MemoryRange.parse(piece.range),
-            piece.owner,
-            _use(piece.ownership),
-            piece.owner,
-            one.is_wrong(piece),
-        )
+        Box(piece.range, piece.owner, _use(piece.ownership), piece.owner, one.is_wrong(piece))
         for one in owners
         for piece in one.observed
     ]
 
 
-def _use(ownership: OwnershipRecord) -> str:
+def _use(ownership: Ownership) -> str:
     return "" if ownership.use == "none" else ownership.use
-
-
-def _dicts(raw: object) -> list[dict[str, Any]]:
-    return [one for one in raw if isinstance(one, dict)] if isinstance(raw, list) else []
-
-
-def _stated(raw: object) -> MemoryRange | None:
-    """A range as `asdict` writes it, None for anything else."""
-    if not isinstance(raw, dict):
-        return None
-    try:
-        return MemoryRange(int(raw["start"]), int(raw["end"]))
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def _lanes(title: str, kind: Kind, boxes: Iterable[Box]) -> list[Lane]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.contract.dmesg import Record
 from harness.contract.iomem_diff import Mark, marked_iomem
-from harness.contract.result_record import FindingRecord, OwnedRecord, RunRecord
+from harness.contract.result import Finding, OwnedRange, RunResult
 from harness.platform.memory_range import MemoryRange
 from harness.reports.html.address_picture import address_picture
 from harness.reports.html.address_space import address_space
@@ -42,10 +42,10 @@ class Strings:
 def run_details(run: StoredRun, strings: Strings) -> dict[str, Any]:
     """One run, for the page's script (`report.js`), which has the meaning of each field."""
     record = run.record
-    space = address_space(record, run.observation, run.state, run.kernel, run.decoders)
+    space = address_space(run)
     return {
         "scenario": record.scenario,
-        "spec": record.kernel.spec,
+        "spec": record.spec,
         "release": record.kernel.release or "",
         "config": record.kernel.config_sha256 or "",
         "policy": record.policy,
@@ -56,7 +56,7 @@ def run_details(run: StoredRun, strings: Strings) -> dict[str, Any]:
         "reason": record.reason,
         "hint": record.hint,
         "known": strings.number(record.known_issue or ""),
-        "notes": record.note_lines,
+        "notes": record.notes,
         "owners": _owners(record.owners),
         "findings": _findings(record.findings),
         "steps": [
@@ -64,7 +64,10 @@ def run_details(run: StoredRun, strings: Strings) -> dict[str, Any]:
             for one in record.steps
         ],
         "attempts": [
-            [one.verdict, one.load, one.start, one.seconds, one.reason or one.outcome]
+            [
+                *(one.verdict.name, str(one.load or ""), one.start, one.seconds),
+                one.reason or one.outcome,
+            ]
             for one in record.attempts
         ],
         "compared": record.compared,
@@ -83,20 +86,20 @@ def run_details(run: StoredRun, strings: Strings) -> dict[str, Any]:
         "timings": list(record.timings.items()),
         "command": record.command,
         "argv": strings.number(_without_folder(run.argv, record.evidence)),
-        "cmdline": strings.number(str(run.kernel.get("command_line", ""))),
-        "qemu": _qemu(run),
+        "cmdline": strings.number(run.kernel.command_line),
+        "qemu": run.kernel.qemu.version_text,
         "evidence": record.evidence,
     }
 
 
-def _owners(owners: Iterable[OwnedRecord]) -> list[Any]:
+def _owners(owners: Iterable[OwnedRange]) -> list[Any]:
     return [
         [
             one.name,
-            one.range,
+            str(one.range),
             str(one.expected),
             [
-                [piece.range, str(piece.ownership), piece.via, int(one.is_wrong(piece))]
+                [str(piece.range), str(piece.ownership), piece.via, int(one.is_wrong(piece))]
                 for piece in one.observed
             ],
         ]
@@ -104,10 +107,10 @@ def _owners(owners: Iterable[OwnedRecord]) -> list[Any]:
     ]
 
 
-def _findings(findings: Iterable[FindingRecord]) -> list[Any]:
+def _findings(findings: Iterable[Finding]) -> list[Any]:
     return [
         [
-            *(one.title, one.range or "", one.text, one.iomem, one.dmesg, one.phase or ""),
+            *(one.title, str(one.range or ""), one.text, one.iomem, one.dmesg, one.phase or ""),
             one.known or "",
         ]
         for one in telling_findings(findings)
@@ -148,7 +151,7 @@ def _log(run: StoredRun, strings: Strings) -> dict[str, Any]:
     return {"log": packed, "offending": offending_lines(run.record, records)}
 
 
-def offending_lines(record: RunRecord, records: Sequence[Record]) -> list[int]:
+def offending_lines(record: RunResult, records: Sequence[Record]) -> list[int]:
     """Which messages of a log the findings of a run are about, by place."""
     findings = [*record.findings, *(one for step in record.steps for one in step.findings)]
     # Without their times: a trace is one message, with the time of its beginning.
@@ -164,11 +167,6 @@ def offending_lines(record: RunRecord, records: Sequence[Record]) -> list[int]:
         for place, one in enumerate(records)
         if any(line in named for line in one.text.splitlines())
     ]
-
-
-def _qemu(run: StoredRun) -> str:
-    qemu = run.kernel.get("qemu")
-    return str(qemu.get("version_text", "")) if isinstance(qemu, dict) else ""
 
 
 def _without_folder(argv: str, evidence: str) -> str:

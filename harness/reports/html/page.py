@@ -99,7 +99,7 @@ def run_names(runs: Sequence[StoredRun]) -> tuple[str, ...]:
     names: list[str] = []
     for run in runs:
         record = run.record
-        said = "\0".join((record.scenario, record.kernel.spec, record.policy, run.name))
+        said = "\0".join((record.scenario, record.spec, record.policy, run.name))
         name = hashlib.sha256(said.encode()).hexdigest()[:10]
         same = sum(one.split(".")[0] == name for one in names)
         names.append(f"{name}.{same + 1}" if same else name)

@@ -26,6 +26,7 @@ from harness.bisect.search import (
 )
 from harness.contract.failure_signature import failures_of
 from harness.contract.result import Finding, OwnedRange, RunResult, Verdict
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario import Ownership
 
 GOOD, BAD, UNKNOWN = Outcome.GOOD, Outcome.BAD, Outcome.UNKNOWN
@@ -36,7 +37,7 @@ SR1 = OwnedRange("sr1", span("20000000-2fffffff"), Ownership(owner="dax_hmem"), 
 def run(verdict: Verdict, *findings: Finding, reason: str = "", known: str = "") -> RunResult:
     return RunResult(
         scenario="s",
-        kernel_spec="k",
+        request=KernelRequest("k"),
         policy="per_range",
         verdict=verdict,
         owners=(SR0, SR1),

@@ -16,7 +16,7 @@ from harness.core.cache import Store
 from harness.core.errors import (
     UsageError,
 )
-from harness.kernels.request import KernelRequest
+from harness.scenario.kernel_request import KernelRequest
 
 __all__ = ["store", "tree"]
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from evidence_fixtures import make_evidence, spec
+from evidence_fixtures import make_evidence, requested
 from layouts import layout_of, state_of
 
 from harness.bundle.pack import INDEX, pack, unpack
@@ -42,6 +42,7 @@ from harness.runs.evidence_layout import (
 )
 from harness.runs.minimize import asked_load
 from harness.runs.prepare import Prepared
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import load_case
 
 SERIES = PROJECT / "patches/mutants/deferral/hmem-does-not-wait"
@@ -210,7 +211,7 @@ def test_a_damaged_byte_is_noticed(tmp_path: Path) -> None:
 def test_a_recorded_observation_is_judged_as_it_was(tmp_path: Path, capture: str) -> None:
     recording = read_recording(unpacked(tmp_path, capture))
     again = judge_again(recording)
-    assert again.judgement.verdict.name == recording.record.verdict
+    assert again.judgement.verdict is recording.record.verdict
     assert owner_differences(recording.record, again.judgement.owners) == ()
     assert not program_differs(recording, again.state)
 
@@ -242,7 +243,8 @@ def test_the_scenario_is_judged_as_it_was_then(tmp_path: Path) -> None:
 
 def test_another_load_than_the_scenarios_is_judged_by_the_oracle(tmp_path: Path) -> None:
     def only_cxl(result: dict[str, Any]) -> None:
-        result["load"] = "cxl_acpi, cxl_pci, cxl_mem, dax_cxl"
+        modules = ["cxl_acpi", "cxl_pci", "cxl_mem", "dax_cxl"]
+        result["load"] = {"how": "in_order", "modules": modules}
 
     recording = read_recording(unpacked(tmp_path, "exact_cover-7.2", change=only_cxl))
     assert not recording.case.as_stated
@@ -321,7 +323,9 @@ def test_the_inputs_of_a_run_are_written_as_they_were_read(tmp_path: Path) -> No
 def test_what_was_another_in_the_new_run_is_said(tmp_path: Path) -> None:
     recording = read_recording(unpacked(tmp_path))
     again = make_evidence(tmp_path / "again", "partial_region-7.2")
-    result = RunResult("partial_region", "debian:7.2", "per_range", evidence=str(again))
+    result = RunResult(
+        "partial_region", KernelRequest("debian:7.2"), "per_range", evidence=str(again)
+    )
     assert run_differences(recording, result) == ()
     kernel = json.loads((again / "kernel.json").read_text())
     kernel.update(identity="other", qemu={"version_text": "11.1"}, command_line="quiet")
@@ -340,8 +344,8 @@ def manifest_of(path: Path) -> dict[str, Any]:
 
 
 def test_the_kernel_is_asked_for_again_with_the_series_of_the_bundle(tmp_path: Path) -> None:
-    words = f"build:debian:7.2 --config builtin --series {SERIES} --upto 1 --llvm"
-    change, manifest = spec(words), manifest_of(SERIES)
+    asked = KernelRequest("build:debian:7.2", ("builtin",), SERIES, 1, "clang")
+    change, manifest = requested(asked), manifest_of(SERIES)
     folder = unpacked(tmp_path, change=change, manifest=manifest)
     request = request_of(read_recording(folder))
     assert (request.spec, request.configs, request.upto) == ("build:debian:7.2", ("builtin",), None)
@@ -354,7 +358,7 @@ def test_a_series_that_is_repaired_is_repaired_again(tmp_path: Path) -> None:
     mine = shutil.copytree(SERIES, tmp_path / "mine")
     with (mine / "series.yaml").open("a") as description:
         description.write("repair_whitespace: true\n")
-    change = spec(f"build:debian:7.2 --series {mine}")
+    change = requested(KernelRequest("build:debian:7.2", series=mine))
     folder = unpacked(tmp_path, change=change, manifest=manifest_of(mine))
     request = request_of(read_recording(folder))
     assert request.series is not None
@@ -364,7 +368,7 @@ def test_a_series_that_is_repaired_is_repaired_again(tmp_path: Path) -> None:
 def test_a_series_that_was_changed_since_is_not_packed(tmp_path: Path) -> None:
     manifest = manifest_of(SERIES)
     manifest["series"]["patches"][0]["sha256"] = "0" * 64
-    change = spec(f"build:debian:7.2 --series {tmp_path / 'gone'}")
+    change = requested(KernelRequest("build:debian:7.2", series=tmp_path / "gone"))
     evidence = make_evidence(tmp_path, "exact_cover-7.2", change=change, manifest=manifest)
     done = pack(evidence, tmp_path / "a.zip")
     assert "was changed since" in done.notes[0]
@@ -373,25 +377,23 @@ def test_a_series_that_was_changed_since_is_not_packed(tmp_path: Path) -> None:
         request_of(read_recording(unpack(done.path, tmp_path / "out")))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "'", "build:debian:7.2 --upto x", "x --y", "debian:7 --config"]
-)
+@pytest.mark.parametrize("text", ["", "'", "x --y", "debian:"])
 def test_a_kernel_that_makes_no_sense(tmp_path: Path, text: str) -> None:
-    recording = read_recording(unpacked(tmp_path, change=spec(text)))
+    recording = read_recording(unpacked(tmp_path, change=requested(KernelRequest(text))))
     with pytest.raises(UsageError, match="does not name a kernel"):
         request_of(recording)
 
 
 def test_an_at_sign_may_be_part_of_a_path(tmp_path: Path) -> None:
     (tmp_path / "me@here" / "linux").mkdir(parents=True)
-    change = spec(f"build:{tmp_path}/me@here/linux@cxl")
+    change = requested(KernelRequest(f"build:{tmp_path}/me@here/linux@cxl"))
     request = request_of(read_recording(unpacked(tmp_path, change=change)))
     assert request.spec == f"build:{tmp_path}/me@here/linux@cxl"
 
 
 def test_a_kernel_of_another_machine_is_described(tmp_path: Path) -> None:
     manifest = {"source": {"origin": "cxl/next", "commit": "a" * 40, "dirty": True}}
-    change = spec("build:/nowhere/linux@cxl")
+    change = requested(KernelRequest("build:/nowhere/linux@cxl"))
     recording = read_recording(unpacked(tmp_path, change=change, manifest=manifest))
     with pytest.raises(UsageError) as caught:
         request_of(recording)

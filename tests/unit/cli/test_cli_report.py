@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from cli_fixtures import Harness, assert_one_message, files
-from evidence_fixtures import make_evidence, spec
+from evidence_fixtures import make_evidence, requested
+
+from harness.scenario.kernel_request import KernelRequest
 
 pytestmark = pytest.mark.usefixtures("room")
 
@@ -132,7 +134,9 @@ def test_a_replay_keeps_the_policy_unless_another_is_asked_for(
 
 
 def test_a_replay_of_a_kernel_that_is_elsewhere(harness: Harness, room: Path) -> None:
-    evidence = make_evidence(room / "e", "exact_cover-7.2", change=spec("image:/nowhere/linux"))
+    evidence = make_evidence(
+        room / "e", "exact_cover-7.2", change=requested(KernelRequest("image:/nowhere/linux"))
+    )
     harness("bundle", evidence, "-o", "b.zip")
     ended = harness("replay", "b.zip")
     assert ended.code == 2 and "Traceback" not in ended.err

@@ -169,7 +169,7 @@ def test_an_error_that_nobody_foresaw_never_looks_like_a_verdict(
         ended = harness("run", "exact_cover")
     except OSError:
         pytest.fail("the error reaches the interpreter, which ends with status 1: FAIL")
-    assert ended.code not in (Verdict.PASS.value, Verdict.FAIL.value)
+    assert ended.code not in (Verdict.PASS.exit_code, Verdict.FAIL.value)
     assert "No space left on device" in ended.err
 
 
@@ -190,7 +190,7 @@ def test_an_error_of_the_system_says_what_to_do_about_it(
 ) -> None:
     use_verdicts(monkeypatch, OSError(number, os.strerror(number), "/some/file"))
     ended = harness("run", "exact_cover")
-    assert ended.code == Verdict.INCONCLUSIVE.value
+    assert ended.code == Verdict.INCONCLUSIVE.exit_code
     assert "/some/file" in ended.err
     assert remedy in ended.err.partition("\n  hint: ")[2]
 
@@ -205,7 +205,7 @@ def test_results_that_do_not_fit_on_the_disk(
         ended = harness("run", "exact_cover", "--json", "/dev/full")
     except OSError:
         pytest.fail("the error reaches the interpreter, which ends with status 1: FAIL")
-    assert ended.code not in (Verdict.PASS.value, Verdict.FAIL.value)
+    assert ended.code not in (Verdict.PASS.exit_code, Verdict.FAIL.value)
     assert "Traceback" not in ended.err
     assert "/dev/full" in ended.err
     assert "hint: " in ended.err
@@ -221,5 +221,5 @@ def test_what_nobody_foresaw_is_no_verdict(
 ) -> None:
     use_verdicts(monkeypatch, error)
     ended = harness("run", "exact_cover", "--evidence", "evidence")
-    assert ended.code == Verdict.INCONCLUSIVE.value
+    assert ended.code == Verdict.INCONCLUSIVE.exit_code
     assert words in ended.err and "  hint: " in ended.err

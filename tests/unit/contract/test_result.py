@@ -5,7 +5,8 @@ import json
 
 from machines import CXL, span
 
-from harness.contract.result import RULES, Finding, OwnedRange, Piece, RunResult, Verdict
+from harness.contract.result import RULES, Finding, OwnedRange, Piece, RunKernel, RunResult, Verdict
+from harness.scenario.kernel_request import KernelRequest
 
 SR = span("110000000-18fffffff")
 HALF = span("110000000-14fffffff")
@@ -13,10 +14,9 @@ REST = span("150000000-18fffffff")
 
 RESULT = RunResult(
     scenario="partial_region",
-    kernel_spec="debian:7.2",
+    request=KernelRequest("debian:7.2"),
     policy="per_range",
-    kernel_release="7.2.13",
-    config_sha256="ab" * 32,
+    kernel=RunKernel("7.2.13", "ab" * 32),
     accel="tcg",
     start="warm",
     verdict=Verdict.FAIL,
@@ -51,7 +51,15 @@ RESULT = RunResult(
 
 def test_the_result_file_has_the_words_of_the_design() -> None:
     assert RESULT.as_json() == {
+        "format": 1,
         "scenario": "partial_region",
+        "request": {
+            "spec": "debian:7.2",
+            "configs": [],
+            "series": None,
+            "upto": None,
+            "toolchain": "gcc",
+        },
         "kernel": {"spec": "debian:7.2", "release": "7.2.13", "config_sha256": "ab" * 32},
         "policy": "per_range",
         "accel": "tcg",
@@ -127,7 +135,7 @@ def test_the_result_file_is_json() -> None:
 
 
 def test_a_run_starts_as_inconclusive_and_has_every_key_from_the_start() -> None:
-    fresh = RunResult(scenario="a", kernel_spec="b", policy="per_range")
+    fresh = RunResult(scenario="a", request=KernelRequest("b"), policy="per_range")
     assert fresh.verdict is Verdict.INCONCLUSIVE
     written = fresh.as_json()
     assert set(written) == set(RESULT.as_json())
@@ -137,7 +145,7 @@ def test_a_run_starts_as_inconclusive_and_has_every_key_from_the_start() -> None
 
 
 def test_verdicts_have_the_exit_codes_of_harness_run() -> None:
-    codes = {one.name: one.value for one in Verdict}
+    codes = {one.name: one.exit_code for one in Verdict}
     assert codes == {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "UNBUILDABLE": 4}
 
 

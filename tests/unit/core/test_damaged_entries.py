@@ -19,9 +19,9 @@ from harness.core.files import DamagedEntryError, write_sums
 from harness.core.kernel import Kernel
 from harness.core.kernel_modules import ModulePlan
 from harness.guest.initramfs import shared_initramfs
-from harness.kernels.request import KernelRequest
 from harness.kernels.store import kernel_in_use, require_whole_modules
 from harness.runs.prepare import Host, prepare_kernel
+from harness.scenario.kernel_request import KernelRequest
 
 __all__ = ["builder"]
 

@@ -17,15 +17,15 @@ from click.testing import CliRunner
 from layouts import layout_of, state_of
 
 from harness.cli.main import main
-from harness.contract.result import Finding, RunResult, Verdict
+from harness.contract.result import Finding, RunKernel, RunResult, Verdict
 from harness.core.errors import UnbuildableError
 from harness.core.progress import SilentProgress
 from harness.fuzz import campaign as fuzz
 from harness.fuzz.campaign import Campaign, ForgetfulHost, NewFailure, Tally
-from harness.kernels.request import KernelRequest
 from harness.runs.prepare import Host
 from harness.runs.requirements import NotApplicableError
 from harness.runs.session import Session, Skipped
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import Case, load_case
 
 Judge = Callable[[Case], tuple[Verdict, tuple[Finding, ...]]]
@@ -50,9 +50,9 @@ class Guests:
         evidence.mkdir()
         return RunResult(
             scenario=case.name,
-            kernel_spec="debian:7.2",
+            request=KernelRequest("debian:7.2"),
             policy="per_range",
-            kernel_release="7.2.0",
+            kernel=RunKernel("7.2.0"),
             verdict=verdict,
             findings=findings,
             reason="guest lost" if verdict is Verdict.INCONCLUSIVE else "",
@@ -223,7 +223,7 @@ def test_a_forgetful_host_keeps_a_layout_only_for_a_moment() -> None:
                     NewFailure(
                         frozenset(["rule 1: stranded"]),
                         Path("new.yaml"),
-                        RunResult(scenario="x", kernel_spec="k", policy="per_range"),
+                        RunResult(scenario="x", request=KernelRequest("k"), policy="per_range"),
                         "shrunk with 9 guests",
                     )
                 ],

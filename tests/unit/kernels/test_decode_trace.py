@@ -18,6 +18,7 @@ from harness.kernels.build.sandbox import Sandbox, find_sandbox
 from harness.runs import traces
 from harness.runs.evidence import Evidence
 from harness.runs.traces import with_decoded_traces
+from harness.scenario.kernel_request import KernelRequest
 
 SCRIPT = """\
 [ "$2" = auto ] && [ -f "$1" ] && [ -d "$3" ] || exit 7
@@ -107,7 +108,7 @@ def test_only_addresses_of_code_are_decoded() -> None:
 
 
 def result_with(*findings: Finding) -> RunResult:
-    return RunResult("s", "build:x", "per_range", findings=findings)
+    return RunResult("s", KernelRequest("build:x"), "per_range", findings=findings)
 
 
 def test_a_finding_gets_its_decoded_trace_and_so_does_the_evidence(

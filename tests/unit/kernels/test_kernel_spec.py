@@ -11,10 +11,10 @@ from fake_sources import Listener
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import SilentProgress
-from harness.kernels.request import KernelRequest, as_request, request_of_options
 from harness.kernels.resolve import resolve_kernel
 from harness.kernels.spec import KernelSpec, parse_kernel_spec
 from harness.kernels.store import KIND
+from harness.scenario.kernel_request import KernelRequest, as_request, request_of_options
 
 
 def test_specs() -> None:

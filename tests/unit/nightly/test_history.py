@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.contract.result_record import read_record
+from harness.contract.result import read_result
 from harness.core.errors import UsageError
 from harness.nightly.diff import Bisecting, Line, Seen
 from harness.nightly.history import FILE, NightHistory, open_history
@@ -21,7 +21,8 @@ from harness.nightly.history import FILE, NightHistory, open_history
 LINES = [Line(f"scenario_{n}", "branch", "base", "", "per_range", "") for n in range(6)]
 RESULT = {
     "scenario": "x",
-    "kernel": {"spec": "build:/linux"},
+    "request": {"spec": "build:/linux"},
+    "policy": "per_range",
     "verdict": "FAIL",
     "findings": [{"rule": "1", "text": "t" * 300}],
 }
@@ -115,7 +116,7 @@ def test_a_file_of_before_the_times_were_kept_is_read_on(tmp_path: Path) -> None
         assert history.bisecting_seconds(night) == 3
 
 
-OWNERS = [{"name": "sr0", "range": "100-1ff", "observed": [{"range": "100-1ff"}]}]
+OWNERS = [{"name": "sr0", "range": "100-1ff", "expected": {"owner": "dax_cxl"}, "observed": []}]
 
 
 def whole(night: int) -> dict[str, Any]:
@@ -144,8 +145,8 @@ def test_old_results_do_not_fill_the_file(tmp_path: Path) -> None:
         assert history.seen(old) == history.seen(new)
         assert history.results(new) == [whole(38)] * len(LINES)
         (short, *_) = history.results(old)
-        assert (short["owners"], short["verdict"], len(short)) == (OWNERS, "FAIL", 4)
-        read_record(short)  # still a result
+        assert (short["owners"], short["verdict"], len(short)) == (OWNERS, "FAIL", 5)
+        read_result(short)  # still a result
 
 
 def test_a_file_that_has_grown_becomes_smaller(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from harness.contract.result import RunResult, Verdict
 from harness.core.errors import UsageError
 from harness.matrix.plan import Combination
 from harness.matrix.watched_pool import Ended
@@ -104,9 +104,9 @@ class Nights:
         def run_job(left: Sequence[Combination], _results: Path, ended: Ended) -> None:
             for one in left:
                 failed = self.fails(one.scenario, COMMITS[tip])
-                kernel = {"spec": one.kernel}
-                said: dict[str, Any] = {"verdict": "FAIL" if failed else "PASS", "kernel": kernel}
-                ended(one, {**said, "scenario": one.scenario}, {})
+                verdict = Verdict.FAIL if failed else Verdict.PASS
+                result = RunResult(one.scenario, one.request, one.policy, verdict)
+                ended(one, result.as_json(), {})
 
         state = self._folder / "state"
         state.mkdir(exist_ok=True)

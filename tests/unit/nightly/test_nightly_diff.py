@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from harness.contract.result_record import read_record
+from harness.contract.result import read_result
 from harness.matrix.plan import Combination
 from harness.nightly.diff import Change, Earlier, Line, Row, Seen, counts_of, line_of, seen_in
 from harness.nightly.night import seen_at_end
@@ -104,14 +104,18 @@ def test_a_line_is_the_same_whatever_the_branch_has() -> None:
 
 
 def test_what_a_result_says() -> None:
-    record = read_record(
+    record = read_result(
         {
             "scenario": "exact_cover",
-            "kernel": {"spec": BRANCH},
+            "request": {"spec": BRANCH},
+            "policy": "per_range",
             "verdict": "FAIL",
             "known_issue": None,
             "evidence": "/e",
-            "owners": [{"name": "sr0", "range": "100-1ff"}, {"name": "sr1", "range": "200-2ff"}],
+            "owners": [
+                {"name": "sr0", "range": "100-1ff", "expected": {"owner": "dax_cxl"}},
+                {"name": "sr1", "range": "200-2ff", "expected": {"owner": "dax_cxl"}},
+            ],
             "findings": [
                 {"rule": "1", "text": "a", "range": "180-1ff"},
                 {"rule": "1", "text": "b", "range": "100-17f"},

@@ -14,7 +14,7 @@ from machines import span
 from harness.contract.result import Piece
 from harness.core.paths import SCENARIOS
 from harness.platform.acpi_tables import MemoryAffinity
-from harness.platform.target_node import named_node, node_ranges, target_node, wrong_node
+from harness.platform.target_node import named_node, node_ranges, target_node
 from harness.scenario.scenario import POLICIES
 from harness.scenario.scenario_files import Case, load_case, scenario_names
 
@@ -119,11 +119,11 @@ def test_a_node_comes_with_its_proximity_domain_where_the_numbers_differ() -> No
 
 
 def test_owned_memory_in_another_node_is_wrong_and_nothing_else() -> None:
-    assert wrong_node(2, PIECE)
-    assert wrong_node(2, replace(PIECE, node=None))
-    assert not wrong_node(1, PIECE)
-    assert not wrong_node(None, PIECE)
-    assert not wrong_node(2, replace(PIECE, owner="nobody", node=None))
+    assert PIECE.wrong_node(2)
+    assert replace(PIECE, node=None).wrong_node(2)
+    assert not PIECE.wrong_node(1)
+    assert not PIECE.wrong_node(None)
+    assert not replace(PIECE, owner="nobody", node=None).wrong_node(2)
 
 
 def stated_and_computed(case: Case) -> list[tuple[int | None, int | None]]:

@@ -27,6 +27,7 @@ from harness.plugins.avocado_plugin import OwnershipResolver, OwnershipRunner, r
 from harness.runs.requirements import NotApplicableError
 from harness.runs.running_vms import LiveMachines
 from harness.runs.session import Session
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import scenario_names
 
 MATRIX = "kernels: [debian:7.2]\nscenarios: [exact_cover, partial_region, no_cxl]\nbuild: false\n"
@@ -42,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def result(verdict: Verdict, *, known: bool = False) -> RunResult:
     return RunResult(
         scenario="exact_cover",
-        kernel_spec="debian:7.2",
+        request=KernelRequest("debian:7.2"),
         policy="per_range",
         verdict=verdict,
         reason="" if verdict in (Verdict.PASS, Verdict.FAIL) else "the guest was lost",

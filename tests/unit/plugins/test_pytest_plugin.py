@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from cli_fixtures import FIT_QEMU
 
-from harness.contract.result import Finding, RunResult, Verdict
+from harness.contract.result import Finding, RunKernel, RunResult, Verdict
 from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import SilentProgress
@@ -18,6 +19,7 @@ from harness.core.progress import SilentProgress
 # Both imported here: pytester forgets the modules that were first imported below it.
 from harness.runs import prepare, session
 from harness.runs.requirements import NotApplicableError
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import Case, scenario_names
 
 pytest_plugins = ["pytester"]
@@ -84,13 +86,15 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...
                     elif isinstance(verdict, BaseException):
                         raise verdict
                     else:
-                        yield RunResult(
+                        plain = RunResult(
                             scenario=case.name,
-                            kernel_spec="debian:7.2",
+                            request=KernelRequest("debian:7.2"),
                             policy="per_range",
                             verdict=verdict,
-                            **{"kernel_release": "7.2.0", "evidence": "the folder"} | more,
+                            kernel=RunKernel("7.2.0"),
+                            evidence="the folder",
                         )
+                        yield replace(plain, **more)
 
         monkeypatch.setattr(session, "Session", Answering)
         return seen
@@ -164,7 +168,7 @@ def test_the_real_search_for_qemu_is_what_decides(
 
 
 def test_a_broken_contract_is_a_failure(pytester: pytest.Pytester, answer: Any) -> None:
-    answer(Verdict.FAIL, findings=(STRANDED,), kernel_release="6.18.0")
+    answer(Verdict.FAIL, findings=(STRANDED,), kernel=RunKernel("6.18.0"))
     counts, text = outcomes(pytester, *ONE)
     assert counts == {"failed": 1, "deselected": len(scenario_names()) - 1}
     assert "OwnershipError: FAIL exact_cover on debian:7.2 (6.18.0)" in text
@@ -179,7 +183,7 @@ def test_a_run_without_a_judgement_is_an_error(
     pytester: pytest.Pytester, answer: Any, verdict: Verdict, release: str
 ) -> None:
     """Also where a failure is known: that a guest was lost is not the failure that is known."""
-    answer(verdict, reason="QEMU ended", hint="look there", kernel_release=release)
+    answer(verdict, reason="QEMU ended", hint="look there", kernel=RunKernel(release))
     counts, text = outcomes(pytester, *ONE)
     assert counts == {"errors": 1, "deselected": len(scenario_names()) - 1}
     assert f"{verdict.name} exact_cover" in text
@@ -234,12 +238,12 @@ def test_another_failure_than_the_known_one_is_a_failure(
 def test_on_a_kernel_without_the_issue_nothing_is_expected(
     pytester: pytest.Pytester, answer: Any
 ) -> None:
-    answer(Verdict.PASS, kernel_release="6.18.0")
+    answer(Verdict.PASS, kernel=RunKernel("6.18.0"))
     assert outcomes(pytester, *ONE)[0]["passed"] == 1
 
 
 def test_the_options_reach_the_runs(pytester: pytest.Pytester, answer: Any) -> None:
-    seen = answer(Verdict.PASS, kernel_release="6.18.0")
+    seen = answer(Verdict.PASS, kernel=RunKernel("6.18.0"))
     options = ("--kernel", "debian:6.18", "--policy", "all_or_nothing", "--evidence", "elsewhere")
     loads = ("--load", "kmem,dax_hmem", "--repeat", "3", "--start", "cold")
     _, text = outcomes(pytester, *ONE, *options, *loads)
@@ -257,13 +261,13 @@ def test_the_options_reach_the_runs(pytester: pytest.Pytester, answer: Any) -> N
 def test_the_evidence_is_where_the_command_line_leaves_it(
     pytester: pytest.Pytester, answer: Any
 ) -> None:
-    seen = answer(Verdict.PASS, kernel_release="6.18.0")
+    seen = answer(Verdict.PASS, kernel=RunKernel("6.18.0"))
     outcomes(pytester, *ONE)
     assert seen[0][2].evidence_root == pytester.path / "evidence"
 
 
 def test_a_report_names_verdict_and_evidence(pytester: pytest.Pytester, answer: Any) -> None:
-    answer(Verdict.FAIL, findings=(STRANDED,), kernel_release="6.18.0")
+    answer(Verdict.FAIL, findings=(STRANDED,), kernel=RunKernel("6.18.0"))
     outcomes(pytester, *ONE, "--junitxml", "junit.xml")
     text = (pytester.path / "junit.xml").read_text()
     assert '<property name="verdict" value="FAIL"' in text

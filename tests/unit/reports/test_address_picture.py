@@ -12,13 +12,17 @@ import pytest
 from evidence_fixtures import stored
 from hypothesis import given
 from hypothesis import strategies as st
+from machines import firmware_state
 
-from harness.contract.result_record import read_record
+from harness.contract.result import RunResult
+from harness.platform.hdm_decoders import Component, DecoderSetting
 from harness.platform.memory_range import GIB, MIB, MemoryRange
 from harness.reports.html.address_picture import address_picture
 from harness.reports.html.address_space import AddressSpace, Box, Lane, Scale, address_space
 from harness.runs.result_files import StoredRun
+from harness.scenario.kernel_request import KernelRequest
 
+RECORD = RunResult("s", KernelRequest("x"), "per_range")
 SVG = "{http://www.w3.org/2000/svg}"
 RANGES = st.lists(
     st.builds(MemoryRange.of_size, st.integers(0, 1 << 46), st.integers(1, 1 << 42)),
@@ -28,7 +32,7 @@ RANGES = st.lists(
 
 
 def space_of(run: StoredRun) -> AddressSpace:
-    return address_space(run.record, run.observation, run.state, run.kernel, run.decoders)
+    return address_space(run)
 
 
 def boxes(svg: str) -> dict[str, tuple[str, float, float, float]]:
@@ -111,34 +115,25 @@ def test_pieces_of_one_range_are_drawn_each(tmp_path: Path) -> None:
     assert owned[3] == stranded[3]
 
 
-def test_older_evidence_is_drawn_from_what_it_has(tmp_path: Path) -> None:
+def test_a_result_without_evidence_has_its_expected_owners(tmp_path: Path) -> None:
     (run,) = stored(tmp_path, "partial_region-7.2")
-    older = address_space(run.record, run.observation, {}, run.kernel, run.decoders)
-    assert older == space_of(run)
-    bare = address_space(run.record, None, {}, {}, ())
+    bare = address_space(StoredRun(run.record))
     assert [lane.title for lane in bare.expected] == ["expected owner"]
 
 
 def test_interleaved_devices_share_a_box() -> None:
-    span = {"start": 0, "end": GIB - 1}
-    decoders = [
-        {"component": {"kind": "endpoint", "name": name}, "range": span} for name in ("a", "b")
-    ]
-    record = read_record({"scenario": "s", "kernel": {"spec": "x"}, "verdict": "PASS"})
-    space = address_space(record, None, {}, {}, [*decoders, {"range": 5}, {}])
+    decoders = tuple(
+        DecoderSetting(Component("endpoint", name, 12), 0, MemoryRange(0, GIB - 1), 2, 256, ())
+        for name in ("a", "b")
+    )
+    space = address_space(StoredRun(RECORD, state=firmware_state({}), decoders=decoders))
     assert [box.label for box in space.boxes()] == ["a + b"]
 
 
 @given(RANGES)
 def test_boxes_of_one_lane_never_overlap(ranges: list[MemoryRange]) -> None:
-    state = {
-        "soft_reserved": [
-            {"name": f"sr{n}", "range": {"start": one.start, "end": one.end}}
-            for n, one in enumerate(ranges)
-        ]
-    }
-    record = read_record({"scenario": "s", "kernel": {"spec": "x"}, "verdict": "PASS"})
-    space = address_space(record, None, state, {}, ())
+    state = firmware_state({f"sr{n}": str(one) for n, one in enumerate(ranges)})
+    space = address_space(StoredRun(RECORD, state=state))
     for lane in space.expected:
         for before, after in itertools.pairwise(lane.boxes):
             assert before.range.end < after.range.start

@@ -16,6 +16,7 @@ from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdi
 from harness.reports.comparison import Change, Row, Side, compare, side_of
 from harness.reports.comparison_text import comparison_lines
 from harness.runs.session import Session, Skipped
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario import OwnerName, Ownership
 from harness.scenario.scenario_files import Case
 
@@ -30,7 +31,7 @@ def result(verdict: Verdict, *owners: OwnerName, rule: str = "1", reason: str = 
     owned = OwnedRange("sr0", span("10000000-2fffffff"), Ownership(owner="dax_hmem"), pieces)
     return RunResult(
         scenario="s",
-        kernel_spec="k",
+        request=KernelRequest("k"),
         policy="per_range",
         verdict=verdict,
         owners=(owned,) if owners else (),

@@ -145,7 +145,7 @@ def test_the_lines_of_a_trace_are_marked_with_it(tmp_path: Path) -> None:
         "<6>[    1.000005] all is well again\n"
     )
     (run,) = stored(tmp_path, "exact_cover-7.2", dmesg=log)
-    assert run.record.verdict == "FAIL"
+    assert run.record.verdict is Verdict.FAIL
     (packed,) = Page(html_report([run], "t", NOW)).packed()["runs"]
     assert 1 in packed["offending"] and 3 in packed["offending"]
     assert 5 not in packed["offending"]

@@ -4,44 +4,64 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from evidence_fixtures import make_evidence, stored, unjudged, write_results
 
-from harness.contract.result import Difference, RunResult, Verdict
-from harness.contract.result_record import NotAResultError, RunRecord, read_record
+from harness.contract.result import (
+    Attempt,
+    Difference,
+    Finding,
+    NotAResultError,
+    RunResult,
+    Verdict,
+    read_result,
+)
 from harness.core.errors import UsageError
+from harness.platform.memory_range import MemoryRange
 from harness.reports.report_data import KernelColumn, configs_of, job_of, telling_findings
-from harness.runs.result_files import load_runs
+from harness.runs.result_files import KernelFacts, load_runs
+from harness.scenario.kernel_request import KernelRequest
+from harness.scenario.module_load import Load
 
-LEAST = {"scenario": "s", "kernel": {"spec": "debian:7.2"}, "verdict": "PASS"}
+LEAST = {
+    "scenario": "s",
+    "request": {"spec": "debian:7.2"},
+    "policy": "per_range",
+    "verdict": "PASS",
+}
 
 
-def record(**more: Any) -> RunRecord:
-    return read_record({**LEAST, **more})
+def record(**more: Any) -> RunResult:
+    return read_result({**LEAST, **more})
 
 
 def test_a_result_is_read_back_as_it_was_written() -> None:
     apart = Difference(2, "/e", "owners", 3, ("here",), ("there",))
-    result = replace(
-        RunResult("s", "debian:7.2", "per_range", verdict=Verdict.FAIL, timings={"total": 1.5}),
+    request = KernelRequest("build:/a b@v7", ("debug",), Path("/patches"), 3, "clang")
+    result = RunResult(
+        "s",
+        request,
+        "per_range",
+        Verdict.FAIL,
+        timings={"total": 1.5},
+        load=Load("in_order", ("dax_hmem", "kmem")),
+        findings=(Finding("1", "stranded", MemoryRange(0, 0xFFF)),),
+        attempts=(Attempt(Load("at_once", ("kmem",)), Verdict.FAIL, "nobody"),),
         compared=4,
         differences=(apart,),
     )
-    back = read_record(json.loads(json.dumps(result.as_json())))
-    assert (back.scenario, back.verdict, back.policy) == ("s", "FAIL", "per_range")
-    assert back.seconds == 1.5
-    assert (back.compared, msgspec.structs.asdict(back.differences[0])) == (4, asdict(apart))
+    raw = json.loads(json.dumps(result.as_json()))
+    assert raw["format"] == 1
+    assert raw["request"]["series"] == "/patches" and raw["kernel"]["spec"] == str(request)
+    assert read_result(raw) == result
 
 
-def test_fields_of_newer_and_older_versions_do_no_harm() -> None:
+def test_unknown_fields_are_ignored() -> None:
     newer = record(invented=[1], steps=[{"step": "reload", "outcome": "held", "new": 1}])
     assert newer.steps[0].outcome == "held"
-    assert record().policy == "per_range"
 
 
 def test_a_piece_in_another_node_than_the_stated_one_is_wrong() -> None:
@@ -60,21 +80,25 @@ def test_a_piece_in_another_node_than_the_stated_one_is_wrong() -> None:
         ([], "Expected `object`"),
         ({}, "scenario"),
         ({**LEAST, "verdict": "MAYBE"}, "verdict"),
+        ({**LEAST, "format": 2}, "format 2, and this version reads format 1"),
         ({**LEAST, "owners": [{"name": "sr0", "range": "x-y"}]}, "invalid literal"),
+        ({**LEAST, "owners": [{"name": "sr0", "range": 5}]}, "range: Expected `str`"),
+        ({**LEAST, "policy": "mine"}, "policy: Invalid enum value 'mine'"),
+        ({**LEAST, "request": {"spec": "x", "upto": "x"}}, "request.upto: Expected `int"),
         ({**LEAST, "findings": [{"rule": "1", "text": "t", "range": "9-1"}]}, "not a range"),
         ({**LEAST, "kernel": "debian:7.2"}, "kernel"),
     ],
 )
 def test_what_is_no_result_is_refused(raw: object, words: str) -> None:
     with pytest.raises(NotAResultError, match=words):
-        read_record(raw)
+        read_result(raw)
 
 
 def test_a_folder_of_evidence_is_read_at_any_depth(tmp_path: Path) -> None:
     make_evidence(tmp_path / "a" / "b", "exact_cover-7.2")
     make_evidence(tmp_path / "c", "partial_region-7.2")
     runs = load_runs([tmp_path])
-    assert sorted(run.record.verdict for run in runs) == ["FAIL", "PASS"]
+    assert sorted(run.record.verdict.name for run in runs) == ["FAIL", "PASS"]
     assert all(run.observation for run in runs)
 
 
@@ -84,14 +108,14 @@ def test_a_file_of_results_finds_the_evidence_and_no_run_is_read_twice(tmp_path:
     file = write_results(tmp_path / "results.json", results)
     (run,) = load_runs([file, tmp_path])
     assert run.folder == folder
-    assert run.kernel["identity"] == "id-7.2"
+    assert run.kernel.identity == "id-7.2"
 
 
 def test_guests_that_a_combined_result_counts_are_not_shown_beside_it(tmp_path: Path) -> None:
     first = make_evidence(tmp_path, "exact_cover-7.2", name="one")
     second = make_evidence(tmp_path, "exact_cover-7.2", name="two")
     results = json.loads((first / "verdict.json").read_text())
-    attempt = {"load": "x", "verdict": "PASS"}
+    attempt = {"load": None, "verdict": "PASS"}
     results["attempts"] = [{**attempt, "evidence": str(one)} for one in (first, second)]
     (run,) = load_runs([write_results(tmp_path / "r.json", [results]), tmp_path])
     assert len(run.record.attempts) == 2
@@ -102,7 +126,7 @@ def test_evidence_that_is_gone_or_damaged_leaves_the_result(tmp_path: Path) -> N
     (folder / "observation" / "iomem").write_text("nonsense")
     (folder / "kernel.json").write_text("[")
     (run,) = load_runs([folder])
-    assert (run.record.verdict, run.observation, run.kernel) == ("PASS", None, {})
+    assert (run.record.passed, run.observation, run.kernel) == (True, None, KernelFacts())
     (gone,) = load_runs([write_results(tmp_path / "r.json", [{**LEAST, "evidence": "/gone"}])])
     assert gone.folder is None
 
@@ -131,9 +155,10 @@ def test_a_folder_without_results_and_a_path_that_is_not_there(tmp_path: Path) -
 
 
 def test_the_grid_has_each_kernel_once_whatever_configuration_a_scenario_needs() -> None:
-    plain = record(kernel={"spec": "build:debian:7.2", "release": "7.2"})
-    other = record(kernel={"spec": "build:debian:7.2 --config no_cxl", "release": "7.2"})
-    job = job_of([plain, other, record(kernel={"spec": "debian:6.9"})])
+    kernel, spec = {"release": "7.2"}, "build:debian:7.2"
+    plain = record(request={"spec": spec}, kernel=kernel)
+    other = record(request={"spec": spec, "configs": ["no_cxl"]}, kernel=kernel)
+    job = job_of([plain, other, record(request={"spec": "debian:6.9"})])
     assert job.kernels == (
         KernelColumn("build:debian:7.2", "7.2"),
         KernelColumn("debian:6.9", ""),
@@ -144,7 +169,7 @@ def test_the_grid_has_each_kernel_once_whatever_configuration_a_scenario_needs()
 
 
 def test_versions_are_sorted_as_numbers() -> None:
-    job = job_of(record(kernel={"spec": f"debian:{v}"}) for v in ("6.18", "6.9", "7.2"))
+    job = job_of(record(request={"spec": f"debian:{v}"}) for v in ("6.18", "6.9", "7.2"))
     assert [one.spec for one in job.kernels] == ["debian:6.9", "debian:6.18", "debian:7.2"]
 
 

@@ -14,12 +14,11 @@ from evidence_fixtures import stored, unjudged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.contract.result import Verdict
-from harness.contract.result_record import read_record
+from harness.contract.result import Verdict, read_result
 from harness.reports.junit import junit_report
 from harness.reports.kcidb import kcidb_report
 from harness.reports.mail import COLUMNS, Person, mail_reply, reasons_against_tag
-from harness.runs.result_files import StoredRun
+from harness.runs.result_files import KernelFacts, Manifest, SourceFacts, StoredRun
 
 TESTER = Person("Jane Doe", "jane@example.org")
 NASTY = "]]></failure></script>\x00\x1b[31m\ufffe <b>&amp;"
@@ -48,8 +47,7 @@ def mixed(root: Path) -> tuple[StoredRun, ...]:
 
 
 def made_up(**more: Any) -> StoredRun:
-    least = {"scenario": "s", "kernel": {"spec": "debian:7.2"}, "verdict": "FAIL"}
-    return StoredRun(read_record({**least, **more}))
+    return StoredRun(read_result({**LEAST, "verdict": "FAIL", **more}))
 
 
 # --- JUnit -----------------------------------------------------------------------------------
@@ -84,7 +82,7 @@ def test_junit_says_what_was_seen(tmp_path: Path) -> None:
 def test_junit_is_well_formed_whatever_a_guest_prints(text: str) -> None:
     finding = {"rule": "6", "text": text, "dmesg": [text, NASTY]}
     runs = [
-        made_up(reason=text, findings=[finding], load=text),
+        made_up(reason=text, findings=[finding], load={"how": "at_once", "modules": [text]}),
         made_up(known_issue=f"x{text}", findings=[finding]),
         made_up(verdict="INCONCLUSIVE", reason=text, hint=NASTY),
     ]
@@ -127,7 +125,8 @@ def test_kcidb_ids_hang_together_and_stay_the_same(tmp_path: Path) -> None:
 
 def test_kcidb_says_where_a_built_kernel_comes_from(tmp_path: Path) -> None:
     def series(result: dict[str, Any]) -> None:
-        result["kernel"]["spec"] = "build:/home/me/linux@v7 --config builtin --series /p"
+        spec = "build:/home/me/linux@v7"
+        result["request"] = {"spec": spec, "configs": ["builtin"], "series": "/p"}
 
     (run,) = stored(tmp_path, "exact_cover-7.2", change=series, manifest=MANIFEST)
     report = validated(kcidb_report([run], "my_lab"))
@@ -146,7 +145,7 @@ def test_kcidb_says_where_a_built_kernel_comes_from(tmp_path: Path) -> None:
 
 
 def test_kcidb_does_not_call_a_changed_tree_a_commit(tmp_path: Path) -> None:
-    manifest = {**MANIFEST, "source": {"commit": "2" * 40, "dirty": True}}
+    manifest = {**MANIFEST, "source": {"origin": "git", "commit": "2" * 40, "dirty": True}}
     (run,) = stored(tmp_path, "exact_cover-7.2", manifest=manifest)
     (checkout,) = validated(kcidb_report([run]))["checkouts"]
     assert "git_commit_hash" not in checkout
@@ -156,11 +155,14 @@ def test_kcidb_does_not_call_a_changed_tree_a_commit(tmp_path: Path) -> None:
 def test_kcidb_names_the_commit_that_does_not_build(tmp_path: Path) -> None:
     def broken(result: dict[str, Any]) -> None:
         unjudged(Verdict.UNBUILDABLE, "hmem.c:1: error")(result)
-        spec = f"'build:/my nights/trees/x@{'3' * 40}' --config builtin"
-        result["kernel"] = {"spec": spec, "release": None, "config_sha256": None}
+        spec = f"build:/my nights/trees/x@{'3' * 40}"
+        result["request"] = {"spec": spec, "configs": ["builtin"]}
+        result["kernel"] = {"release": None, "config_sha256": None}
 
     (run,) = stored(tmp_path, "exact_cover-7.2", change=broken)
-    (checkout,) = validated(kcidb_report([replace(run, kernel={}, manifest={})]))["checkouts"]
+    (checkout,) = validated(kcidb_report([replace(run, kernel=KernelFacts(), manifest=None)]))[
+        "checkouts"
+    ]
     assert checkout["git_commit_hash"] == "3" * 40
     assert f"/my nights/trees/x@{'3' * 40}" in checkout["comment"]
 
@@ -171,7 +173,7 @@ def test_kcidb_holds_whatever_a_guest_prints(text: str) -> None:
     run = made_up(
         scenario=text, reason=text, known_issue=f"x{text}", findings=[finding], evidence=text
     )
-    validated(kcidb_report([replace(run, kernel={"command_line": NASTY})]))
+    validated(kcidb_report([replace(run, kernel=KernelFacts(command_line=NASTY))]))
 
 
 # --- mail ------------------------------------------------------------------------------------
@@ -196,7 +198,7 @@ def test_mail_shows_what_failed_and_does_not_vouch(tmp_path: Path) -> None:
 
 def test_mail_names_series_patches_and_commit(tmp_path: Path) -> None:
     def series(result: dict[str, Any]) -> None:
-        result["kernel"]["spec"] = "build:linux --series patches/defer"
+        result["request"] = {"spec": "build:linux", "series": "patches/defer"}
 
     runs = stored(tmp_path, "exact_cover-7.2", change=series, manifest=MANIFEST)
     mail = mail_reply(runs, (), TESTER)
@@ -208,13 +210,13 @@ def test_mail_names_series_patches_and_commit(tmp_path: Path) -> None:
 def test_nobody_vouches_for_what_cannot_be_told(tmp_path: Path) -> None:
     (run,) = stored(tmp_path, "exact_cover-7.2")
     assert reasons_against_tag([run]) == ()
-    dirty = replace(run, manifest={"source": {"dirty": True}})
-    other = replace(run, kernel={"identity": "another"})
-    nameless = replace(run, kernel={})
+    dirty = replace(run, manifest=Manifest(SourceFacts(dirty=True)))
+    other = replace(run, kernel=KernelFacts("another"))
+    nameless = replace(run, kernel=KernelFacts())
     step = {"step": "reload", "outcome": "not_done"}
-    undone = replace(run, record=read_record({**LEAST, "steps": [step]}))
-    guest = {"verdict": "INCONCLUSIVE"}
-    some = replace(run, record=read_record({**LEAST, "attempts": [guest]}))
+    undone = replace(run, record=read_result({**LEAST, "steps": [step]}))
+    guest = {"load": None, "verdict": "INCONCLUSIVE"}
+    some = replace(run, record=read_result({**LEAST, "attempts": [guest]}))
     for runs, words in (
         ([], "nothing was run"),
         ([dirty], "changes that no commit has"),
@@ -231,7 +233,8 @@ def test_nobody_vouches_for_what_cannot_be_told(tmp_path: Path) -> None:
 
 LEAST: dict[str, Any] = {
     "scenario": "s",
-    "kernel": {"spec": "debian:7.2"},
+    "request": {"spec": "debian:7.2"},
+    "policy": "per_range",
     "verdict": "PASS",
 }
 
@@ -267,9 +270,9 @@ def test_mail_is_never_wider_than_a_terminal_of_the_list(
     finding = {"rule": "6", "text": text, "iomem": [other], "dmesg": [f"{text}\n{other}"]}
     run = made_up(
         scenario=text or "s",
-        kernel={"spec": f"build:{other} --series {text}", "release": text},
+        request={"spec": f"build:{other}", "series": text},
+        kernel={"release": text},
         verdict=verdict,
-        policy=other,
         reason=other,
         findings=[finding],
         known_issue=text,

@@ -11,20 +11,22 @@ from harness.contract.result import (
     Finding,
     OwnedRange,
     Piece,
+    RunKernel,
     RunResult,
     StepOutcome,
     Verdict,
 )
 from harness.reports.terminal import headline, result_lines, summary_line
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.owner import Ownership
 
 SR = span("110000000-18fffffff")
 CONFLICT = "kmem dax2.0: mapping0: 0x110000000-0x18fffffff could not reserve region"
 PASSED = RunResult(
     scenario="exact_cover",
-    kernel_spec="debian:7.2",
+    request=KernelRequest("debian:7.2"),
     policy="per_range",
-    kernel_release="7.2.13",
+    kernel=RunKernel("7.2.13"),
     accel="tcg",
     verdict=Verdict.PASS,
     owners=(OwnedRange("sr0", SR, CXL, (Piece(SR, "dax_cxl", "system_ram", "dax0.0 > kmem"),)),),
@@ -64,7 +66,7 @@ def test_a_pass_is_a_headline_and_its_owners() -> None:
 
 
 def test_a_headline_leaves_out_what_is_not_known_yet() -> None:
-    fresh = RunResult(scenario="a", kernel_spec="image:x", policy="all_or_nothing")
+    fresh = RunResult(scenario="a", request=KernelRequest("image:x"), policy="all_or_nothing")
     assert headline(fresh) == "INCONCLUSIVE a on image:x, policy all_or_nothing"
 
 

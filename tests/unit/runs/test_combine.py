@@ -11,6 +11,7 @@ from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdi
 from harness.platform.memory_range import MemoryRange
 from harness.reports.terminal import result_lines
 from harness.runs.combine import combine
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.module_load import Load
 from harness.scenario.scenario import OwnerName, Ownership
 
@@ -27,7 +28,7 @@ def guest(
         owners = (OwnedRange("sr0", SR, expected, (Piece(SR, owner, "system_ram", "x"),)),)
     return RunResult(
         scenario="exact_cover",
-        kernel_spec="debian:7.2",
+        request=KernelRequest("debian:7.2"),
         policy="per_range",
         verdict=verdict,
         owners=owners,
@@ -50,7 +51,7 @@ def test_all_pass() -> None:
     assert both.verdict is PASS
     assert (both.findings, both.reason) == ((), "")
     assert both.timings["total"] == 9.0
-    assert [one.load for one in both.attempts] == ["a, b", "b, a"]
+    assert [str(one.load) for one in both.attempts] == ["a, b", "b, a"]
     assert [one["verdict"] for one in both.as_json()["attempts"]] == ["PASS", "PASS"]
 
 

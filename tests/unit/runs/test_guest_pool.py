@@ -24,6 +24,7 @@ from harness.runs.guest_pool import GuestSource, choose_start, confirmed, guest_
 from harness.runs.prepare import Host, Prepared
 from harness.runs.timings import Timings
 from harness.runs.warm_start import AskedStart, warm_obstacle
+from harness.scenario.kernel_request import KernelRequest
 
 
 def prepared_with(
@@ -254,7 +255,7 @@ def test_an_untried_qemu_that_does_not_do_is_not_used(
     assert space.notes == ["warm start does not work here, starting cold: it differs"]
 
 
-RESULT = RunResult("exact_cover", "debian:7.2", "per_range", evidence="/somewhere")
+RESULT = RunResult("exact_cover", KernelRequest("debian:7.2"), "per_range", evidence="/somewhere")
 
 
 @pytest.mark.parametrize("first", [Verdict.FAIL, Verdict.INCONCLUSIVE])

@@ -19,6 +19,7 @@ from harness.machine.console_watch import CrashWatch
 from harness.runs import judged
 from harness.runs.guest_run import Judging, require_kernel, require_loaded, run_guest
 from harness.runs.prepare import Prepared
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.module_load import Load
 
@@ -92,7 +93,7 @@ def test_a_machine_that_nothing_was_tested_on_never_passes(
         cast(Prepared, prepared),
         Load("in_order", ("cxl_acpi",)),
         Judging("per_range", tmp_path, KnownIssues(issues=())),
-        RunResult("exact_cover", "debian:7.2", "per_range"),
+        RunResult("exact_cover", KernelRequest("debian:7.2"), "per_range"),
         lambda *_: nullcontext(cast(Any, guest)),
         {},
     )
@@ -139,7 +140,7 @@ def test_a_guest_that_told_nothing_is_done_again(
         cast(Prepared, prepared),
         Load("in_order", ()),
         Judging("per_range", tmp_path, KnownIssues(issues=())),
-        RunResult("exact_cover", "debian:7.2", "per_range"),
+        RunResult("exact_cover", KernelRequest("debian:7.2"), "per_range"),
         start,
         {},
     )

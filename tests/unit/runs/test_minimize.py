@@ -14,6 +14,7 @@ from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdi
 from harness.runs import minimize
 from harness.runs.combine import combine
 from harness.runs.prepare import Prepared
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.module_load import Load
 from harness.scenario.scenario_files import load_case
 
@@ -30,7 +31,7 @@ def owned(name: str, where: Any, owner: Any = "dax_cxl") -> OwnedRange:
 def result(load: Load, findings: Sequence[Finding], owner: str = "dax_cxl") -> RunResult:
     return RunResult(
         "exact_cover",
-        "debian:7.2",
+        KernelRequest("debian:7.2"),
         "per_range",
         verdict=Verdict.FAIL if findings else Verdict.PASS,
         owners=(owned("sr0", LOWER, owner), owned("sr1", UPPER, owner)),

@@ -28,6 +28,7 @@ from harness.runs.boot import BootedGuest
 from harness.runs.evidence import Evidence
 from harness.runs.prepare import Prepared
 from harness.runs.timings import Timings
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.post_boot_steps import GuestStep
 from harness.scenario.scenario import Policy, Scenario
 from harness.scenario.scenario_files import load_case
@@ -117,7 +118,9 @@ class Room:
                 good(),
                 lambda result: all(self.known in one.text for one in result.findings),
             ),
-            RunResult("made", "debian:7.2", policy, verdict=verdict, findings=findings),
+            RunResult(
+                "made", KernelRequest("debian:7.2"), policy, verdict=verdict, findings=findings
+            ),
             expectations(scenario, state, policy)[1:],
             Timings(),
         )

@@ -18,11 +18,11 @@ from harness.core.errors import NotConfigurableError, UnbuildableError, UsageErr
 from harness.core.kernel import Kernel
 from harness.core.progress import SilentProgress
 from harness.guest.initramfs import SharedInitramfs
-from harness.kernels.request import KernelRequest
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Bootable, Host, policy_for, prepare_case
 from harness.runs.requirements import NotApplicableError
 from harness.runs.session import Session, Skipped
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import load_case
 
 __all__ = ["builder"]
@@ -66,7 +66,7 @@ def test_a_run_is_judged_by_the_policy_of_its_series(
             super().__init__(host, judging)
 
         def run_all(self, *_arguments: Any) -> Iterator[RunResult | Skipped]:
-            yield RunResult("x", "x", "per_range", verdict=Verdict.PASS)
+            yield RunResult("x", KernelRequest("x"), "per_range", verdict=Verdict.PASS)
 
     monkeypatch.setattr("harness.runs.session.Session", Judged)
     folder = series(Path("mine"), "policy: all_or_nothing\n")

@@ -20,6 +20,7 @@ from harness.runs.repeat_differences import Guest, comparable_parts, differences
 from harness.runs.repeats import compared
 from harness.runs.stable_names import stable_names
 from harness.runs.varying_messages import comparable_messages
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.module_load import Load
 from harness.scenario.scenario import Ownership
 
@@ -41,7 +42,7 @@ def result(folder: Path, **more: object) -> RunResult:
     pieces = (Piece(SR, "dax_hmem", "system_ram", "hmem.2 > dax2.0 > kmem"),)
     owners = (OwnedRange("sr0", SR, Ownership(owner="dax_hmem", use="system_ram"), pieces),)
     base = RunResult(
-        "partial_region", "debian:7.2", "per_range",
+        "partial_region", KernelRequest("debian:7.2"), "per_range",
         verdict=Verdict.PASS, owners=owners, load=LOAD, evidence=str(folder),
     )  # fmt: skip
     return replace(base, **more)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ import pytest
 
 from harness.core.kernel import Kernel
 from harness.core.kernel_version import kernel_version
-from harness.kernels.request import KernelRequest
 from harness.runs.requirements import NotApplicableError, check_kernel, check_removable
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import Case, load_case
 
 REQUEST = KernelRequest("build:linux")

@@ -19,6 +19,7 @@ from harness.runs import guest_run
 from harness.runs.evidence import Evidence
 from harness.runs.guest_run import Judging
 from harness.runs.timings import Timings
+from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.module_load import Load
 from harness.scenario.scenario import Policy
@@ -67,7 +68,7 @@ def first_judgement(
         cast(Any, guest),
         cast(Any, prepared),
         Load("in_order", ()),
-        RunResult(scenario, "debian:7.2", policy),
+        RunResult(scenario, KernelRequest("debian:7.2"), policy),
         Evidence(tmp_path),
         Timings({}),
         Judging(policy, tmp_path, KnownIssues(issues=())),

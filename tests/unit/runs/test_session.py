@@ -16,8 +16,7 @@ from unittest.mock import Mock
 import pytest
 
 from harness.contract.expected import expectations
-from harness.contract.result import Difference, Finding, RunResult, Verdict
-from harness.contract.result_record import read_record
+from harness.contract.result import Difference, Finding, RunResult, Verdict, read_result
 from harness.core.errors import MachineLostError, UnbuildableError, UsageError
 from harness.core.paths import SCENARIOS
 from harness.core.progress import SilentProgress
@@ -231,7 +230,7 @@ def test_a_reproducer_names_the_file_and_the_qemu_that_were_given(
         "--qemu '/opt/qemu new/qemu' --load none"
     )
     # A result without a shorter one says how it was run.
-    plain = read_record(replace(result, reproduce="").as_json())
+    plain = read_result(replace(result, reproduce="").as_json())
     assert plain.command.startswith(f"harness run '{file}' --kernel debian:7.2 ")
     words = shlex.split(result.reproduce)
     assert load_case(words[2]).document.text == file.read_text()
