@@ -16,8 +16,9 @@ _END = "---[ end trace"
 _LONGEST_TRACE = 200
 _END_OF_STACK = "</TASK>"
 _RULE = re.compile("={20,}")
-_TIMED = ("a stall", "a hung task")
-_ENDS = ("a panic", "an oops", *_TIMED)
+TIMED = ("stall", "hung_task")
+"""Kinds of messages about something that took too long, by the guest's own clock."""
+_ENDS = ("panic", "oops", *TIMED)
 
 _RAW = re.compile(
     r"<(?P<prefix>\d{1,3})>\[ *(?P<time>\d{1,12}\.\d{1,9})\](?:\[[^\]]*\])? ?(?P<text>.*)", re.ASCII
@@ -37,14 +38,14 @@ _OURS = re.compile(
 # What the kernel prints when something is broken, whoever broke it. The most telling name first:
 # many of these lines also start with BUG or WARNING.
 _SPLATS = (
-    (r"\bKASAN: ", "KASAN"),
-    (r"\bsleeping function called from invalid context|\bscheduling while atomic", "atomic sleep"),
+    (r"\bKASAN: ", "kasan"),
+    (r"\bsleeping function called from invalid context|\bscheduling while atomic", "atomic_sleep"),
     (
         r"\b(?:soft|hard) (?:lockup|LOCKUP)|\bworkqueue lockup|"
         r"\brcu.*(?:self-detected stall|detected .*stalls)",
-        "a stall",
+        "stall",
     ),
-    (r"\bINFO: task .* blocked for more than", "a hung task"),
+    (r"\bINFO: task .* blocked for more than", "hung_task"),
     (
         r"\b(?:possible|inconsistent) (?:circular|recursive|irq|lock)\S* .*(?:lock|detected)|"
         r"\binconsistent lock state|\bsuspicious RCU usage|\bbad unlock balance|"
@@ -54,17 +55,35 @@ _SPLATS = (
         "lockdep",
     ),
     (r"\bkmemleak: \d+ new suspected memory leaks", "kmemleak"),
-    (r"\bUBSAN: ", "UBSAN"),
-    (r"\bKernel panic - not syncing", "a panic"),
+    (r"\bUBSAN: ", "ubsan"),
+    (r"\bKernel panic - not syncing", "panic"),
     (
         r"\bOops: |\bgeneral protection fault|\bunable to handle |"
         r"\bkernel NULL pointer dereference",
-        "an oops",
+        "oops",
     ),
-    (r"\bkernel BUG at|\bBUG: ", "a BUG"),
-    (r"\bWARNING: (?:CPU: \d+|(?:.* )?at )", "a WARN"),
-    (r"\bworkqueue: .* hogged CPU|\bCall Trace:$", "a call trace"),
+    (r"\bkernel BUG at|\bBUG: ", "bug"),
+    (r"\bWARNING: (?:CPU: \d+|(?:.* )?at )", "warn"),
+    (r"\bworkqueue: .* hogged CPU|\bCall Trace:$", "call_trace"),
 )
+
+KINDS = {
+    "kasan": "KASAN",
+    "atomic_sleep": "atomic sleep",
+    "stall": "a stall",
+    "hung_task": "a hung task",
+    "lockdep": "lockdep",
+    "kmemleak": "kmemleak",
+    "ubsan": "UBSAN",
+    "panic": "a panic",
+    "oops": "an oops",
+    "bug": "a BUG",
+    "warn": "a WARN",
+    "call_trace": "a call trace",
+    "warning": "a warning",
+    "error": "an error",
+}
+"""The kinds of kernel messages that count, with the words for people."""
 
 
 class DmesgError(ValueError):
@@ -93,16 +112,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Complaint:
-    """A record that breaks the contract unless it is expected, and what it is.
+    """A record that breaks the contract unless it is expected.
 
     Attributes:
         record: the message, with all lines of a trace.
-        what: what it is.
-        until: the phase in which its last line was said; empty as in Record.
+        kind: key of KINDS.
+        until: the phase of its last line; empty as in Record.
     """
 
     record: Record
-    what: str
+    kind: str
     until: str = ""
 
     @property
@@ -111,8 +130,13 @@ class Complaint:
         phase = f"({self.record.phase}) " if self.record.phase else ""
         return f"[{self.record.time:12.6f}] {phase}{self.record.text}"
 
+    @property
+    def subject(self) -> str:
+        """The first line of the message."""
+        return self.record.text.splitlines()[0]
+
     def __str__(self) -> str:
-        text = f"{self.what}: {self.record.text.splitlines()[0]}"
+        text = f"{KINDS[self.kind]}: {self.subject}"
         return f"{text} (during {self.record.phase})" if self.record.phase else text
 
 
@@ -143,8 +167,8 @@ def parse_dmesg(text: str) -> tuple[Record, ...]:
 
 
 def splat(text: str) -> str | None:
-    """What kind of breakage a line announces, or None."""
-    return next((what for pattern, what in _SPLATS if re.search(pattern, text)), None)
+    """The kind of breakage that a line announces, or None."""
+    return next((kind for pattern, kind in _SPLATS if re.search(pattern, text)), None)
 
 
 def complaints(
@@ -160,15 +184,15 @@ def complaints(
     """
     found: list[Complaint] = []
     for record, until in _with_whole_traces(tuple(records)):
-        kind = splat(record.text) or ("a WARN" if _CUT in record.text else None)
+        kind = splat(record.text) or ("warn" if _CUT in record.text else None)
         said = record.text if kind is None else _first_line(record.text)
         if any(pattern.search(said) for pattern in expected):
             continue
         if kind is not None:
             found.append(Complaint(replace(record, text=_uncut(record.text)), kind, until))
         elif record.level <= WARNING and _OURS.search(record.text):
-            what = "a warning" if record.level == WARNING else "an error"
-            found.append(Complaint(record, what, until))
+            level = "warning" if record.level == WARNING else "error"
+            found.append(Complaint(record, level, until))
     return tuple(found)
 
 
@@ -216,18 +240,13 @@ def _end_of_trace(records: Sequence[Record], first: int) -> int:
         text = records[at].text
         if _CUT in text or (stack > first and splat(text) is not None):
             break
-        if _END in text or (kind == "KASAN" and _RULE.fullmatch(text)):
+        if _END in text or (kind == "kasan" and _RULE.fullmatch(text)):
             return at
         begun = begun or text.endswith("Call Trace:")
         if begun and stack == first and text.strip() == _END_OF_STACK:
             stack = at
     # Lockdep, stalls and hung tasks have no end mark: the first stack is theirs.
     return stack
-
-
-def is_about_time(text: str) -> bool:
-    """Whether a line says that something took too long, by the guest's own clock."""
-    return splat(text) in _TIMED
 
 
 def ends_the_guest(text: str) -> bool:

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+
+from msgspec import structs
 
 from harness.contract.boot_phases import BEFORE_STEPS
 from harness.contract.dmesg import Complaint, complaints
 from harness.contract.observation import Observation
-from harness.contract.observed_owners import disagreements, double_claims, pieces_of
+from harness.contract.observed_owners import disagreements, double_claims, owner_of, pieces_of
 from harness.contract.result import Finding, OwnedRange, Piece, Verdict
 from harness.platform.firmware_state import FirmwareState, NamedRange
 from harness.platform.memory_range import MemoryRange
@@ -65,6 +67,10 @@ def judge(
     everything = complaints(observation.dmesg, allowed)
     earlier = () if boot_counts else tuple(one for one in everything if _is_early(one))
     complained = tuple(one for one in everything if one not in earlier)
+
+    def with_evidence(finding: Finding) -> Finding:
+        return _with_evidence(finding, observation, complained)
+
     findings: list[Finding] = []
     owners: list[OwnedRange] = []
     reserved = {one.name for one in state.kernel_ranges()}
@@ -76,16 +82,15 @@ def judge(
         owned = OwnedRange(named.name, named.range, wanted, pieces)
         owners.append(owned)
         for piece in owned.wrong_pieces():
-            at = stated_at.get(named.name)
-            name = f"{named.name} ({at})" if at else named.name
+            at = stated_at.get(named.name, "")
             rule = _broken_rule(wanted, piece, stated=bool(at), region=named.name not in reserved)
-            findings.append(_misowned(name, rule, wanted, piece, observation, complained))
-        findings.extend(_claimed_twice(named, observation, complained))
+            findings.append(with_evidence(_misowned(owned, piece, rule, at)))
+        findings += (with_evidence(one) for one in _claimed_twice(named, observation))
     if no_region:
-        findings.extend(_left_regions(observation, complained))
+        findings += (with_evidence(one) for one in _left_regions(observation))
     regions = () if no_region else state.regions()
-    findings.extend(_strangers(state, regions, observation, complained))
-    findings.extend(_undecoded(observation, complained))
+    others = (*_strangers(state, regions, observation), *_undecoded(observation))
+    findings += (with_evidence(one) for one in others)
     findings.extend(disagreements(observation))
     findings.extend(map(_complained_of, complained))
     verdict = Verdict.FAIL if findings else Verdict.PASS
@@ -99,7 +104,12 @@ def _is_early(complaint: Complaint) -> bool:
 
 def _complained_of(complaint: Complaint) -> Finding:
     return Finding(
-        "6", str(complaint), dmesg=(complaint.line,), phase=complaint.record.phase or None
+        "6",
+        str(complaint),
+        dmesg=(complaint.line,),
+        phase=complaint.record.phase or None,
+        kind=complaint.kind,
+        subject=complaint.subject,
     )
 
 
@@ -117,86 +127,80 @@ def _broken_rule(wanted: Ownership, piece: Piece, *, stated: bool, region: bool)
     return "2" if wanted.owner == "dax_cxl" else "3"
 
 
-def _misowned(
-    name: str,
-    rule: str,
-    wanted: Ownership,
-    piece: Piece,
-    observation: Observation,
-    complained: Sequence[Complaint],
-) -> Finding:
-    expected, found = str(wanted), str(Ownership(owner=piece.owner, use=piece.use))
+def _misowned(owned: OwnedRange, piece: Piece, rule: str, stated_at: str) -> Finding:
+    wanted, found = owned.expected, piece.ownership
+    texts = (str(wanted), str(found))
     if rule == "node":
-        expected = f"NUMA node {wanted.node}"
-        found = "no NUMA node" if piece.node is None else f"NUMA node {piece.node}"
+        texts = (f"NUMA node {wanted.node}", _node(piece.node))
+        found = structs.replace(found, node=piece.node)
+    name = f"{owned.name} ({stated_at})" if stated_at else owned.name
     stranded = " (stranded)" if piece.owner == "nobody" else ""
     return Finding(
         rule,
-        f"{name}: expected {expected}, found {found}{stranded}, by {piece.via}",
+        f"{name}: expected {texts[0]}, found {texts[1]}{stranded}, by {piece.via}",
         piece.range,
-        observation.iomem.within(piece.range).lines(),
-        _belonging(piece.range, observation, complained),
+        kind=rule if rule in ("node", "use") else "owner",
+        subject=owned.name,
+        expected=wanted,
+        observed=found,
     )
 
 
-def _claimed_twice(
-    named: NamedRange, observation: Observation, complained: Sequence[Complaint]
-) -> Iterable[Finding]:
-    for part, who in double_claims(named.range, observation):
-        yield Finding(
-            "1",
-            f"{named.name}: claimed twice, by {who}",
-            part,
-            observation.iomem.within(part).lines(),
-            _belonging(part, observation, complained),
-        )
+def _node(node: int | None) -> str:
+    return "no NUMA node" if node is None else f"NUMA node {node}"
 
 
-def _left_regions(observation: Observation, complained: Sequence[Complaint]) -> Iterable[Finding]:
+def _claimed_twice(named: NamedRange, observation: Observation) -> Iterator[Finding]:
+    for part, claims in double_claims(named.range, observation):
+        text = f"{named.name}: claimed twice, by {claims}"
+        yield Finding("1", text, part, kind="double_claim", subject=named.name)
+
+
+def _left_regions(observation: Observation) -> Iterator[Finding]:
     """Every region that is left where all of them must be gone, by sysfs or by iomem."""
     left = {one.name: one.range for one in observation.regions}
     for entry in observation.iomem.named(r"region\d+"):
         left[entry.name] = left.get(entry.name) or entry.range
     for name, span in left.items():
-        yield Finding(
-            "3",
-            f"{name} is left, but CXL must be given up, with every region",
-            span,
-            observation.iomem.within(span).lines() if span else (),
-            _belonging(span, observation, complained) if span else (),
-        )
+        text = f"{name} is left, but CXL must be given up, with every region"
+        yield Finding("3", text, span, kind="region_left", subject=name)
 
 
 def _strangers(
-    state: FirmwareState,
-    regions: Iterable[NamedRange],
-    observation: Observation,
-    complained: Sequence[Complaint],
-) -> Iterable[Finding]:
+    state: FirmwareState, regions: Iterable[NamedRange], observation: Observation
+) -> Iterator[Finding]:
+    """Parts of dax devices where none may be."""
     allowed = [one.range for one in (*state.soft_reserved, *regions)]
     for device in observation.dax:
-        for span in device.ranges:
-            for outside in span.minus(allowed):
-                room = any(outside.overlaps(one) for one in state.hotplug_room)
-                what = "memory hotplug room" if room else "neither Soft Reserved nor a region"
-                yield Finding(
-                    "4",
-                    f"{device.name} of {device.parent} covers {what}",
-                    outside,
-                    observation.iomem.within(outside).lines(),
-                    _belonging(outside, observation, complained),
-                )
+        for outside in (part for span in device.ranges for part in span.minus(allowed)):
+            in_room = any(outside.overlaps(one) for one in state.hotplug_room)
+            what = "memory hotplug room" if in_room else "neither Soft Reserved nor a region"
+            yield Finding(
+                "4",
+                f"{device.name} of {device.parent} covers {what}",
+                outside,
+                kind="device_in_hotplug_room" if in_room else "device_on_other_memory",
+                subject=device.name,
+                observed=Ownership(owner=owner_of(device)),
+            )
 
 
-def _undecoded(observation: Observation, complained: Sequence[Complaint]) -> Iterable[Finding]:
+def _undecoded(observation: Observation) -> Iterator[Finding]:
     for one in observation.undecoded:
-        yield Finding(
-            "decode",
-            one.text,
-            one.range,
-            observation.iomem.within(one.range).lines(),
-            _belonging(one.range, observation, complained),
-        )
+        yield Finding("decode", one.text, one.range, kind="undecoded")
+
+
+def _with_evidence(
+    finding: Finding, observation: Observation, complained: Sequence[Complaint]
+) -> Finding:
+    """Add the lines of /proc/iomem and the kernel messages about the finding's range."""
+    if finding.range is None:
+        return finding
+    return replace(
+        finding,
+        iomem=observation.iomem.within(finding.range).lines(),
+        dmesg=_belonging(finding.range, observation, complained),
+    )
 
 
 def _belonging(

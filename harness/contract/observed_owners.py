@@ -16,6 +16,8 @@ from harness.platform.memory_range import MemoryRange, format_size
 from harness.scenario.scenario import OwnerName, Use
 
 KMEM = "System RAM (kmem)"
+_Disagreement = tuple[str, str, str, MemoryRange]
+"""Kind, subject and text of a finding, and its range."""
 _NOT_ENTERED = re.compile(r"construct_region (region\d+) cannot insert resource")
 
 
@@ -55,47 +57,57 @@ def double_claims(
 
 
 def disagreements(observation: Observation) -> tuple[Finding, ...]:
-    """Where /proc/iomem and sysfs do not say the same about a dax device."""
-    findings: list[Finding] = []
+    """Differences between /proc/iomem and sysfs about dax devices and regions."""
+    about = (_about_entries, _about_devices, _about_regions, _about_kmem)
+    return tuple(
+        Finding(
+            *("consistency", text, span, observation.iomem.within(span).lines()),
+            kind=kind,
+            subject=subject,
+        )
+        for find in about
+        for kind, subject, text, span in find(observation)
+    )
 
-    def add(text: str, span: MemoryRange) -> None:
-        lines = observation.iomem.within(span).lines()
-        findings.append(Finding("consistency", text, span, lines))
 
+def _about_entries(observation: Observation) -> Iterator[_Disagreement]:
+    """Entries of /proc/iomem that are named after a dax device."""
     known = {device.name: device for device in observation.dax}
     for entry in observation.iomem.named(r"dax\d+\.\d+"):
-        device = known.get(entry.name)
-        if device is None or device.driver is None:
-            who = "no such device exists" if device is None else "no driver holds that device"
-            add(f"iomem says {entry.name}, but in sysfs {who}", entry.range)
+        name, device = entry.name, known.get(entry.name)
+        if device is None:
+            text = f"iomem has {name}, but no such device exists in sysfs"
+            yield "device_missing", name, text, entry.range
+        elif device.driver is None:
+            text = f"iomem has {name}, but in sysfs that device has no driver"
+            yield "device_without_driver", name, text, entry.range
         elif not any(one.contains(entry.range) for one in device.ranges):
-            add(f"iomem has {entry.name} elsewhere than its mappings in sysfs", entry.range)
+            text = f"iomem has {name} at another place than its mappings in sysfs"
+            yield "device_elsewhere", name, text, entry.range
+
+
+def _about_devices(observation: Observation) -> Iterator[_Disagreement]:
+    """Dax devices with a driver and their entries in /proc/iomem."""
     for device in observation.dax:
         if device.driver is None:
             continue
+        name, holds = device.name, f"{device.driver} holds {device.name}"
         for one in device.ranges:
             entries = [e for e in observation.iomem.named(device.name) if one.overlaps(e.range)]
             if not entries:
-                add(f"{device.driver} holds {device.name}, but iomem does not show it", one)
+                yield "device_not_in_iomem", name, f"{holds}, but iomem does not show it", one
             elif device.driver != "kmem":
                 if one.minus(e.range for e in entries):
-                    what = "iomem has a part of it only"
-                    add(f"{device.driver} holds {device.name}, but {what}", one)
+                    text = f"{holds}, but iomem has only a part of it"
+                    yield "device_partly_in_iomem", name, text, one
             elif not any(below.name == KMEM for e in entries for below in e.walk()):
-                add(f"kmem holds {device.name}, but iomem has no {KMEM} in it", one)
-    for text, span in _about_regions(observation):
-        add(text, span)
-    for entry in observation.iomem.named(r"System RAM \(kmem\)"):
-        holders = [d for d in _covering(entry.range, observation.dax) if d.driver == "kmem"]
-        if not holders:
-            add(f"iomem has {KMEM} without a dax device of kmem", entry.range)
-    return tuple(findings)
+                yield "kmem_without_ram", name, f"{holds}, but iomem has no {KMEM} in it", one
 
 
-def _about_regions(observation: Observation) -> Iterator[tuple[str, MemoryRange]]:
-    """Regions of which iomem, sysfs and dax devices do not agree: a kernel can leave one behind.
+def _about_regions(observation: Observation) -> Iterator[_Disagreement]:
+    """Regions about which iomem, sysfs and dax devices differ: a kernel can leave one behind.
 
-    A region that the kernel could not enter into iomem, and says so, is no disagreement (Linux,
+    A region that the kernel reports as not inserted into iomem is no disagreement (Linux,
     drivers/cxl/core/region.c, __construct_region).
     """
     left_out = {
@@ -106,10 +118,10 @@ def _about_regions(observation: Observation) -> Iterator[tuple[str, MemoryRange]
     regions = {(one.name, one.range) for one in observation.regions if one.range is not None}
     shown = {(entry.name, entry.range) for entry in observation.iomem.named(r"region\d+")}
     for name, span in sorted(shown - regions):
-        yield f"iomem has {name}, but sysfs has no such region there", span
+        yield "region_missing", name, f"iomem has {name}, but sysfs has no such region there", span
     for name, span in sorted(regions - shown):
         if name not in left_out:
-            yield f"sysfs has {name}, but iomem does not show it", span
+            yield "region_not_in_iomem", name, f"sysfs has {name}, but iomem does not show it", span
     for device in observation.dax:
         if device.parent == "dax_cxl":
             committed = [
@@ -119,7 +131,16 @@ def _about_regions(observation: Observation) -> Iterator[tuple[str, MemoryRange]
             ]
             for span in device.ranges:
                 if not any(one.contains(span) for one in committed):
-                    yield f"{device.name} is of a region that is not committed over it", span
+                    text = f"{device.name} is of a region that is not committed over it"
+                    yield "region_uncommitted", device.name, text, span
+
+
+def _about_kmem(observation: Observation) -> Iterator[_Disagreement]:
+    for entry in observation.iomem.named(r"System RAM \(kmem\)"):
+        holders = [d for d in _covering(entry.range, observation.dax) if d.driver == "kmem"]
+        if not holders:
+            text = f"iomem has {KMEM} without a dax device of kmem"
+            yield "ram_without_device", "", text, entry.range
 
 
 def online(iomem: Iomem, spans: Iterable[MemoryRange]) -> bool:
@@ -144,7 +165,7 @@ def _covering(part: MemoryRange, devices: Sequence[DaxDevice]) -> list[DaxDevice
 def _piece(part: MemoryRange, observation: Observation) -> Piece:
     covering = _covering(part, observation.dax)
     for device in covering:
-        owner = _owner(device)
+        owner = owner_of(device)
         if owner != "nobody" and (device.driver or "kmem" not in observation.dax_drivers):
             use = _use(device, part, observation)
             lost = device.driver == "kmem" and use == "none"
@@ -161,7 +182,8 @@ def _piece(part: MemoryRange, observation: Observation) -> Piece:
     return Piece(part, "nobody", "none", f"iomem: {chain or 'nothing'}")
 
 
-def _owner(device: DaxDevice) -> OwnerName:
+def owner_of(device: DaxDevice) -> OwnerName:
+    """The owner of what a dax device covers, by its parent."""
     if device.parent == "dax_cxl":
         return "dax_cxl"
     return "dax_hmem" if device.parent == "dax_hmem" else "nobody"

@@ -56,16 +56,26 @@ RULES = {
 class Finding:
     """One violation of the contract.
 
+    Only `text` is for people. Whether two findings are the same failure follows from the others,
+    see `failure_signature`.
+
     Attributes:
         rule: key of RULES.
-        text: what is wrong, one line for people.
+        text: what is wrong, one line.
         range: where, or None.
         iomem: the lines of /proc/iomem that show it.
         dmesg: the kernel messages that belong to it.
-        phase: the step, or phase of the boot, in which the kernel printed them; None if unknown.
+        phase: the step, or phase of the boot, in which it was seen or the kernel printed it; None
+            if unknown.
         decoded: those of them with addresses in the kernel's code, as the kernel's own
             decode_stacktrace.sh prints them; empty where that is not possible.
         known: name of the known issue that covers it, None for a new finding.
+        kind: what happened; one of those in `failure_signature`, or a kind of kernel message in
+            `dmesg`.
+        subject: the name of the range, region, device, module or command; of a kernel message its
+            first line.
+        expected: the owner that the contract expects.
+        observed: the owner that was found.
     """
 
     rule: str
@@ -76,6 +86,10 @@ class Finding:
     phase: str | None = None
     decoded: tuple[str, ...] = ()
     known: str | None = None
+    kind: str = ""
+    subject: str = ""
+    expected: Ownership | None = None
+    observed: Ownership | None = None
 
     @property
     def title(self) -> str:
@@ -227,6 +241,7 @@ class RunResult:
         notes: remarks that do not affect the verdict.
         known_issue: why this failure is known, None when a finding is new.
         issues: names of the known issues of this scenario on this kernel, seen or not.
+        retried: how many guests were run again because they missed a transient state.
         timings: seconds by phase.
         evidence: the folder with everything that was recorded.
         load: the modules that the guest loaded, and how; None if it did not come so far.
@@ -253,6 +268,7 @@ class RunResult:
     notes: tuple[str, ...] = ()
     known_issue: str | None = None
     issues: tuple[str, ...] = ()
+    retried: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     evidence: str = ""
     load: Load | None = None

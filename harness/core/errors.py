@@ -77,10 +77,11 @@ class GuestCrashedError(HarnessError):
     """The guest's kernel panicked, oopsed or hung in the scenario's own steps. Verdict FAIL.
 
     Args:
-        message: see `HarnessError`, like `hint` and `where`.
+        message: see `HarnessError`, like `hint`.
         trace: the kernel's lines about it, in order.
         step: the step, or phase of the boot.
-        hung: the step does not return, and the kernel printed no reason.
+        kind: of the finding, see `contract.failure_signature`.
+        subject: of the finding.
     """
 
     def __init__(
@@ -88,15 +89,16 @@ class GuestCrashedError(HarnessError):
         message: str,
         *,
         hint: str,
-        where: str | None = None,
         trace: tuple[str, ...] = (),
         step: str = "",
-        hung: bool = False,
+        kind: str = "panic",
+        subject: str = "",
     ) -> None:
-        super().__init__(message, hint=hint, where=where)
+        super().__init__(message, hint=hint)
         self.trace = trace
         self.step = step
-        self.hung = hung
+        self.kind = kind
+        self.subject = subject
 
 
 class PreflightError(InconclusiveError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shlex
 
+from harness.contract.result import Finding
 from harness.core.deadline import Deadline
 from harness.core.kernel_modules import MODPROBE, module_name
 from harness.guest.settle import load_module
@@ -45,8 +46,8 @@ cut -d' ' -f1 /proc/modules
 """
 
 
-def load_modules(shell: GuestShell, load: Load) -> tuple[str, ...]:
-    """Load modules, and say what went wrong, a line for each module.
+def load_modules(shell: GuestShell, load: Load) -> tuple[Finding, ...]:
+    """Load modules; a finding for each module that could not be loaded.
 
     Raises:
         GuestLostError: the guest is gone.
@@ -60,7 +61,7 @@ def load_modules(shell: GuestShell, load: Load) -> tuple[str, ...]:
     return _load_by_modalias(shell, load.modules)
 
 
-def _load_at_once(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...]:
+def _load_at_once(shell: GuestShell, modules: tuple[str, ...]) -> tuple[Finding, ...]:
     if not modules:
         return ()
     script = _AT_ONCE.format(
@@ -77,11 +78,12 @@ def _load_at_once(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...
     for name in modules:
         status, said = ended.get(name, ("nothing", ""))
         if status != "0":
-            problems.append(f"modprobe {name}, beside others, ended with status {status}: {said}")
+            text = f"modprobe {name}, beside others, ended with status {status}: {said}"
+            problems.append(_not_loaded(text, f"{name}: {said}"))
     return tuple(problems)
 
 
-def _load_by_modalias(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str, ...]:
+def _load_by_modalias(shell: GuestShell, modules: tuple[str, ...]) -> tuple[Finding, ...]:
     script = _BY_MODALIAS.format(
         mark=shell.begin("modprobe by modalias"),
         modprobe=MODPROBE,
@@ -90,7 +92,11 @@ def _load_by_modalias(shell: GuestShell, modules: tuple[str, ...]) -> tuple[str,
     done = shell.run(script, Deadline(_SECONDS, "modules to be loaded by modalias in the guest"))
     loaded = set(done.output.split())
     return tuple(
-        f"no device of the machine asks for {name}, so nothing would load it"
+        _not_loaded(f"no device of the machine asks for {name}, so nothing would load it", name)
         for name in modules
         if module_name(name) not in loaded
     )
+
+
+def _not_loaded(text: str, subject: str) -> Finding:
+    return Finding("step", text, kind="module_not_loaded", subject=subject)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from harness.contract.module_holders import parse_holders
 from harness.contract.observation import CxlRegion
+from harness.contract.result import Finding
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError, MomentMissedError
 from harness.guest.post_boot_plan import Command, RegionMakeup, makeup_line, read_makeup
@@ -27,11 +28,11 @@ class StepDone:
 
     Attributes:
         transcript: its commands and what they printed.
-        problem: the first command that ended otherwise than it must, or None.
+        problem: the first command that did not end as it must, or None.
     """
 
     transcript: str
-    problem: str | None
+    problem: Finding | None
 
 
 def run_commands(shell: GuestShell, commands: Sequence[Command]) -> StepDone:
@@ -128,7 +129,15 @@ def _told(command: Command, status: int, output: str) -> str:
     return f"$ {command.line}\n{body}status {status}\n"
 
 
-def _problem(command: Command, status: int, output: str) -> str | None:
+def _problem(command: Command, status: int, output: str) -> Finding | None:
+    text = _problem_text(command, status, output)
+    if text is None:
+        return None
+    subject = f"{command.title}: {' '.join(output.split())}"
+    return Finding("step", text, kind="command_failed", subject=subject)
+
+
+def _problem_text(command: Command, status: int, output: str) -> str | None:
     said = " ".join(output.split())
     if command.fails is None:
         if status == 0:

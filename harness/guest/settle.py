@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from harness.contract.iomem import Iomem, IomemError, parse_iomem
 from harness.contract.observed_owners import online
+from harness.contract.result import Finding
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError
 from harness.core.kernel_modules import MODPROBE, module_name
@@ -75,8 +76,8 @@ def take_away_modules(shell: GuestShell, names: Sequence[str]) -> None:
         )
 
 
-def load_module(shell: GuestShell, name: str) -> str | None:
-    """Load a module and what it depends on; what went wrong, or None.
+def load_module(shell: GuestShell, name: str) -> Finding | None:
+    """Load a module and its dependencies; the failure, or None.
 
     Raises:
         GuestLostError: the guest is gone.
@@ -87,7 +88,12 @@ def load_module(shell: GuestShell, name: str) -> str | None:
     done = shell.run(f"{mark}; {MODPROBE} {shlex.quote(name)}", deadline)
     if done.status == 0:
         return None
-    return f"modprobe {name} ended with status {done.status}: {done.output.strip()}"
+    return Finding(
+        "step",
+        f"modprobe {name} ended with status {done.status}: {done.output.strip()}",
+        kind="module_not_loaded",
+        subject=f"{name}: {done.output.strip()}",
+    )
 
 
 def scan_for_leaks(shell: GuestShell) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from harness.contract.blocked_tasks import names_the_drivers
 from harness.contract.boot_phases import KERNEL, without_marks
-from harness.contract.dmesg import ends_the_guest, is_about_time, splat
+from harness.contract.dmesg import KINDS, TIMED, ends_the_guest, splat
 from harness.core.errors import GuestCrashedError, GuestEndedError, GuestLostError
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")
@@ -145,14 +145,15 @@ class CrashWatch:
             return
         self._await_trace()
         if not self.panicked:
-            if is_about_time(self._why):
+            kind = splat(self._why) or "bug"
+            if kind in TIMED:
                 self.check_clock()
-            raise self._crashed(f"{splat(self._why) or 'a BUG'}: {self._why}")
+            raise self._crashed(f"{KINDS[kind]}: {self._why}", kind, self._why)
         if self._step is None:
             raise GuestLostError(
                 f"{_PANICKED} before the scenario's first step: {self._why}", hint=_HINT
             )
-        raise self._crashed(f"{_PANICKED}: {self._why}")
+        raise self._crashed(f"{_PANICKED}: {self._why}", "panic", self._why)
 
     def check_boot(self) -> None:
         """Raise when the kernel cannot go on; to be called while it boots.
@@ -182,7 +183,7 @@ class CrashWatch:
         if self._step is None:
             raise error
         self._trace = list(self._before)
-        raise self._crashed(error.message)
+        raise self._crashed(error.message, "guest_ended")
 
     def _await_trace(self) -> None:
         """Wait for the end of the trace, and for the panic that some kernels make of an oops."""
@@ -190,10 +191,17 @@ class CrashWatch:
         if self._panicked.wait(_AFTERMATH_SECONDS):
             self._complete.wait(max(0.0, self._when + _TRACE_SECONDS - time.monotonic()))
 
-    def _crashed(self, what: str) -> GuestCrashedError:
+    def _crashed(self, what: str, kind: str, subject: str = "") -> GuestCrashedError:
         step = self._step() if self._step is not None else ""
         during = f" (during {step})" if step else ""
-        return GuestCrashedError(f"{what}{during}", hint=_HINT, trace=self.trace, step=step)
+        return GuestCrashedError(
+            f"{what}{during}",
+            hint=_HINT,
+            trace=self.trace,
+            step=step,
+            kind=kind,
+            subject=subject,
+        )
 
     def _counts(self, text: str) -> bool:
         if self._step is None or not ends_the_guest(text):

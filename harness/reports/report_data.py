@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from harness.contract.failure_signature import signature
 from harness.contract.result import Finding, RunResult, Verdict
 
 # In the order in which a person wants to hear of them.
@@ -19,8 +20,6 @@ WORDS = {
     "KNOWN": "✗ known FAIL",
     "PASS": "✓ PASS",
 }
-_NUMBERS = re.compile(r"\b(?:0x)?[0-9a-f]{6,16}\b|(?<=[a-z.])\d+(?:\.\d+)?")
-_GUEST_COUNT = re.compile(r"^\d+ of \d+ guests")
 
 
 def outcome_of(record: RunResult) -> str:
@@ -194,12 +193,12 @@ def telling_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 def _failures(
     records: Sequence[RunResult], columns: Sequence[KernelColumn]
 ) -> tuple[FailureGroup, ...]:
-    groups: dict[tuple[str, str, str], list[int]] = {}
+    groups: dict[tuple[str, str, frozenset[str]], list[int]] = {}
     for index, record in enumerate(records):
         if record.passed:
             continue
-        text = _GUEST_COUNT.sub("", _NUMBERS.sub("N", summary_text(record)))
-        groups.setdefault((outcome_of(record), record.scenario, text), []).append(index)
+        seen = signature(record.findings) or frozenset([record.reason])
+        groups.setdefault((outcome_of(record), record.scenario, seen), []).append(index)
     found = [
         FailureGroup(
             outcome,

@@ -99,12 +99,12 @@ def _attempt_lines(attempts: Sequence[Attempt]) -> list[str]:
 
 
 def _difference_lines(result: RunResult) -> list[str]:
-    """Which guests left something else than others that were asked for the same."""
+    """Differences between guests with the same load."""
     if not result.compared:
         return []
     found = result.differences
     if not found:
-        return [f"    {result.compared} guests, the same evidence from each but for times"]
+        return [f"    {result.compared} guests with the same verdict, owners, findings and steps"]
     lines, guest = [], 0
     for one in found[:_MOST_DIFFERENCES]:
         if one.guest != guest:

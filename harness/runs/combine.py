@@ -10,7 +10,7 @@ from dataclasses import replace
 from harness.contract.result import Attempt, Finding, RunResult, Verdict
 
 _MOST_NAMED = 3
-_DIFFERENTLY = "guests ended differently"
+_DIFFERENTLY = "different_outcomes"
 
 
 def attempt_of(result: RunResult) -> Attempt:
@@ -69,6 +69,7 @@ def combine(results: Sequence[RunResult], seconds: float) -> RunResult:
         reason=reason,
         known_issue=first.known_issue if explained else None,
         issues=tuple(issues),
+        retried=sum(one.retried for one in results),
         timings={**first.timings, "total": seconds},
         attempts=tuple(attempt_of(one) for one in results),
     )
@@ -76,9 +77,7 @@ def combine(results: Sequence[RunResult], seconds: float) -> RunResult:
 
 def of_one_guest(combined: RunResult) -> RunResult:
     """The same without the finding that its guests ended differently, which no single guest has."""
-    own = tuple(
-        one for one in combined.findings if one.range is not None or _DIFFERENTLY not in one.text
-    )
+    own = tuple(one for one in combined.findings if one.kind != _DIFFERENTLY)
     return replace(combined, findings=own)
 
 
@@ -107,5 +106,5 @@ def _different_outcomes(results: Sequence[RunResult], known: str | None) -> tupl
     more = len(counts) - len(shown)
     if more:
         shown.append(f"{more} more outcomes")
-    text = f"{len(judged)} {_DIFFERENTLY}: {'; '.join(shown)}"
-    return (Finding("7", text, known=known),)
+    text = f"{len(judged)} guests ended differently: {'; '.join(shown)}"
+    return (Finding("7", text, known=known, kind=_DIFFERENTLY),)

@@ -94,9 +94,9 @@ def run_guest(
         UsageError: the evidence cannot be written; nothing was started.
     """
     notes: tuple[str, ...] = ()
-    for _ in range(_TRIES):
+    for retried in range(_TRIES):
         ended_with, missed = _one_guest(prepared, load, judging, result, start, spent)
-        ended_with = replace(ended_with, notes=(*notes, *ended_with.notes))
+        ended_with = replace(ended_with, notes=(*notes, *ended_with.notes), retried=retried)
         if missed is None:
             break
         notes += (f"a guest told nothing: {missed.message}; its evidence: {ended_with.evidence}",)
@@ -166,7 +166,7 @@ def _run_steps(
     settling = judging.settling.slower(prepared.bootable.patience)
     with timings.phase("load"):
         take_away_modules(guest.shell, scenario.guest.missing)
-        failed_steps = [Finding("step", text) for text in load_modules(guest.shell, load)]
+        failed_steps = load_modules(guest.shell, load)
     wanted = tuple(
         one.range
         for one in prepared.state.judged_ranges()
@@ -284,9 +284,14 @@ def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) ->
         lines = [without_marks(line) for line in serial.splitlines()]
     except OSError:
         lines = []
-    rule = "step" if error.hung else "6"
-    trace = error.trace or tuple(lines[-_TAIL_LINES:])
-    finding = Finding(rule, error.message, dmesg=trace, phase=error.step or None)
+    finding = Finding(
+        "step" if error.kind == "hang" else "6",
+        error.message,
+        dmesg=error.trace or tuple(lines[-_TAIL_LINES:]),
+        phase=error.step or None,
+        kind=error.kind,
+        subject=error.subject,
+    )
     return replace(
         result, verdict=Verdict.FAIL, findings=(finding,), reason=error.message, hint=error.hint
     )

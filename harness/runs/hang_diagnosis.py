@@ -78,7 +78,8 @@ def _ask_the_guest(
         hint="their stacks are in stuck_tasks.txt in the evidence",
         trace=trace,
         step=guest.shell.step,
-        hung=True,
+        kind="hang",
+        subject=", ".join(sorted({task.name for task, _ in tasks})),
     )
 
 
@@ -99,7 +100,7 @@ def _ask_the_kernel(guest: BootedGuest, error: DeadlineExpiredError, during: str
         hint="what its CPUs were at is at the end of serial.log in the evidence",
         trace=trace,
         step=guest.shell.step,
-        hung=True,
+        kind="hang",
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness.contract.boot_phases import in_phases
-from harness.contract.dmesg import is_about_time
+from harness.contract.dmesg import TIMED
 from harness.contract.expected import Expected
 from harness.contract.judge import Judgement, judge
 from harness.contract.observation import Observation, Undecoded
@@ -109,6 +109,6 @@ def judge_guest(
         no_region=expected.no_region,
         stated_at=expected.stated_at,
     )
-    if any(is_about_time(one.text) for one in judgement.findings):
+    if any(one.kind in TIMED for one in judgement.findings):
         guest.watch.check_clock()
     return judgement

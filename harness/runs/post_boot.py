@@ -134,7 +134,8 @@ def _outcomes(
     try:
         acts = _acts(life, step)
     except HeldError as error:
-        yield StepOutcome(str(step), "broke", (), (Finding("step", f"{step}: {error}"),))
+        finding = Finding("step", f"{step}: {error}", kind="module_held", subject=str(step))
+        yield StepOutcome(str(step), "broke", (), (finding,))
         return
     is_last = step is life.prepared.case.scenario.guest.then[-1]
     for number, act in enumerate(acts, before + 1):
@@ -157,9 +158,10 @@ def _outcome(life: Life, act: _Act, expected: Expected, number: int, *, ends: bo
     try:
         done = _do(life, act)
     except StepError as error:
-        done = StepDone("", f"{act.title}: {error}")
+        text = f"{act.title}: {error}"
+        done = StepDone("", Finding("step", text, kind="impossible", subject=act.title))
     life.evidence.text(f"{folder}/commands", f"{act.title}\n\n{done.transcript}")
-    findings = [Finding("step", done.problem)] if done.problem else []
+    findings = [done.problem] if done.problem else []
     wanted = tuple(
         one.range
         for one in life.prepared.state.judged_ranges()
@@ -186,6 +188,7 @@ def _outcome(life: Life, act: _Act, expected: Expected, number: int, *, ends: bo
             one,
             rule="7" if one.rule in _OUTCOME else one.rule,
             text=f"after step {number}, {act.title}: {one.text}",
+            phase=one.phase or act.title,
         )
         for one in new
     ]

@@ -1,62 +1,88 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether guests that were asked for the same have left the same: their evidence is read back."""
+"""Compare guests that were run with the same load: verdict, owners, findings and steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from harness.contract.result import Difference, RunResult
-from harness.runs.repeat_differences import NOT_COMPARED, Guest, comparable_parts, differences
+from harness.contract.failure_signature import signature
+from harness.contract.result import Difference, Finding, OwnedRange, RunResult
 from harness.scenario.module_load import Load
 
-# More than any file of the evidence that is compared; a guest must not fill the memory.
-_MOST_BYTES = 16 << 20
+_MOST_LINES = 20
+
+Parts = Mapping[str, tuple[str, ...]]
+"""What is compared of one guest, by part of its result."""
 
 
 def compared(combined: RunResult, results: Sequence[RunResult]) -> RunResult:
-    """The result of a scenario, with what differs between its guests that loaded the same.
+    """Add the differences between guests with the same load to the result of their scenario.
 
     Args:
         combined: the scenario's.
         results: those of its guests, in the order of `combined.attempts`.
     """
     by_load: dict[Load, list[tuple[int, RunResult]]] = {}
-    for number, one in enumerate(results, 1):
-        if one.load is not None and one.evidence:
-            by_load.setdefault(one.load, []).append((number, one))
-    count = 0
-    found: list[Difference] = []
-    for alike in by_load.values():
-        if len(alike) > 1:
-            count += len(alike)
-            # Most guests have most parts in common: each is kept once.
-            kept: dict[tuple[str, ...], tuple[str, ...]] = {}
-            found += differences([_guest(number, one, kept) for number, one in alike])
-    ordered = sorted(found, key=lambda one: one.guest)
-    return replace(combined, compared=count, differences=tuple(ordered))
-
-
-def read_evidence(folder: Path) -> dict[str, str]:
-    """The files of a run's evidence that are compared, by path below the folder."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.name in NOT_COMPARED or path.name.startswith(".") or not path.is_file():
-            continue
-        with suppress(OSError), path.open("rb") as file:
-            text = file.read(_MOST_BYTES).decode("utf-8", "replace")
-            found[path.relative_to(folder).as_posix()] = text
-    return found
-
-
-def _guest(number: int, result: RunResult, kept: dict[tuple[str, ...], tuple[str, ...]]) -> Guest:
-    parts: Mapping[str, tuple[str, ...]] = comparable_parts(
-        result, read_evidence(Path(result.evidence))
+    for number, result in enumerate(results, 1):
+        if result.load is not None:
+            by_load.setdefault(result.load, []).append((number, result))
+    repeated = [guests for guests in by_load.values() if len(guests) > 1]
+    found = [difference for guests in repeated for difference in _differences(guests)]
+    return replace(
+        combined,
+        compared=sum(map(len, repeated)),
+        differences=tuple(sorted(found, key=lambda one: one.guest)),
     )
-    return Guest(
-        number,
-        result.evidence,
-        {name: kept.setdefault(lines, lines) for name, lines in parts.items()},
-    )
+
+
+def _differences(guests: Sequence[tuple[int, RunResult]]) -> Iterator[Difference]:
+    """How guests differ from most of them; from the first one if no part is more frequent."""
+    parts = [_parts(result) for _, result in guests]
+    for name in parts[0]:
+        counts = Counter(part[name] for part in parts)  # in order of appearance
+        usual, count = counts.most_common(1)[0]
+        for (number, result), part in zip(guests, parts, strict=True):
+            if part[name] != usual:
+                here, there = Counter(part[name]), Counter(usual)
+                yield Difference(
+                    *(number, result.evidence, name, count),
+                    only_here=_shortened((here - there).elements()),
+                    only_there=_shortened((there - here).elements()),
+                )
+
+
+def _parts(result: RunResult) -> Parts:
+    steps = result.steps
+    return {
+        "verdict": (result.verdict.name,),
+        "owners": tuple(_owners(result.owners)),
+        "findings": tuple(sorted(_findings(result.findings))),
+        "steps": tuple(f"{step.step}: {step.outcome}" for step in steps),
+        "steps' owners": tuple(
+            f"{number}. {step.step}: {line}"
+            for number, step in enumerate(steps, 1)
+            for line in _owners(step.owners)
+        ),
+    }
+
+
+def _owners(owners: Iterable[OwnedRange]) -> Iterator[str]:
+    for owned in owners:
+        for piece in owned.observed:
+            node = "" if piece.node is None else f" in node {piece.node}"
+            yield f"{owned.name} {piece.range} {piece.ownership}{node}"
+
+
+def _findings(findings: Iterable[Finding]) -> Iterator[str]:
+    for finding in findings:
+        (failure,) = signature([finding])
+        yield f"{failure} at {finding.range}" if finding.range else failure
+
+
+def _shortened(lines: Iterable[str]) -> tuple[str, ...]:
+    listed = tuple(lines)
+    if len(listed) <= _MOST_LINES:
+        return listed
+    return (*listed[:_MOST_LINES], f"and {len(listed) - _MOST_LINES} more lines")

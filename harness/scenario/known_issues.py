@@ -91,11 +91,9 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             return False
         if finding.rule != "6":
             return True
-        # Unrelated lines can be inside a trace; its first line identifies it.
-        message = finding.dmesg[0].partition("\n")[0] if len(finding.dmesg) == 1 else ""
-        text = f"{finding.text}\n{message}"
-        printed = list(_printed_ranges(text))
-        return any(line.search(text) for line in self.lines) and (
+        message = f"{finding.kind}: {finding.subject}"
+        printed = list(_printed_ranges(message))
+        return any(line.search(message) for line in self.lines) and (
             not printed or any(a.overlaps(span) for a in addresses for span in printed)
         )
 

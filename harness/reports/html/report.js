@@ -234,7 +234,7 @@
 
   function differences(run) {
     if (!run.differences.length)
-      return [make("p", {}, `${run.compared} guests that were asked for the same left the same evidence, but for times.`)];
+      return [make("p", {}, `${run.compared} guests with the same load have the same verdict, owners, findings and steps.`)];
     const lines = (sign, numbers) => numbers.map((n) => `${sign} ${data.strings[n]}`);
     return [
       make("p", { class: "faint" }, `${run.compared} guests compared; + only this guest has it, - only the others have it`),
@@ -331,7 +331,7 @@
       run.attempts.length ? section("Guests", table(["verdict", "loaded", "start", "seconds", "outcome"],
         run.attempts.map(([verdict, load, start, seconds, outcome]) => ({ bad: verdict !== "PASS",
           cells: [`${verdict === "PASS" ? "✓" : "✗"} ${verdict}`, load, start, seconds.toFixed(1), outcome] })))) : "",
-      run.compared ? section("The same twice", ...differences(run).filter(Boolean)) : "",
+      run.compared ? section("Repeated guests", ...differences(run).filter(Boolean)) : "",
       section("/proc/iomem", iomemBox(run)),
       section("dmesg", logBox(run)),
       section("Phases", timeline(run)),

@@ -135,7 +135,7 @@ def test_a_mark_is_never_part_of_a_complaint(trace: list[Record], at: int) -> No
     (found,) = complaints(in_phases([*trace[:at], mark, *trace[at:]], MARKS))
     (alone,) = complaints(trace)
     assert found.record.text == alone.record.text
-    assert found.what == "a WARN"
+    assert found.kind == "warn"
 
 
 TOKEN = "863c" * 8

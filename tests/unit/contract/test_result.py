@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 
-from machines import CXL, span
+from machines import CXL, NOBODY, span
 
 from harness.contract.result import RULES, Finding, OwnedRange, Piece, RunKernel, RunResult, Verdict
 from harness.scenario.kernel_request import KernelRequest
@@ -40,7 +40,7 @@ RESULT = RunResult(
             dmesg=("[    1.0] y",),
             phase="modprobe kmem",
         ),
-        Finding("6", "a WARN", decoded=("x.c:1",)),
+        Finding("6", "a WARN", decoded=("x.c:1",), kind="warn", subject="WARNING", observed=NOBODY),
     ),
     notes=("a note",),
     known_issue="because",
@@ -99,6 +99,10 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
                 "dmesg": ["[    1.0] y"],
                 "decoded": [],
                 "known": None,
+                "kind": "",
+                "subject": "",
+                "expected": None,
+                "observed": None,
             },
             {
                 "rule": "6",
@@ -109,6 +113,10 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
                 "dmesg": [],
                 "decoded": ["x.c:1"],
                 "known": None,
+                "kind": "warn",
+                "subject": "WARNING",
+                "expected": None,
+                "observed": {"owner": "nobody", "use": "none", "node": None},
             },
         ],
         "steps": [],
@@ -120,6 +128,7 @@ def test_the_result_file_has_the_words_of_the_design() -> None:
         "notes": ["a note"],
         "known_issue": "because",
         "issues": [],
+        "retried": 0,
         # How the guest was loaded, and the others where there were several.
         "load": None,
         "attempts": [],

@@ -29,7 +29,7 @@ from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import Case, load_case
 
 Judge = Callable[[Case], tuple[Verdict, tuple[Finding, ...]]]
-SPLAT = Finding("6", "a WARN: cxl fell over at 0x123")
+SPLAT = Finding("6", "a WARN", kind="warn", subject="cxl fell over at 0x123")
 
 
 class Guests:
@@ -117,7 +117,7 @@ def test_a_new_failure_is_shrunk_saved_and_told_once(tmp_path: Path) -> None:
     guests = Guests(tmp_path, judge)
     tally = campaign(guests)
     (failure,) = tally.new
-    assert failure.signature == {"rule 6: a WARN: cxl fell over at N"}
+    assert failure.signature == {"rule 6: warn: cxl fell over at N"}
     assert tally.layouts == tally.passed + tally.known + 1
     assert tally.known > 0, "that fail in the same way"
     smallest = load_case(str(failure.file))

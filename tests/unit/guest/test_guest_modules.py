@@ -31,7 +31,7 @@ class Guest:
     begin = GuestShell.begin
 
     def load(self, load: Load) -> tuple[str, ...]:
-        return load_modules(cast(GuestShell, self), load)
+        return tuple(one.text for one in load_modules(cast(GuestShell, self), load))
 
 
 def test_in_order_each_module_has_its_own_problem() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from harness.contract.boot_phases import StepMarks
 from harness.contract.observation import CxlRegion
+from harness.contract.result import Finding
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError, MomentMissedError
 from harness.guest.post_boot import (
@@ -56,7 +57,8 @@ def as_shell(fake: FakeShell) -> GuestShell:
 
 
 def problem(command: Command, status: int, output: str) -> str | None:
-    return run_commands(as_shell(shell((status, output))), [command]).problem
+    found = run_commands(as_shell(shell((status, output))), [command]).problem
+    return found.text if found else None
 
 
 def test_every_command_marks_itself_in_the_log_and_has_a_deadline_of_its_own() -> None:
@@ -73,8 +75,12 @@ def test_every_command_marks_itself_in_the_log_and_has_a_deadline_of_its_own() -
 
 def test_nothing_is_done_after_a_command_that_went_wrong() -> None:
     fake = shell((1, "no\nsuch module"), (0, ""))
-    assert run_commands(as_shell(fake), [LOAD, BIND]).problem == (
-        "load kmem ended with status 1: no such module"
+    problem = run_commands(as_shell(fake), [LOAD, BIND]).problem
+    assert problem == Finding(
+        "step",
+        "load kmem ended with status 1: no such module",
+        kind="command_failed",
+        subject="load kmem: no such module",
     )
     assert len(fake.commands) == 1
 
@@ -116,7 +122,8 @@ def test_commands_are_handed_over_in_one_go_while_work_is_held_up() -> None:
 
 def test_what_was_to_be_refused_while_pending_and_was_not_is_a_problem() -> None:
     done = run_while_pending(as_shell(held((0, ""), (0, ""))), [BIND, REFUSED])
-    assert done.problem == "bind it, which must fail with EBUSY: it succeeded"
+    assert done.problem is not None
+    assert done.problem.text == "bind it, which must fail with EBUSY: it succeeded"
 
 
 def test_nothing_is_said_of_a_kernel_whose_work_had_run() -> None:

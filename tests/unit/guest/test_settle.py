@@ -81,7 +81,8 @@ class FakeGuest:
         return observe_settled(shell, wanted, settling, self.observe, lambda: self.now)
 
     def load(self, name: str) -> str | None:
-        return load_module(cast(GuestShell, self), name)
+        failure = load_module(cast(GuestShell, self), name)
+        return failure.text if failure else None
 
     def take_away(self, *names: str) -> None:
         take_away_modules(cast(GuestShell, self), names)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_fixtures import Harness, assert_one_message
-from machines import span
+from machines import HMEM, NOBODY, span
 
 from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
 from harness.reports.comparison import Change, Row, Side, compare, side_of
@@ -64,11 +64,13 @@ def test_what_became_of_a_scenario(
 
 
 LOWER, UPPER = span("10000000-1fffffff"), span("20000000-2fffffff")
-STRANDED = Finding("1", "sr0: expected dax_hmem, found nobody (stranded), by iomem: x", LOWER)
-WARNED = Finding("6", "a warning: kmem dax2.0: mapping0 could not reserve region")
-AGAIN = Finding(
-    "7", "after step 1, reload kmem: sr0: expected dax_hmem, found nobody (stranded)", LOWER
+STRANDED = Finding(
+    *("1", "sr0: stranded", LOWER), kind="owner", subject="sr0", expected=HMEM, observed=NOBODY
 )
+WARNED = Finding(
+    "6", "a warning", kind="warning", subject="kmem dax2.0: mapping0 could not reserve region"
+)
+AGAIN = replace(STRANDED, rule="7", phase="reload kmem")
 
 
 def broke(*findings: Finding) -> RunResult:
@@ -79,16 +81,16 @@ def broke(*findings: Finding) -> RunResult:
     ("first", "second", "change"),
     [
         # Another complaint of the same rule, one more, the same rule elsewhere, another step.
-        ([WARNED], [Finding("6", "KASAN: BUG: KASAN: slab-out-of-bounds")], Change.OTHER_FAILURE),
-        ([STRANDED, WARNED], [STRANDED, Finding("3", "sr0: x", LOWER)], Change.OTHER_FAILURE),
+        ([WARNED], [replace(WARNED, kind="kasan", subject="KASAN: x")], Change.OTHER_FAILURE),
+        ([STRANDED, WARNED], [STRANDED, replace(STRANDED, rule="3")], Change.OTHER_FAILURE),
         ([STRANDED], [STRANDED, WARNED], Change.OTHER_FAILURE),
         ([STRANDED], [replace(STRANDED, range=UPPER)], Change.OTHER_FAILURE),
-        ([AGAIN], [replace(AGAIN, text=AGAIN.text.replace("kmem", "cxl"))], Change.OTHER_FAILURE),
+        ([AGAIN], [replace(AGAIN, phase="reload cxl")], Change.OTHER_FAILURE),
         # The same in another order, with other numbers, said twice, in another step of loading.
         (
             [STRANDED, WARNED],
-            [replace(WARNED, text="a warning: kmem dax3.0: mapping0 could not reserve region"),
-             Finding("6", f"{WARNED.text} (during modprobe kmem)"), STRANDED],
+            [replace(WARNED, subject=WARNED.subject.replace("dax2", "dax3"), text="reworded"),
+             replace(WARNED, phase="modprobe kmem"), STRANDED],
             Change.SAME,
         ),
         ([AGAIN], [replace(AGAIN, iomem=("x",), dmesg=("y",))], Change.SAME),
@@ -102,12 +104,14 @@ def test_two_failures_are_the_same_when_all_that_broke_is(
 
 
 def test_a_failing_side_names_its_rules_and_what_broke() -> None:
-    side = side_of(broke(WARNED, STRANDED, Finding("use", "sr0: 1 memory blocks", LOWER)))
+    offline = Ownership(owner="dax_hmem", use="offline")
+    use = replace(STRANDED, rule="use", kind="use", observed=offline)
+    side = side_of(broke(WARNED, STRANDED, use))
     assert side.why == "rule 1, rule 6, use"
     assert side.as_json()["failures"] == [
-        "rule 1: expected dax_hmem, found nobody (stranded) at 10000000-1fffffff",
-        "rule 6: a warning: kmem daxN.N: mappingN could not reserve region",
-        "rule use: N memory blocks at 10000000-1fffffff",
+        "rule 1: owner: expected dax_hmem, found nobody at 10000000-1fffffff",
+        "rule 6: warning: kmem daxN.N: mappingN could not reserve region",
+        "rule use: use: expected dax_hmem/system_ram, found dax_hmem/offline at 10000000-1fffffff",
     ]
 
 

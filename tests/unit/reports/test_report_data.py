@@ -186,11 +186,11 @@ def test_chips_count_runs_alike_and_put_the_worst_first() -> None:
 
 
 def test_failures_that_differ_only_in_numbers_are_one_group() -> None:
-    seen = "sr0: found nobody, by hmem.{} > dax{}.0 at {:x}"
-    findings = [[{"rule": "1", "text": seen.format(n, n, 0x110000000 + n)}] for n in (1, 2)]
-    job = job_of([record(verdict="FAIL", findings=one) for one in findings])
+    stranded = {"rule": "1", "text": "by dax1.0", "kind": "owner", "expected": {"owner": "dax_cxl"}}
+    findings = [stranded, {**stranded, "text": "by dax2.0", "subject": "sr1"}]
+    job = job_of([record(verdict="FAIL", findings=[one]) for one in findings])
     assert [group.runs for group in job.failures] == [(0, 1)]
-    other = record(verdict="FAIL", findings=[{"rule": "1", "text": "another thing"}])
+    other = record(verdict="FAIL", findings=[{"rule": "1", "text": "by dax1.0", "kind": "use"}])
     assert len(job_of([*job.records, other]).failures) == 2
 
 

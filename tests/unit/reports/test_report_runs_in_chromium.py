@@ -37,8 +37,8 @@ def test_differences_between_guests_are_shown(open_report: Open, tmp_path: Path)
     ):
         assert words in text, words
     assert report.js("return document.querySelectorAll('#run script, img').length") == 0
-    assert "7 guests that were asked for the same left the same evidence" in report.open_run(1)
-    assert "The same twice" not in report.open_run(2)
+    assert "7 guests with the same load have the same verdict" in report.open_run(1)
+    assert "Repeated guests" not in report.open_run(2)
 
 
 def test_phases_are_a_table_to_those_who_listen_to_it(

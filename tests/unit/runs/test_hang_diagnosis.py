@@ -101,7 +101,7 @@ def test_a_guest_that_answers_otherwise_says_what_hangs(tmp_path: Path) -> None:
     guest = FakeGuest(tasks=SHELL + MODPROBE)
     found = explain(guest, tmp_path)
     assert isinstance(found, GuestCrashedError)
-    assert found.hung
+    assert found.kind == "hang"
     assert found.step == "modprobe dax_hmem"
     assert found.message == (
         "the guest's kernel hangs: modprobe:76 did not go on in 60 s (during modprobe dax_hmem)"
@@ -129,7 +129,7 @@ def test_a_guest_that_answers_only_an_nmi_hangs_in_the_drivers(tmp_path: Path) -
     guest = FakeGuest(nmi=OURS)
     found = explain(guest, tmp_path)
     assert isinstance(found, GuestCrashedError)
-    assert found.hung
+    assert found.kind == "hang"
     assert "it answers nothing but an NMI (during modprobe dax_hmem)" in found.message
     assert found.trace == OURS
     assert (tmp_path / "cpus.txt").read_text() == "CPU#0 RIP=1\n"

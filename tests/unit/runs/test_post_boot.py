@@ -89,7 +89,7 @@ class Room:
         self.ran += [one.title for one in commands]
         self.lines += [one.line for one in commands]
         problem = next((self.problems[c.title] for c in commands if c.title in self.problems), None)
-        return StepDone("transcript\n", problem)
+        return StepDone("transcript\n", Finding("step", problem) if problem else None)
 
     def settle(self, _shell: object, wanted: tuple[MemoryRange, ...], *_: object) -> Observation:
         self.wanted.append(wanted)

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Properties of layouts that known issues name; what failures have in common."""
+"""Properties of layouts that known issues name."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 from machines import committed, firmware_state, span
 
-from harness.contract.failure_signature import signature
-from harness.contract.result import Finding
 from harness.scenario.issue_conditions import AddressCondition, addresses_where
 
 WINDOW = "110000000-18fffffff"
@@ -67,38 +64,3 @@ def test_a_range_that_begins_outside_windows_and_srat_has_no_node() -> None:
     assert addresses_where("start_without_node", before, {}) == (span("100000000-18fffffff"),)
     beyond = firmware_state({"sr0": "110000000-19fffffff"}, windows=[WINDOW])
     assert addresses_where("start_without_node", beyond, {}) == ()
-
-
-@pytest.mark.parametrize(
-    ("rule", "one", "other"),
-    [
-        ("1", "sr0: expected dax_hmem, found nobody, by x", "sr1: expected dax_hmem, found nobody"),
-        (
-            "2",
-            "sr0: expected dax_cxl/system_ram, found dax_hmem/system_ram, by hmem.2 > dax2.0",
-            "sr10: expected dax_cxl, found dax_hmem, by hmem.1 > dax1.0",
-        ),
-        (
-            "6",
-            "an error: kmem dax2.0: mapping0: 0x110000000-0x18fffffff failed with error -16",
-            "an error: kmem dax0.0: mapping1: 0x1-0x2 failed with error -16 (during modprobe kmem)",
-        ),
-    ],
-)
-def test_failures_are_alike_whatever_their_names_and_numbers(
-    rule: str, one: str, other: str
-) -> None:
-    assert signature([Finding(rule, one)]) == signature([Finding(rule, other)])
-
-
-def test_failures_differ_by_rule_owner_and_error() -> None:
-    texts = [
-        ("1", "sr0: expected dax_hmem, found nobody"),
-        ("2", "sr0: expected dax_hmem, found nobody"),
-        ("1", "sr0: expected dax_cxl, found nobody"),
-        ("use", "sr0: expected dax_cxl/system_ram, found dax_cxl/offline"),
-        ("use", "sr0: expected dax_cxl/system_ram, found dax_cxl"),
-        ("6", "an error: kmem dax0.0: error -12"),
-        ("6", "an error: kmem dax0.0: error -16"),
-    ]
-    assert len(signature(Finding(rule, text) for rule, text in texts)) == len(texts)

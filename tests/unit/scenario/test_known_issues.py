@@ -87,9 +87,9 @@ def test_an_issue_is_known_under_its_policies_or_under_all() -> None:
     assert about({}, "7.2", "all_or_nothing")
 
 
-CONFLICT = Finding("6", "an error: kmem: x", dmesg=("[  1.0] kmem dax2.0: could not reserve",))
+CONFLICT = Finding("6", "x", kind="error", subject="kmem dax2.0: could not reserve")
 STRANDED = Finding("1", "sr0: stranded", span("150000000-18fffffff"))
-OTHER = Finding("6", "a WARN: WARNING: CPU: 0", dmesg=("[  1.0] WARNING: CPU: 0",))
+OTHER = Finding("6", "x", kind="warn", subject="WARNING: CPU: 0")
 
 
 def explained(issues: list[Values], *findings: Finding, **more: Any) -> list[str | None]:
@@ -109,9 +109,13 @@ def test_a_kernel_message_of_no_known_issue_is_new() -> None:
     assert explained([ISSUE, WARNED], STRANDED, OTHER) == ["stranded", None]
 
 
-def test_a_kernel_message_is_known_by_the_finding_s_text_or_by_its_messages() -> None:
-    assert explained([WARNED], Finding("6", "an error: it failed with error -12")) == ["warned"]
-    assert explained([WARNED], Finding("6", "an error: it failed with error -120")) == [None]
+def test_a_kernel_message_is_known_by_its_kind_and_its_first_line() -> None:
+    failed = Finding("6", "x", kind="error", subject="it failed with error -12")
+    assert explained([WARNED], failed) == ["warned"]
+    assert explained([WARNED], replace(failed, subject=f"{failed.subject}0")) == [None]
+    of_kind = WARNED | {"lines": ["^warn: it failed"]}
+    assert explained([of_kind], failed) == [None]
+    assert explained([of_kind], replace(failed, kind="warn")) == ["warned"]
 
 
 def test_an_issue_of_other_kernels_explains_nothing() -> None:
@@ -314,11 +318,11 @@ def test_a_line_that_prints_a_range_is_known_only_at_the_addresses_of_the_issue(
 
 def test_a_known_line_inside_a_trace_does_not_explain_the_trace() -> None:
     trace = ("WARNING: CPU: 0", "kmem dax2.0: could not reserve region", "---[ end trace 0 ]---")
-    splat = Finding("6", "a WARN: WARNING: CPU: 0", dmesg=("\n".join(trace),))
-    crash = Finding("6", "the guest's kernel panicked", dmesg=trace)
+    splat = replace(OTHER, dmesg=("\n".join(trace),))
+    crash = Finding("6", "x", dmesg=trace, kind="panic", subject="Fatal exception")
     for finding in (splat, crash):
         assert explained([WARNED], finding) == [None]
-    line = Finding("6", "an error: kmem dax2.0: could not reserve region", dmesg=trace[1:2])
+    line = Finding("6", "x", dmesg=trace[1:2], kind="error", subject=trace[1])
     assert explained([WARNED], line) == ["warned"]
 
 
