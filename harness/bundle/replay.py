@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.bundle.pack import SERIES, read_json
-from harness.contract.boot_phases import StepMarks, in_phases
+from harness.contract.dmesg import StepMarks, in_phases
 from harness.contract.expected import expectations
 from harness.contract.judge import Judgement, judge
 from harness.contract.observation import SECTIONS, ObservationError, Undecoded
@@ -209,11 +209,9 @@ def judge_again(recording: Recording) -> Rejudged:
     judgement = judge(
         replace(observation, dmesg=in_phases(observation.dmesg, marks), undecoded=undecoded),
         state,
-        expected.owners,
-        quirks=patterns,
+        expected,
+        patterns,
         boot_counts=bool(inputs.get("boot_counts")),
-        no_region=expected.no_region,
-        stated_at=expected.stated_at,
     )
     return Rejudged(judgement, state)
 

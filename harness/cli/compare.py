@@ -47,9 +47,8 @@ def compare(
 
     Exit code: 0 without a regression, 1 with one, 2 wrong input, 3 when a run was not judged.
     """
-    from harness.reports.comparison import Change
+    from harness.reports.comparison import Change, comparison_lines
     from harness.reports.comparison import compare as compare_results
-    from harness.reports.comparison_text import comparison_lines
     from harness.runs.session import Skipped
     from harness.scenario.scenario_files import load_cases
 

@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's log: records with levels and times, and which of them count against a contract."""
+"""The kernel's log: records, their phases, and the warnings that count against the contract."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 WARNING = 4
 ANY_MESSAGE = "driver thing0: probe with driver thing failed with error -5"
-"""What no pattern for an expected line may match."""
+"""A message that no pattern for an expected line may match."""
+
+KERNEL = "boot"
+"""Phase before the first process of userspace."""
+USERSPACE = "start of userspace"
+"""Phase from the first process until the scenario's first step."""
+BEFORE_STEPS = (KERNEL, USERSPACE)
+
+# Linux, init/main.c, run_init_process().
+_FIRST_PROCESS = re.compile(r"Run \S+ as init process")
+# On the console a panic can cut off the token at a mark's end.
+_MARK = re.compile(r"harness: .*? \[[0-9a-f]{1,32}\]?|^\[harness: .*\]$")
 
 _CUT = "[ cut here ]"
 _END = "---[ end trace"
@@ -24,7 +35,7 @@ _RAW = re.compile(
     r"<(?P<prefix>\d{1,3})>\[ *(?P<time>\d{1,12}\.\d{1,9})\](?:\[[^\]]*\])? ?(?P<text>.*)", re.ASCII
 )
 
-# How a driver begins a message about a device. What a trace says of them begins otherwise.
+# The beginning of a driver's message about a device; lines of a trace begin differently.
 _OF_DEVICE = re.compile(r"(?:cxl|dax|hmem|kmem|device_dax)\w* [\w.:-]+: ")
 
 # Subsystems whose warnings and errors count.
@@ -35,8 +46,8 @@ _OURS = re.compile(
     re.IGNORECASE,
 )
 
-# What the kernel prints when something is broken, whoever broke it. The most telling name first:
-# many of these lines also start with BUG or WARNING.
+# Messages about breakage of any subsystem. The most specific kind first: many of these lines also
+# start with BUG or WARNING.
 _SPLATS = (
     (r"\bKASAN: ", "kasan"),
     (r"\bsleeping function called from invalid context|\bscheduling while atomic", "atomic_sleep"),
@@ -98,7 +109,7 @@ class Record:
         level: 0 (emergency) to 7 (debug).
         time: seconds since boot.
         text: the message, without level and time.
-        phase: in which phase of the run it was said, empty where nobody has looked.
+        phase: the phase of the run in which it was printed, empty if it was not determined.
     """
 
     level: int
@@ -111,7 +122,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Complaint:
+class KernelWarning:
     """A record that breaks the contract unless it is expected.
 
     Attributes:
@@ -144,11 +155,11 @@ def parse_dmesg(text: str) -> tuple[Record, ...]:
     """Read the output of `dmesg -r`.
 
     The kernel gives every line its level and time, those of a message of several lines too (Linux,
-    kernel/printk/printk.c, record_print_text()): a line without them is damaged, and what it was
-    may have counted.
+    kernel/printk/printk.c, record_print_text()): a line without them is damaged, and may have been
+    one that counts.
 
     Raises:
-        DmesgError: there is no record at all, or a line is not one.
+        DmesgError: the log is empty or cut off, or a line is malformed.
     """
     records: list[Record] = []
     *lines, last = text.split("\n")
@@ -171,33 +182,33 @@ def splat(text: str) -> str | None:
     return next((kind for pattern, kind in _SPLATS if re.search(pattern, text)), None)
 
 
-def complaints(
+def kernel_warnings(
     records: Iterable[Record], expected: Sequence[re.Pattern[str]] = ()
-) -> tuple[Complaint, ...]:
+) -> tuple[KernelWarning, ...]:
     """The records that count against the contract (rule 6).
 
     A record counts when it is a warning or worse of cxl, dax, hmem or kmem, or announces a
     breakage of any subsystem, unless one of `expected` is found in it. The lines of a trace, from
-    its beginning to its end mark, are one record, of which only the first can be expected. What a
-    driver says of a device meanwhile counts by itself: whoever excuses the trace knows nothing of
-    it.
+    its beginning to its end mark, are one record, and only its first line can be expected. A
+    driver's message about a device within the trace counts by itself: an expected trace does not
+    excuse it.
     """
-    found: list[Complaint] = []
+    found: list[KernelWarning] = []
     for record, until in _with_whole_traces(tuple(records)):
         kind = splat(record.text) or ("warn" if _CUT in record.text else None)
         said = record.text if kind is None else _first_line(record.text)
         if any(pattern.search(said) for pattern in expected):
             continue
         if kind is not None:
-            found.append(Complaint(replace(record, text=_uncut(record.text)), kind, until))
+            found.append(KernelWarning(replace(record, text=_uncut(record.text)), kind, until))
         elif record.level <= WARNING and _OURS.search(record.text):
             level = "warning" if record.level == WARNING else "error"
-            found.append(Complaint(record, level, until))
+            found.append(KernelWarning(record, level, until))
     return tuple(found)
 
 
 def _uncut(text: str) -> str:
-    """A trace without the line that says that it begins."""
+    """A trace without its line `[ cut here ]`."""
     return "\n".join(line for line in text.split("\n") if _CUT not in line) or text
 
 
@@ -215,7 +226,7 @@ def _with_whole_traces(records: Sequence[Record]) -> Iterator[tuple[Record, str]
             and _CUT in records[at].text
             and any(splat(one.text) for one in records[at + 1 : at + 2])
         ):
-            at += 1  # a trace without its end: what it begins with says what it is
+            at += 1  # a trace without its end: its first line has the kind
             continue
         head = next((n for n in range(at, end) if splat(records[n].text) is not None), end)
         trace = list(records[at : head + 1])
@@ -250,8 +261,87 @@ def _end_of_trace(records: Sequence[Record], first: int) -> int:
 
 
 def ends_the_guest(text: str) -> bool:
-    """Whether a line says that something of the guest will not go on: nothing after it counts.
+    """Whether a part of the guest is stuck after this line, so that nothing after it counts.
 
-    A task that oopsed holds its locks for ever; a CPU that stalls does nothing else.
+    A task that oopsed never releases its locks; a CPU that stalls does nothing else.
     """
     return splat(text) in _ENDS or "kernel BUG at" in text
+
+
+@dataclass
+class StepMarks:
+    """The messages in the kernel's log that mark the beginning of each step.
+
+    Attributes:
+        token: a word that is unknown in the guest until the first mark is written.
+        begun: the steps that were begun, in order.
+    """
+
+    token: str
+    begun: list[str] = field(default_factory=list)
+
+    def begin(self, step: str) -> str:
+        """Record that a step begins now, and return its mark."""
+        self.begun.append(step)
+        return self.line(step)
+
+    def line(self, step: str) -> str:
+        """The mark of a step."""
+        return f"harness: {step} [{self.token}]"
+
+    def step_of(self, text: str) -> str | None:
+        """The step that a message marks; None for other messages, imitated marks included."""
+        end = f" [{self.token}]"
+        if text.startswith("harness: ") and text.endswith(end):
+            return text.removeprefix("harness: ").removesuffix(end)
+        return None
+
+
+def require_whole(records: Sequence[Record], marks: StepMarks, *, from_boot: bool) -> None:
+    """Refuse a log that may lack a line which counts.
+
+    The first mark is the oldest line that counts; the kernel drops its oldest lines first. Once the
+    token is in the log, the guest has it, and could end a step early.
+
+    Args:
+        records: the whole log.
+        marks: the marks that were written into it.
+        from_boot: whether the boot counts too.
+
+    Raises:
+        DmesgError: its beginning is lost, or its marks are not those that were written.
+    """
+    found = [step for one in records if (step := marks.step_of(one.text)) is not None]
+    if found != marks.begun:
+        lost = [step for step in marks.begun if step not in found]
+        raise DmesgError(
+            f"it has lost the beginning of {lost[0]!r}"
+            if lost
+            else f"it has marks of {len(found)} steps, of {len(marks.begun)} that were begun"
+        )
+    if from_boot and not records[0].text.startswith("Linux version "):
+        raise DmesgError(f"it has lost its beginning, and starts with {records[0].text[:60]!r}")
+
+
+def in_phases(records: Sequence[Record], marks: StepMarks) -> tuple[Record, ...]:
+    """Give each record its phase: KERNEL, USERSPACE, or the step begun last; marks are left out.
+
+    A step's phase ends when the next step begins. Work that the kernel defers can therefore be
+    logged in a later phase than the step that caused it.
+    """
+    phase = KERNEL
+    found = []
+    for record in records:
+        step = marks.step_of(record.text)
+        if step is not None:
+            phase = step
+            continue
+        if phase == KERNEL and _FIRST_PROCESS.match(record.text):
+            phase = USERSPACE
+        found.append(replace(record, phase=phase))
+    return tuple(found)
+
+
+def without_marks(line: str) -> str:
+    """Remove the harness's own marks from a line of the console."""
+    return _MARK.sub("", line)

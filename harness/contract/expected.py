@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.contract.oracle import (
     ASKED_BY_DAX_HMEM,
@@ -33,8 +33,8 @@ class Expected:
     """
 
     owners: Mapping[str, Ownership]
-    no_region: bool
-    stated_at: Mapping[str, str]
+    no_region: bool = False
+    stated_at: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

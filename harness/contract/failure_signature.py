@@ -34,6 +34,12 @@ def signature(findings: Iterable[Finding]) -> frozenset[str]:
     return frozenset(f"rule {finding.rule}: {_essence(finding)}" for finding in findings)
 
 
+def failure_at(finding: Finding) -> str:
+    """Return the signature of one finding with its range."""
+    (failure,) = signature([finding])
+    return f"{failure} at {finding.range}" if finding.range else failure
+
+
 def _essence(finding: Finding) -> str:
     words = finding.kind
     if finding.kind in KINDS or finding.kind in _STEPS:
@@ -60,6 +66,5 @@ def failures_of(result: RunResult) -> tuple[str, ...]:
         place = finding.range
         owned = [one.name for one in result.owners if place and one.range.overlaps(place)]
         where = " ".join(owned) or (str(place) if place else "")
-        rule = f"rule {finding.rule}" if finding.rule.isdigit() else finding.rule
-        names.append(f"{rule} {where}".strip())
+        names.append(f"{finding.rule_name} {where}".strip())
     return tuple(dict.fromkeys(names))

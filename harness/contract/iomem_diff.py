@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""/proc/iomem with its differences from what a run should have left marked, line by line."""
+"""/proc/iomem with the lines marked that are wrong or missing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from harness.contract.iomem import IomemEntry
 from harness.contract.observation import Observation
 from harness.contract.observed_owners import KMEM
-from harness.contract.result import OwnedRange, RunResult
+from harness.contract.result import Piece, RunResult
 from harness.platform.memory_range import MemoryRange
 from harness.scenario.owner import Ownership
 
@@ -26,11 +26,10 @@ class MarkedLine:
     """A line of /proc/iomem, or one that should be there.
 
     Attributes:
-        mark: `same` where nothing is wrong, `wrong` for a line that should be another, `missing`
-            for a line that is not there.
-        depth: how deep it is nested, 0 for the outermost.
+        mark: `missing` for a line that the kernel did not print.
+        depth: nesting, 0 for the outermost.
         text: range and name, as the kernel prints them.
-        note: what is wrong with it.
+        note: the reason for the mark.
         near: whether it touches a range that the scenario is about.
     """
 
@@ -42,131 +41,133 @@ class MarkedLine:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A misowned part of a range."""
+class _Misowned:
+    """A part of a range that has another owner, use or node than expected.
 
-    range: MemoryRange
+    Attributes:
+        parent: the entry below which its missing lines belong, None for the outermost level.
+    """
+
     name: str
     expected: Ownership
-    found: Ownership
+    piece: Piece
+    parent: IomemEntry | None
+
+    @property
+    def range(self) -> MemoryRange:
+        return self.piece.range
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """The data that decides how each line is marked.
+
+    Attributes:
+        observation: the guest.
+        misowned: in ascending order.
+        unexpected: ranges of dax devices on memory that is not Soft Reserved.
+        near: ranges that the scenario is about.
+    """
+
+    observation: Observation
+    misowned: tuple[_Misowned, ...]
+    unexpected: tuple[MemoryRange, ...]
+    near: tuple[MemoryRange, ...]
+
+    def lines(self, entry: IomemEntry, depth: int) -> Iterator[MarkedLine]:
+        """The lines of an entry and of everything below it."""
+        note = self._note(entry)
+        hardware = entry.name.startswith(("PCI ", "Kernel "))
+        close = not hardware and any(one.overlaps(entry.range) for one in self.near)
+        text = f"{entry.range} : {entry.name}"
+        yield MarkedLine("wrong" if note else "same", depth, text, note, close or bool(note))
+        for child in entry.children:
+            yield from self.lines(child, depth + 1)
+        for place in self.misowned:
+            if place.parent is entry:
+                yield from self.missing(place, depth + 1)
+
+    def _note(self, entry: IomemEntry) -> str:
+        """The reason why a line should not be there, or nothing."""
+        is_dax = _DAX.fullmatch(entry.name)
+        if is_dax and any(one.overlaps(entry.range) for one in self.unexpected):
+            return "covers what is not Soft Reserved"
+        touched = [place for place in self.misowned if place.range.overlaps(entry.range)]
+        if not touched:
+            return ""
+        if entry.name == "Soft Reserved":
+            left = [place for place in touched if place.piece.owner == "nobody"]
+            return f"{left[0].range} of {left[0].name} has no owner" if left else ""
+        name, expected = touched[0].name, touched[0].expected
+        parent = next((one.parent for one in self.observation.dax if one.name == entry.name), "")
+        if is_dax and parent and parent != expected.owner:
+            return f"of {parent}; {name} should belong to {expected}"
+        if _REGION.fullmatch(entry.name) and expected.owner != "dax_cxl":
+            return f"a region where {name} should belong to {expected}"
+        if entry.name == KMEM and expected.use != "system_ram":
+            return f"{name} should not be System RAM"
+        return ""
+
+    def missing(self, place: _Misowned, depth: int) -> Iterator[MarkedLine]:
+        """The lines that the expected owner would have made for a part of a range."""
+        inside = [entry.name for entry in self.observation.iomem.within(place.range).walk()]
+        expected = place.expected
+        names: list[str] = []
+        if expected.owner == "dax_cxl" and not any(map(_REGION.fullmatch, inside)):
+            names.append("regionN")
+        # A device of another driver is marked at its own line.
+        if expected.owner in ("dax_cxl", "dax_hmem") and not any(map(_DAX.fullmatch, inside)):
+            names.append("daxN.N")
+        if expected.use == "system_ram" and KMEM not in inside:
+            names.append(KMEM)
+        note = f"{place.name}: expected {expected}, found {place.piece.ownership}"
+        for number, name in enumerate(names):
+            text = f"{place.range} : {name}"
+            yield MarkedLine("missing", depth + number, text, "" if number else note, True)
 
 
 def marked_iomem(
     record: RunResult, observation: Observation, interesting: Sequence[MemoryRange]
 ) -> tuple[MarkedLine, ...]:
-    """The whole tree, with what is wrong or missing in misowned ranges and under strangers.
+    """Mark lines in misowned ranges, and of dax devices where none may be, as wrong or missing.
 
     Args:
         record: the result.
-        observation: what was read from the guest.
+        observation: the guest.
         interesting: ranges that the scenario is about, beside those that have owners.
     """
-    places = [place for owned in record.owners for place in _misowned(owned)]
-    strangers = [one.range for one in record.findings if one.rule == "4" and one.range]
-    near = [*interesting, *(one.range for one in record.owners), *strangers]
+    misowned = [
+        _Misowned(owned.name, owned.expected, piece, _parent(piece.range, observation))
+        for owned in record.owners
+        for piece in owned.wrong_pieces()
+    ]
+    unexpected = tuple(one.range for one in record.findings if one.rule == "4" and one.range)
+    marks = _Marks(
+        observation,
+        tuple(sorted(misowned, key=lambda place: place.range)),
+        unexpected,
+        (*interesting, *(one.range for one in record.owners), *unexpected),
+    )
     lines: list[MarkedLine] = []
-    pending = sorted(places, key=lambda one: one.range)
+    outside = [place for place in marks.misowned if place.parent is None]
     for root in observation.iomem.roots:
-        while pending and pending[0].range.end < root.range.start:
-            lines += _missing(pending.pop(0), 0, observation)
-        _walk(root, 0, pending, strangers, observation, near, lines)
-    for place in pending:
-        lines += _missing(place, 0, observation)
+        while outside and outside[0].range.end < root.range.start:
+            lines += marks.missing(outside.pop(0), 0)
+        lines += marks.lines(root, 0)
+    for place in outside:
+        lines += marks.missing(place, 0)
     return tuple(lines)
 
 
-def _walk(
-    entry: IomemEntry,
-    depth: int,
-    pending: list[_Place],
-    strangers: Sequence[MemoryRange],
-    observation: Observation,
-    near: Sequence[MemoryRange],
-    lines: list[MarkedLine],
-) -> None:
-    parents = {device.name: device.parent for device in observation.dax}
-    note = _complaint(entry, pending, strangers, parents)
-    close = any(one.overlaps(entry.range) for one in near) and not _is_hardware(entry)
-    text = f"{entry.range} : {entry.name}"
-    lines.append(MarkedLine("wrong" if note else "same", depth, text, note, close or bool(note)))
-    # What is missing would be below the innermost entry that contains it whole and is no device.
-    mine = [
-        place
-        for place in pending
-        if not _of_device(entry)
-        and entry.range.contains(place.range)
-        and not any(
-            child.range.contains(place.range) and not _of_device(child) for child in entry.children
-        )
+def _parent(span: MemoryRange, observation: Observation) -> IomemEntry | None:
+    """The innermost entry that contains a range and is not of a device."""
+    containing = [
+        entry
+        for entry in observation.iomem.walk()
+        if entry.range.contains(span) and not _of_device(entry)
     ]
-    for child in entry.children:
-        _walk(child, depth + 1, pending, strangers, observation, near, lines)
-    for place in mine:
-        lines += _missing(place, depth + 1, observation)
-        pending.remove(place)
-    for place in [one for one in pending if not depth and one.range.overlaps(entry.range)]:
-        # It reaches out of every entry: what is missing comes behind the last that it touches.
-        if place.range.end <= entry.range.end:
-            lines += _missing(place, 0, observation)
-            pending.remove(place)
-
-
-def _is_hardware(entry: IomemEntry) -> bool:
-    return entry.name.startswith(("PCI ", "Kernel "))
-
-
-def _misowned(owned: OwnedRange) -> Iterable[_Place]:
-    for piece in owned.wrong_pieces():
-        yield _Place(piece.range, owned.name, owned.expected, piece.ownership)
-
-
-def _complaint(
-    entry: IomemEntry,
-    places: Iterable[_Place],
-    strangers: Iterable[MemoryRange],
-    parents: dict[str, str],
-) -> str:
-    """What is wrong with a line that is there, or nothing."""
-    is_dax, is_region = _DAX.fullmatch(entry.name), _REGION.fullmatch(entry.name)
-    if is_dax and any(one.overlaps(entry.range) for one in strangers):
-        return "covers what is not Soft Reserved"
-    touched = [one for one in places if one.range.overlaps(entry.range)]
-    if not touched:
-        return ""
-    if entry.name == "Soft Reserved":
-        left = [one for one in touched if one.found.owner == "nobody"]
-        return f"nobody owns {left[0].range} of {left[0].name}" if left else ""
-    place = touched[0]
-    expected = place.expected
-    parent = parents.get(entry.name, "")
-    if is_dax and parent and parent != expected.owner:
-        return f"of {parent}; {place.name} should belong to {expected}"
-    if is_region and expected.owner != "dax_cxl":
-        return f"a region where {place.name} should belong to {expected}"
-    if entry.name == KMEM and expected.use != "system_ram":
-        return f"{place.name} should not be System RAM"
-    return ""
+    return containing[-1] if containing else None
 
 
 def _of_device(entry: IomemEntry) -> bool:
     return bool(_DAX.fullmatch(entry.name)) or entry.name == KMEM
-
-
-def _missing(place: _Place, depth: int, observation: Observation) -> Iterable[MarkedLine]:
-    """The lines that the expected owner would have made for a part of a range."""
-    inside = list(observation.iomem.within(place.range).walk())
-    note = f"{place.name}: expected {place.expected}, found {place.found}"
-    wanted: list[str] = []
-    if place.expected.owner == "dax_cxl" and not any(_REGION.fullmatch(one.name) for one in inside):
-        wanted.append("regionN")
-    # A device of another driver is marked where it stands.
-    if place.expected.owner in ("dax_cxl", "dax_hmem") and not any(
-        _DAX.fullmatch(one.name) for one in inside
-    ):
-        wanted.append("daxN.N")
-    if place.expected.use == "system_ram" and not any(one.name == KMEM for one in inside):
-        wanted.append(KMEM)
-    for number, name in enumerate(wanted):
-        yield MarkedLine(
-            "missing", depth + number, f"{place.range} : {name}", "" if number else note, True
-        )

@@ -92,10 +92,14 @@ class Finding:
     observed: Ownership | None = None
 
     @property
+    def rule_name(self) -> str:
+        """The rule as it is cited, such as `rule 1` or `use`."""
+        return f"rule {self.rule}" if self.rule.isdigit() else self.rule
+
+    @property
     def title(self) -> str:
         """The rule with its sentence."""
-        name = f"rule {self.rule}" if self.rule.isdigit() else self.rule
-        return f"{name}: {RULES[self.rule]}" if self.rule in RULES else name
+        return f"{self.rule_name}: {RULES[self.rule]}" if self.rule in RULES else self.rule_name
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from harness.contract.boot_phases import StepMarks, require_whole
-from harness.contract.dmesg import DmesgError, Record, parse_dmesg
+from harness.contract.dmesg import DmesgError, Record, StepMarks, parse_dmesg, require_whole
 from harness.contract.observation import Observation, ObservationError
 from harness.contract.observation_parser import parse_observation, split_sections
 from harness.core.deadline import Deadline

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.contract.boot_phases import StepMarks
+from harness.contract.dmesg import StepMarks
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError
 from harness.guest.keys import RunKeys

@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from harness.contract.blocked_tasks import names_the_drivers
-from harness.contract.boot_phases import KERNEL, without_marks
-from harness.contract.dmesg import KINDS, TIMED, ends_the_guest, splat
+from harness.contract.dmesg import KERNEL, KINDS, TIMED, ends_the_guest, splat, without_marks
 from harness.core.errors import GuestCrashedError, GuestEndedError, GuestLostError
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (?P<why>.*)")

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.contract.boot_phases import without_marks
+from harness.contract.dmesg import without_marks
 from harness.contract.driverless import driverless
 from harness.contract.observation import Observation
 from harness.contract.oracle import DRIVER_OPTIONS

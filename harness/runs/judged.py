@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from harness.contract.boot_phases import in_phases
-from harness.contract.dmesg import TIMED
+from harness.contract.dmesg import TIMED, in_phases
 from harness.contract.expected import Expected
 from harness.contract.judge import Judgement, judge
 from harness.contract.observation import Observation, Undecoded
@@ -103,11 +102,9 @@ def judge_guest(
     judgement = judge(
         replace(observation, dmesg=in_phases(observation.dmesg, marks)),
         prepared.state,
-        expected.owners,
-        quirks=prepared.expected_lines(),
+        expected,
+        prepared.expected_lines(),
         boot_counts=prepared.boot_counts,
-        no_region=expected.no_region,
-        stated_at=expected.stated_at,
     )
     if any(one.kind in TIMED for one in judgement.findings):
         guest.watch.check_clock()

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from harness.contract.failure_signature import signature
-from harness.contract.result import Difference, Finding, OwnedRange, RunResult
+from harness.contract.failure_signature import failure_at
+from harness.contract.result import Difference, OwnedRange, RunResult
 from harness.scenario.module_load import Load
 
 _MOST_LINES = 20
@@ -58,7 +58,7 @@ def _parts(result: RunResult) -> Parts:
     return {
         "verdict": (result.verdict.name,),
         "owners": tuple(_owners(result.owners)),
-        "findings": tuple(sorted(_findings(result.findings))),
+        "findings": tuple(sorted(map(failure_at, result.findings))),
         "steps": tuple(f"{step.step}: {step.outcome}" for step in steps),
         "steps' owners": tuple(
             f"{number}. {step.step}: {line}"
@@ -73,12 +73,6 @@ def _owners(owners: Iterable[OwnedRange]) -> Iterator[str]:
         for piece in owned.observed:
             node = "" if piece.node is None else f" in node {piece.node}"
             yield f"{owned.name} {piece.range} {piece.ownership}{node}"
-
-
-def _findings(findings: Iterable[Finding]) -> Iterator[str]:
-    for finding in findings:
-        (failure,) = signature([finding])
-        yield f"{failure} at {finding.range}" if finding.range else failure
 
 
 def _shortened(lines: Iterable[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from harness.contract.expected import Expected
 from harness.contract.judge import judge
 from harness.contract.result import OwnedRange, Verdict
 from harness.core.deadline import Deadline
@@ -85,9 +87,9 @@ class Room:
         wanted = tuple(one.range for one in self.prepared.state.soft_reserved)
         sections = observe_settled(guest.shell, wanted, Settling(), lambda: observe(guest.shell))
         guest.check()
-        expected = scenario.expect.owners("per_range")
-        state = self.prepared.state
-        found = judge(read_sections(sections), state, expected, scenario.expect.dmesg)
+        expected = Expected(scenario.expect.owners("per_range"))
+        allowed = [re.compile(line.pattern) for line in scenario.expect.dmesg]
+        found = judge(read_sections(sections), self.prepared.state, expected, allowed)
         return Outcome(found.verdict, found.owners, sections["iomem"])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from corpus import layout_from, sections_of
 
+from harness.contract.expected import Expected
 from harness.contract.judge import judge
 from harness.contract.observation_parser import parse_observation
 from harness.contract.result import RunKernel, RunResult, Verdict
@@ -57,7 +58,7 @@ def make_evidence(
         sections["dmesg"] = dmesg
     seen = parse_observation(sections)
     stated = case.scenario.expect.owners("per_range")
-    judgement = judge(seen, state, stated, quirks=allowed_messages(case.scenario, case.profile))
+    judgement = judge(seen, state, Expected(stated), allowed_messages(case.scenario, case.profile))
     folder = root / (name or f"run-{capture}")
     folder.mkdir(parents=True)
     evidence = Evidence(folder)

@@ -13,8 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from harness.contract.boot_phases import StepMarks, in_phases, require_whole
-from harness.contract.dmesg import DmesgError, complaints, parse_dmesg
+from harness.contract.dmesg import (
+    DmesgError,
+    StepMarks,
+    in_phases,
+    kernel_warnings,
+    parse_dmesg,
+    require_whole,
+)
 from harness.contract.iomem import IomemError, parse_iomem
 from harness.contract.observation import ObservationError
 from harness.contract.observation_parser import parse_observation, split_sections
@@ -64,7 +70,7 @@ def _dmesg(data: bytes) -> None:
     with suppress(DmesgError):
         records = parse_dmesg(_text(data))
         marks = StepMarks("token", ["modprobe kmem"])
-        for one in complaints(in_phases(records, marks)):
+        for one in kernel_warnings(in_phases(records, marks)):
             assert one.line and str(one)
         require_whole(records, marks, from_boot=True)
 

@@ -13,8 +13,8 @@ from machines import record
 from harness.contract.dmesg import (
     DmesgError,
     Record,
-    complaints,
     ends_the_guest,
+    kernel_warnings,
     parse_dmesg,
     splat,
 )
@@ -92,7 +92,7 @@ def test_a_record_prints_as_dmesg_prints_it() -> None:
 )
 @pytest.mark.parametrize(("level", "what"), [(4, "warning"), (3, "error"), (0, "error")])
 def test_a_warning_or_worse_of_the_drivers_counts(text: str, level: int, what: str) -> None:
-    (found,) = complaints([record(level, text)])
+    (found,) = kernel_warnings([record(level, text)])
     assert (found.record.text, found.kind) == (text, what)
 
 
@@ -107,12 +107,12 @@ def test_a_warning_or_worse_of_the_drivers_counts(text: str, level: int, what: s
     ],
 )
 def test_a_warning_of_somebody_else_does_not_count(text: str) -> None:
-    assert complaints([record(4, text)]) == ()
+    assert kernel_warnings([record(4, text)]) == ()
 
 
 @pytest.mark.parametrize("level", [5, 6, 7])
 def test_what_is_less_than_a_warning_does_not_count(level: int) -> None:
-    assert complaints([record(level, "cxl root0: failed")]) == ()
+    assert kernel_warnings([record(level, "cxl root0: failed")]) == ()
 
 
 SPLATS = [
@@ -139,7 +139,7 @@ SPLATS = [
 @pytest.mark.parametrize(("text", "what"), SPLATS)
 def test_a_splat_of_anybody_counts_at_any_level(text: str, what: str) -> None:
     assert splat(text) == what
-    (found,) = complaints([record(6, text)])
+    (found,) = kernel_warnings([record(6, text)])
     assert found.kind == what
 
 
@@ -167,7 +167,7 @@ def test_a_splat_is_called_by_the_most_telling_name(text: str, what: str) -> Non
     ],
 )
 def test_what_only_looks_like_a_splat_does_not_count(text: str) -> None:
-    assert complaints([record(6, text)]) == ()
+    assert kernel_warnings([record(6, text)]) == ()
 
 
 def test_suspicious_rcu_usage_is_a_splat() -> None:
@@ -201,14 +201,14 @@ def test_every_kind_of_stall_is_a_splat(text: str) -> None:
 
 
 def test_a_splat_is_found_in_a_later_line_of_a_record() -> None:
-    (found,) = complaints([record(6, "first\nkernel BUG at x.c:1!")])
+    (found,) = kernel_warnings([record(6, "first\nkernel BUG at x.c:1!")])
     assert found.kind == "bug"
 
 
 def test_an_expected_line_does_not_count_and_others_still_do() -> None:
     cache = record(4, "cxl root0: Extended linear cache calculation failed rc:-2")
     other = record(4, "cxl root0: something else")
-    found = complaints([cache, other], [re.compile(r"linear cache calculation failed rc:-\d")])
+    found = kernel_warnings([cache, other], [re.compile(r"linear cache calculation failed rc:-\d")])
     assert [one.record for one in found] == [other]
 
 
@@ -224,19 +224,19 @@ def test_only_the_first_line_of_a_splat_can_be_expected(pattern: str, counts: bo
         record(3, "cxl_port endpoint2: failed to attach decoder2.0 to region0: -6"),
         record(4, "---[ end trace 0000000000000000 ]---"),
     ]
-    found = complaints(log, [re.compile(pattern), re.compile("cxl_port endpoint2: failed")])
+    found = kernel_warnings(log, [re.compile(pattern), re.compile("cxl_port endpoint2: failed")])
     assert [one.kind for one in found] == (["bug"] if counts else [])
 
 
 def test_complaints_keep_the_order_of_the_log() -> None:
     log = [record(4, "cxl b"), record(6, "cxl quiet"), record(3, "kmem a"), record(6, "UBSAN: c")]
-    assert [one.record.text for one in complaints(log)] == ["cxl b", "kmem a", "UBSAN: c"]
+    assert [one.record.text for one in kernel_warnings(log)] == ["cxl b", "kmem a", "UBSAN: c"]
 
 
 @given(st.text())
 def test_any_text_is_read_or_refused_and_nothing_else(text: str) -> None:
     with contextlib.suppress(DmesgError):
-        complaints(parse_dmesg(text))
+        kernel_warnings(parse_dmesg(text))
 
 
 @given(
@@ -265,7 +265,7 @@ TRACE = (
 
 
 def test_a_whole_trace_is_one_complaint() -> None:
-    (found,) = complaints([record(6, "before"), *TRACE, record(6, "after")])
+    (found,) = kernel_warnings([record(6, "before"), *TRACE, record(6, "after")])
     assert found.kind == "warn"
     assert found.record.text.splitlines() == [one.text for one in TRACE[1:]]
 
@@ -276,39 +276,39 @@ MEANWHILE = record(3, "kmem dax0.0: mapping0: could not reserve region")
 @pytest.mark.parametrize("at", range(2, len(TRACE)))
 def test_a_trace_that_is_expected_hides_nothing_that_a_driver_says_meanwhile(at: int) -> None:
     log = [*TRACE[:at], MEANWHILE, *TRACE[at:]]
-    (found,) = complaints(log, [re.compile("WARNING: at __flush_work")])
+    (found,) = kernel_warnings(log, [re.compile("WARNING: at __flush_work")])
     assert found.record == MEANWHILE
-    assert [one.kind for one in complaints(log)] == ["warn", "error"]
+    assert [one.kind for one in kernel_warnings(log)] == ["warn", "error"]
 
 
 def test_what_a_driver_warns_of_is_one_complaint_with_its_trace() -> None:
     log = [TRACE[0], record(4, "cxl_port port1: cannot be"), *TRACE[1:]]
-    (found,) = complaints(log)
+    (found,) = kernel_warnings(log)
     assert str(found) == "a WARN: cxl_port port1: cannot be"
-    assert complaints(log, [re.compile("^cxl_port port1: cannot be$")]) == ()
+    assert kernel_warnings(log, [re.compile("^cxl_port port1: cannot be$")]) == ()
 
 
 @pytest.mark.parametrize("log", [TRACE[:1], (TRACE[0], record(4, "\x00"), *TRACE[2:])])
 def test_a_trace_whose_headline_is_damaged_counts(log: tuple[Record, ...]) -> None:
-    (found,) = complaints([record(6, "before"), *log])
+    (found,) = kernel_warnings([record(6, "before"), *log])
     assert found.kind in ("warn", "call_trace")
 
 
 def test_a_trace_says_in_which_phase_it_ends() -> None:
     phases = ["boot"] * 3 + ["modprobe kmem"] * (len(TRACE) - 3)
     log = [replace(one, phase=phase) for one, phase in zip(TRACE, phases, strict=True)]
-    (found,) = complaints(log)
+    (found,) = kernel_warnings(log)
     assert (found.record.phase, found.until) == ("boot", "modprobe kmem")
 
 
 def test_a_trace_without_an_end_loses_no_complaint() -> None:
-    found = complaints([*TRACE[:-1], record(3, "cxl root0: broken")])
+    found = kernel_warnings([*TRACE[:-1], record(3, "cxl root0: broken")])
     assert found[0].kind == "warn"
     assert found[-1].record.text == "cxl root0: broken"
 
 
 def test_two_traces_are_two_complaints() -> None:
-    assert len(complaints([*TRACE, *TRACE])) == 2
+    assert len(kernel_warnings([*TRACE, *TRACE])) == 2
 
 
 HUNG = (
@@ -332,7 +332,7 @@ KASAN = (
 @pytest.mark.parametrize(("trace", "what"), [(HUNG, "hung_task"), (KASAN, "kasan")])
 def test_a_trace_without_an_end_mark_is_one_complaint(trace: tuple[Record, ...], what: str) -> None:
     warning = record(4, "kmem dax0.0: x")
-    found = complaints([*trace, warning, *trace])
+    found = kernel_warnings([*trace, warning, *trace])
     assert [one.kind for one in found] == [what, "warning", what]
     assert found[0].record.text.splitlines() == [one.text for one in trace]
     assert found[1].record == warning
@@ -346,7 +346,7 @@ def test_an_oops_with_a_stack_ends_at_its_end_mark() -> None:
         record(4, "Modules linked in: dax_hmem"),
         record(4, "---[ end trace 0000000000000000 ]---"),
     )
-    (found,) = complaints(oops)
+    (found,) = kernel_warnings(oops)
     assert found.kind == "oops"
     assert len(found.record.text.splitlines()) == len(oops)
 
@@ -354,7 +354,7 @@ def test_an_oops_with_a_stack_ends_at_its_end_mark() -> None:
 def test_a_headline_without_a_stack_takes_nothing_of_what_follows() -> None:
     hogged = record(4, "workqueue: dax_hmem_work hogged CPU for >10000us 4 times")
     warning = record(4, "kmem dax0.0: x")
-    assert [one.record for one in complaints([hogged, warning])] == [hogged, warning]
+    assert [one.record for one in kernel_warnings([hogged, warning])] == [hogged, warning]
 
 
 @pytest.mark.parametrize(("text", "what"), SPLATS)

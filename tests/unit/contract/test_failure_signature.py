@@ -11,7 +11,7 @@ from evidence_fixtures import stored
 from machines import CXL, HMEM, NOBODY, span
 
 from harness.contract import dmesg
-from harness.contract.dmesg import complaints, parse_dmesg
+from harness.contract.dmesg import kernel_warnings, parse_dmesg
 from harness.contract.failure_signature import failures_of, signature
 from harness.contract.result import Finding, RunResult
 from harness.reports.comparison import compare
@@ -116,8 +116,8 @@ def test_known_issues_do_not_depend_on_the_words_for_people(tmp_path: Path) -> N
 
 def test_words_of_kinds_are_for_people_only(monkeypatch: pytest.MonkeyPatch) -> None:
     log = parse_dmesg("<3>[    1.0] cxl_mem mem0: failed\n<4>[    2.0] kernel BUG at x.c:1\n")
-    before = [(one.kind, one.subject) for one in complaints(log)]
+    before = [(one.kind, one.subject) for one in kernel_warnings(log)]
     monkeypatch.setattr(dmesg, "KINDS", dict.fromkeys(dmesg.KINDS, "reworded"))
-    found = complaints(log)
+    found = kernel_warnings(log)
     assert [(one.kind, one.subject) for one in found] == before
     assert all(str(one).startswith("reworded: ") for one in found)

@@ -15,6 +15,7 @@ import pytest
 from corpus import CORPUS, layout_from, sections_of
 from layouts import layout_of
 
+from harness.contract.expected import Expected
 from harness.contract.judge import Judgement, judge
 from harness.contract.observation import Observation, ObservationError
 from harness.contract.observation_parser import parse_observation
@@ -38,7 +39,7 @@ class Owned(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Expected:
+class Known:
     """What the judge says: owners that use a range as system_ram, and the rules that are broken."""
 
     owners: tuple[Owned, ...]
@@ -59,15 +60,15 @@ THREAD = (
     Owned("sr_window", "5d0000000-64fffffff", "dax_cxl", BY_CXL),
 )
 EXPECTED = {
-    "exact_cover-6.12": Expected(COVERED),
-    "exact_cover-6.18": Expected(COVERED, ("6",), LINEAR_CACHE),
-    "exact_cover-7.2": Expected(COVERED),
-    "no_soft_reserved-7.2": Expected(
+    "exact_cover-6.12": Known(COVERED),
+    "exact_cover-6.18": Known(COVERED, ("6",), LINEAR_CACHE),
+    "exact_cover-7.2": Known(COVERED),
+    "no_soft_reserved-7.2": Known(
         (Owned("region", "110000000-18fffffff", "dax_cxl", BY_CXL),),
     ),
-    "partial_region-6.12": Expected(HALF_STRANDED, ("3", "1")),
-    "partial_region-6.18": Expected(HALF_STRANDED, ("3", "1", "6"), LINEAR_CACHE),
-    "partial_region-7.2": Expected(
+    "partial_region-6.12": Known(HALF_STRANDED, ("3", "1")),
+    "partial_region-6.18": Known(HALF_STRANDED, ("3", "1", "6"), LINEAR_CACHE),
+    "partial_region-7.2": Known(
         (
             Owned(
                 *("sr0", "110000000-18fffffff", "nobody"),
@@ -83,11 +84,11 @@ EXPECTED = {
             "cxl_dax_region dax_region0: probe with driver cxl_dax_region failed with error -12",
         ),
     ),
-    "sr_outside_window-7.2": Expected(
+    "sr_outside_window-7.2": Known(
         (Owned("sr0", "180000000-1bfffffff", "dax_hmem", "hmem.1 > dax1.0 > kmem"),),
     ),
-    "thread_hmat_maxmem-6.18": Expected(THREAD, ("6",), LINEAR_CACHE),
-    "thread_hmat_maxmem-7.2": Expected(THREAD),
+    "thread_hmat_maxmem-6.18": Known(THREAD, ("6",), LINEAR_CACHE),
+    "thread_hmat_maxmem-7.2": Known(THREAD),
 }
 
 
@@ -115,7 +116,7 @@ def judged(capture: Capture) -> Judgement:
     scenario = capture.case.scenario
     expected = scenario.expect.owners("per_range")
     allowed = allowed_messages(scenario, capture.case.profile)
-    return judge(capture.seen, capture.state, expected, quirks=allowed)
+    return judge(capture.seen, capture.state, Expected(expected), allowed)
 
 
 def test_every_capture_has_its_expected_judgement() -> None:
@@ -159,7 +160,7 @@ def test_a_stranded_range_comes_with_the_messages_that_say_why() -> None:
     case = load_case("partial_region")
     state = place_firmware(case.document, case.profile, layout_from("partial_region-7.2", case))
     seen = parse_observation(sections_of("partial_region-7.2"))
-    stranded = judge(seen, state, case.scenario.expect.owners("per_range")).findings[0]
+    stranded = judge(seen, state, Expected(case.scenario.expect.owners("per_range"))).findings[0]
     assert len(stranded.dmesg) == 4
     assert "could not reserve region" in stranded.dmesg[0]
 

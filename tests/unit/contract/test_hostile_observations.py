@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_golden_corpus import EXPECTED
 
-from harness.contract.boot_phases import KERNEL, StepMarks, in_phases, require_whole
-from harness.contract.dmesg import DmesgError
+from harness.contract.dmesg import KERNEL, DmesgError, StepMarks, in_phases, require_whole
+from harness.contract.expected import Expected
 from harness.contract.judge import judge
 from harness.contract.observation import SECTIONS, Observation, ObservationError
 from harness.contract.observation_parser import parse_observation, split_sections
@@ -66,7 +66,8 @@ class Original:
             return Verdict.INCONCLUSIVE, None
         seen = replace(seen, dmesg=in_phases(seen.dmesg, MARKS))
         expect = self.scenario.expect
-        return judge(seen, self.state, expect.owners("per_range"), expect.dmesg).verdict, seen
+        allowed = [re.compile(line.pattern) for line in expect.dmesg]
+        return judge(seen, self.state, Expected(expect.owners("per_range")), allowed).verdict, seen
 
     def essence(self, seen: Observation) -> object:
         """What a verdict is about: owners and uses, dax devices, and what iomem has there."""

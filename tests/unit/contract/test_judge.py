@@ -18,8 +18,8 @@ from machines import (
     span,
 )
 
-from harness.contract.boot_phases import StepMarks, in_phases
-from harness.contract.dmesg import Record
+from harness.contract.dmesg import Record, StepMarks, in_phases
+from harness.contract.expected import Expected
 from harness.contract.judge import Judgement, judge
 from harness.contract.observation import DaxDevice, Observation
 from harness.contract.result import RULES, Finding, Verdict
@@ -47,7 +47,7 @@ def good(*dmesg: Record, offline: tuple[str, ...] = ()) -> Observation:
 
 
 def judged(seen: Observation, wanted: Ownership = CXL, *lines: ExpectedLine) -> Judgement:
-    return judge(seen, STATE, {"sr0": wanted}, lines)
+    return judge(seen, STATE, Expected({"sr0": wanted}), [re.compile(one.pattern) for one in lines])
 
 
 def found(judgement: Judgement) -> list[tuple[str, str]]:
@@ -145,7 +145,7 @@ def test_a_dax_device_that_reaches_out_of_its_range_breaks_rule_4_for_the_rest()
 
 def test_a_dax_device_over_a_region_without_soft_reserved_breaks_no_rule() -> None:
     state = firmware_state({}, decoders=[committed("region", WINDOW)], windows=[WINDOW])
-    assert judge(good(), state, {"region": CXL}).verdict is Verdict.PASS
+    assert judge(good(), state, Expected({"region": CXL})).verdict is Verdict.PASS
 
 
 @pytest.mark.parametrize("device", [by_hmem("dax0.0", WINDOW), None])
@@ -154,14 +154,14 @@ def test_a_region_without_soft_reserved_that_dax_cxl_does_not_own_breaks_rule_5(
 ) -> None:
     state = firmware_state({}, decoders=[committed("region", WINDOW)], windows=[WINDOW])
     seen = observed(GOOD, device) if device else observed(BARE)
-    finding = only(judge(seen, state, {"region": CXL}))
+    finding = only(judge(seen, state, Expected({"region": CXL})))
     assert (finding.rule, finding.range) == ("5", span(WINDOW))
 
 
 def test_what_nothing_is_expected_of_is_not_judged_by_its_owner() -> None:
-    judgement = judge(good(), STATE, {"region": CXL})
+    judgement = judge(good(), STATE, Expected({"region": CXL}))
     assert [one.name for one in judgement.owners] == ["region"]
-    assert judge(good(), STATE, {}).owners == ()
+    assert judge(good(), STATE, Expected({})).owners == ()
 
 
 def test_a_complaint_breaks_rule_6_and_shows_its_first_line() -> None:
@@ -270,7 +270,7 @@ def in_steps(*records: Record) -> Observation:
 
 
 def test_what_was_said_before_the_first_step_does_not_count_and_is_kept() -> None:
-    judgement = judge(in_steps(), STATE, {"sr0": CXL})
+    judgement = judge(in_steps(), STATE, Expected({"sr0": CXL}))
     assert judgement.verdict is Verdict.PASS
     assert [str(one) for one in judgement.earlier] == [
         "a warning: cxl_acpi ACPI0017:00: early (during boot)",
@@ -287,22 +287,22 @@ def test_a_trace_that_begins_before_the_first_step_and_ends_in_it_counts() -> No
         record(4, "Memory state around the kmem driver: it failed"),
         record(4, "---[ end trace 0000000000000000 ]---"),
     )
-    judgement = judge(good(*in_phases(log, marks)), STATE, {"sr0": CXL})
+    judgement = judge(good(*in_phases(log, marks)), STATE, Expected({"sr0": CXL}))
     assert only(judgement).text == "a WARN: WARNING: at mm/other.c:1 (during boot)"
     before = in_phases((log[2], *log[:2], *log[3:]), marks)
-    assert only(judge(good(*before), STATE, {"sr0": CXL})).phase == "modprobe kmem"
+    assert only(judge(good(*before), STATE, Expected({"sr0": CXL}))).phase == "modprobe kmem"
     after = in_phases((*log[:2], *log[3:], log[2]), marks)
-    assert judge(good(*after), STATE, {"sr0": CXL}).verdict is Verdict.PASS
+    assert judge(good(*after), STATE, Expected({"sr0": CXL})).verdict is Verdict.PASS
 
 
 def test_with_drivers_built_in_the_boot_counts() -> None:
-    judgement = judge(in_steps(), STATE, {"sr0": CXL}, boot_counts=True)
+    judgement = judge(in_steps(), STATE, Expected({"sr0": CXL}), boot_counts=True)
     assert [one.phase for one in judgement.findings] == ["boot", "boot"]
     assert judgement.earlier == ()
 
 
 def test_a_finding_about_the_log_says_in_which_step() -> None:
-    finding = only(judge(in_steps(record(4, "kmem dax0.0: x")), STATE, {"sr0": CXL}))
+    finding = only(judge(in_steps(record(4, "kmem dax0.0: x")), STATE, Expected({"sr0": CXL})))
     assert finding.phase == "modprobe kmem"
     assert finding.text == "a warning: kmem dax0.0: x (during modprobe kmem)"
     (line,) = finding.dmesg
@@ -313,7 +313,7 @@ def test_a_quirk_of_qemu_does_not_count_and_other_lines_do() -> None:
     quirk = [re.compile("kmem dax0.0: x$")]
     for text, verdict in (("kmem dax0.0: x", Verdict.PASS), ("kmem dax0.0: y", Verdict.FAIL)):
         seen = in_steps(record(4, text))
-        assert judge(seen, STATE, {"sr0": CXL}, quirks=quirk).verdict is verdict
+        assert judge(seen, STATE, Expected({"sr0": CXL}), quirk).verdict is verdict
 
 
 @pytest.mark.parametrize(("found", "words"), [(1, "NUMA node 1"), (None, "no NUMA node")])

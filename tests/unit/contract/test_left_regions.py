@@ -18,6 +18,7 @@ from machines import (
     span,
 )
 
+from harness.contract.expected import Expected
 from harness.contract.judge import judge
 from harness.contract.observation import CxlRegion, DaxDevice
 from harness.contract.oracle import leaves_no_region
@@ -74,7 +75,7 @@ def left_over(
     iomem: str, regions: Sequence[CxlRegion], devices: Sequence[DaxDevice] = DEVICES
 ) -> list[tuple[str, str, str]]:
     seen = observed(iomem, *devices, regions=regions)
-    judgement = judge(seen, STATE, OWNERS, no_region=True)
+    judgement = judge(seen, STATE, Expected(OWNERS, no_region=True))
     assert (judgement.verdict is Verdict.FAIL) == bool(judgement.findings)
     return [(one.rule, str(one.range), one.text) for one in judgement.findings]
 
@@ -94,7 +95,7 @@ def test_each_region_that_is_left_breaks_rule_3_though_dax_hmem_owns_all() -> No
 def test_a_left_region_is_shown_with_its_lines() -> None:
     log = [record(4, "cxl region1: cannot be torn down")]
     seen = observed(LEFT, *DEVICES, regions=REGIONS, dmesg=log)
-    first, second, complaint = judge(seen, STATE, OWNERS, no_region=True).findings
+    first, second, complaint = judge(seen, STATE, Expected(OWNERS, no_region=True)).findings
     assert first.iomem[:2] == (
         "110000000-1cfffffff : CXL Window 0",
         "  150000000-18fffffff : region1",
@@ -128,7 +129,7 @@ def test_without_regions_a_dax_device_must_stay_in_soft_reserved_ranges() -> Non
         [
             (one.rule, str(one.range))
             for one in judge(
-                observed(iomem, *devices), state, {"a": HMEM}, no_region=no_region
+                observed(iomem, *devices), state, Expected({"a": HMEM}, no_region)
             ).findings
             if one.rule != "3"
         ]

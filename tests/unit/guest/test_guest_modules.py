@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from harness.contract.boot_phases import StepMarks
+from harness.contract.dmesg import StepMarks
 from harness.core.deadline import Deadline
 from harness.guest.modules import load_modules
 from harness.guest.ssh import GuestCommand, GuestShell

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from harness.contract.boot_phases import StepMarks
+from harness.contract.dmesg import StepMarks
 from harness.contract.observation import CxlRegion
 from harness.contract.result import Finding
 from harness.core.deadline import Deadline

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from machines import span
 
-from harness.contract.boot_phases import StepMarks
+from harness.contract.dmesg import StepMarks
 from harness.core.deadline import Deadline
 from harness.core.errors import DeadlineExpiredError, GuestLostError
 from harness.guest.settle import (

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from harness.contract.boot_phases import StepMarks
+from harness.contract.dmesg import StepMarks
 from harness.core.errors import GuestCrashedError, GuestEndedError, GuestLostError
 from harness.machine import console_watch
 from harness.machine.console_watch import CrashWatch

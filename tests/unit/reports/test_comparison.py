@@ -13,8 +13,7 @@ from cli_fixtures import Harness, assert_one_message
 from machines import HMEM, NOBODY, span
 
 from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
-from harness.reports.comparison import Change, Row, Side, compare, side_of
-from harness.reports.comparison_text import comparison_lines
+from harness.reports.comparison import Change, Row, Side, compare, comparison_lines, side_of
 from harness.runs.session import Session, Skipped
 from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario import OwnerName, Ownership
@@ -108,7 +107,7 @@ def test_a_failing_side_names_its_rules_and_what_broke() -> None:
     use = replace(STRANDED, rule="use", kind="use", observed=offline)
     side = side_of(broke(WARNED, STRANDED, use))
     assert side.why == "rule 1, rule 6, use"
-    assert side.as_json()["failures"] == [
+    assert list(side.failures) == [
         "rule 1: owner: expected dax_hmem, found nobody at 10000000-1fffffff",
         "rule 6: warning: kmem daxN.N: mappingN could not reserve region",
         "rule use: use: expected dax_hmem/system_ram, found dax_hmem/offline at 10000000-1fffffff",
@@ -138,7 +137,7 @@ def test_the_table_marks_what_differs() -> None:
     assert broken.endswith("FAIL sr0: nobody (rule 1) regression")
     assert mended.startswith("+ mended") and mended.endswith("fix")
     assert elsewhere.startswith("? elsewhere skipped")
-    assert nowhere == "about neither kernel: nowhere"
+    assert nowhere == "not applicable to either kernel: nowhere"
     assert counts == "1 same, 1 regression, 1 fix, 1 unknown, 1 not run"
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from machines import CXL, HMEM, by_hmem, committed, firmware_state, observed, record, span
 
+from harness.contract.expected import Expected
 from harness.contract.judge import judge
 from harness.contract.result import (
     Finding,
@@ -48,7 +49,7 @@ def failed() -> RunResult:
     state = firmware_state(
         {"sr0": "110000000-18fffffff"}, decoders=[committed("r", "110000000-14fffffff")]
     )
-    judgement = judge(seen, state, {"sr0": HMEM})
+    judgement = judge(seen, state, Expected({"sr0": HMEM}))
     return replace(
         PASSED,
         scenario="partial_region",

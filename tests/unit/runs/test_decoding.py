@@ -25,6 +25,7 @@ from machines import (
     window,
 )
 
+from harness.contract.expected import Expected
 from harness.contract.judge import judge
 from harness.contract.observation import DaxDevice, Observation
 from harness.contract.result import RULES
@@ -123,7 +124,7 @@ def test_a_decoder_that_was_reset_under_an_owner_is_named_with_the_range(
     assert "memory of dax_hmem (" in found.text
     assert f": decoder 0 of mem1 is no longer committed over {UPPER}; wrote 0x" in found.text
     assert guest.running
-    judgement = judge(seen, guest.prepared.state, {"decoder0": HMEM})
+    judgement = judge(seen, guest.prepared.state, Expected({"decoder0": HMEM}))
     (finding,) = [one for one in judgement.findings if one.rule == "decode"]
     assert (finding.range, finding.text) == (found.range, found.text)
     assert "decode" in RULES

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from machines import observed
 
-from harness.contract.boot_phases import StepMarks
+from harness.contract.dmesg import StepMarks
 from harness.contract.expected import Expected
 from harness.contract.judge import Judgement
 from harness.contract.result import Finding, RunResult, Verdict

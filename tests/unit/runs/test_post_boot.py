@@ -155,9 +155,7 @@ def judge_all(
     expected: Expected,
 ) -> Judgement:
     """Judge with every message, whatever its phase."""
-    return judge(
-        seen, prepared.state, expected.owners, boot_counts=True, no_region=expected.no_region
-    )
+    return judge(seen, prepared.state, expected, boot_counts=True)
 
 
 @pytest.fixture

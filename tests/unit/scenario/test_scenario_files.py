@@ -9,7 +9,7 @@ import pytest
 from layouts import layout_of, state_of
 from machines import record
 
-from harness.contract.dmesg import complaints
+from harness.contract.dmesg import kernel_warnings
 from harness.contract.expected import check_stated
 from harness.core.errors import UsageError
 from harness.core.paths import PROFILES, SCENARIOS
@@ -102,7 +102,7 @@ def test_no_scenario_allows_unrelated_kernel_messages() -> None:
     wrong = [
         case.name
         for case in CASES
-        if len(complaints(strange, [line.pattern for line in case.scenario.expect.dmesg])) != 1
+        if len(kernel_warnings(strange, [line.pattern for line in case.scenario.expect.dmesg])) != 1
     ]
     assert wrong == []
 

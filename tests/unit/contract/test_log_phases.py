@@ -6,15 +6,17 @@ from dataclasses import replace
 import pytest
 from machines import record
 
-from harness.contract.boot_phases import (
+from harness.contract.dmesg import (
     KERNEL,
     USERSPACE,
+    DmesgError,
+    Record,
     StepMarks,
     in_phases,
+    kernel_warnings,
     require_whole,
     without_marks,
 )
-from harness.contract.dmesg import DmesgError, Record, complaints
 
 MARKS = StepMarks("0123456789abcdef")
 INIT = record(6, "Run /init as init process")
@@ -64,7 +66,7 @@ def test_a_log_without_marks_is_boot_and_userspace() -> None:
 def test_a_complaint_says_its_time_and_its_phase() -> None:
     warning = replace(record(4, "kmem dax0.0: x"), time=3.25)
     log = in_phases([record(6, MARKS.line("modprobe kmem")), warning], MARKS)
-    (found,) = complaints(log)
+    (found,) = kernel_warnings(log)
     assert str(found) == "a warning: kmem dax0.0: x (during modprobe kmem)"
     assert found.line == "[    3.250000] (modprobe kmem) kmem dax0.0: x"
 
@@ -80,7 +82,7 @@ def test_a_trace_is_of_the_phase_in_which_it_began() -> None:
         ],
         MARKS,
     )
-    (found,) = complaints(log)
+    (found,) = kernel_warnings(log)
     assert found.record.phase == "modprobe dax_cxl"
 
 
@@ -132,8 +134,8 @@ TRACE = [
 @pytest.mark.parametrize("trace", [TRACE, TRACE[:2], TRACE[1:]])
 def test_a_mark_is_never_part_of_a_complaint(trace: list[Record], at: int) -> None:
     mark = record(6, MARKS.line("modprobe kmem"))
-    (found,) = complaints(in_phases([*trace[:at], mark, *trace[at:]], MARKS))
-    (alone,) = complaints(trace)
+    (found,) = kernel_warnings(in_phases([*trace[:at], mark, *trace[at:]], MARKS))
+    (alone,) = kernel_warnings(trace)
     assert found.record.text == alone.record.text
     assert found.kind == "warn"
 
