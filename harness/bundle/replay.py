@@ -124,7 +124,7 @@ def _what_it_was(recording: Recording) -> str:
         source = manifest.source
         words.append(f"of {source.origin}")
         if source.commit:
-            changed = ", with changes that no commit has" if source.dirty else ""
+            changed = ", with uncommitted changes" if source.dirty else ""
             words.append(f"commit {source.commit}{changed}")
     if recording.record.kernel.config_sha256:
         words.append(f"with the config of SHA-256 {recording.record.kernel.config_sha256}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tasks of a guest, and which of them the kernel keeps from going on."""
+"""The tasks of a guest, and those that are blocked in the kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STIME = 11
 
 _BLOCKED = re.compile(r"\btask:\S+ +state:D ")
 
-# The code under test, as it stands in a stack: its functions, or its modules.
+# The code under test in a stack: its functions, or its modules.
 _OURS = re.compile(
     r"\b_*(?:cxl|dax|hmem|dev_dax|kmem)_\w+\+0x|\[(?:cxl_\w+|dax\w*|dax_hmem|device_dax|kmem)[\s\]]"
 )
@@ -51,12 +51,12 @@ def parse_tasks(text: str) -> tuple[Task, ...]:
 
 
 def stuck(before: Iterable[Task], after: Iterable[Task], seconds: float) -> tuple[Task, ...]:
-    """The tasks that the kernel keeps: they wait in it and do not move, or never leave it.
+    """Return the tasks that wait in the kernel without progress, or never leave it.
 
     Args:
         before: the tasks at one moment.
         after: the tasks a moment later.
-        seconds: for how long nothing has come back from the guest, 0 where nobody knows.
+        seconds: for how long the guest has not answered, 0 if unknown.
     """
     then = {task.pid: task for task in before}
     found = []
@@ -73,7 +73,7 @@ def stuck(before: Iterable[Task], after: Iterable[Task], seconds: float) -> tupl
 
 
 def names_the_drivers(trace: Sequence[str]) -> bool:
-    """Whether cxl, dax, hmem or kmem is in a trace, other than among the modules linked in."""
+    """Return whether cxl, dax, hmem or kmem is in a trace, the modules linked in aside."""
     return any(_OURS.search(line) for line in trace if "Modules linked in" not in line)
 
 

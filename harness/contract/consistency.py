@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an observation says twice, held against itself: damage and lies show where the two differ.
+"""Check that the parts of an observation agree: differences show damage and false output.
 
-A guest whose witnesses contradict each other proves nothing: its run is INCONCLUSIVE. Where
-/proc/iomem and sysfs differ about a dax device, the judge has findings of its own
-(`attribution.disagreements`).
+If they contradict each other, the run is INCONCLUSIVE. For differences between
+/proc/iomem and sysfs about a dax device there are findings instead
+(`observed_owners.disagreements`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _DAX_DRIVERS = ("kmem", "device_dax")
 
 
 def contradictions(observation: Observation, blocks: Iterable[MemoryRange]) -> tuple[str, ...]:
-    """What two parts of an observation say differently.
+    """Describe the differences between two parts of an observation.
 
     Args:
-        observation: what was read.
-        blocks: all memory blocks, whatever their state.
+        observation: the guest.
+        blocks: all memory blocks, online or not.
     """
     return (
         *_about_devices(observation),
@@ -71,16 +71,16 @@ def _about_windows(observation: Observation) -> Iterator[str]:
 def _about_drivers(observation: Observation) -> Iterator[str]:
     for name in _DAX_DRIVERS:
         if name in observation.modules and name not in observation.dax_drivers:
-            yield f"the module {name} is loaded, and the driver {name} is not there"
+            yield f"the module {name} is loaded, but there is no driver {name}"
     for device in observation.dax:
         if device.driver is not None and device.driver not in observation.dax_drivers:
-            yield f"{device.name} has the driver {device.driver}, which is not there"
+            yield f"{device.name} has the driver {device.driver}, which does not exist"
 
 
 def _about_blocks(observation: Observation, blocks: tuple[MemoryRange, ...]) -> Iterator[str]:
     for entry in observation.iomem.named(KMEM_RAM):
         if entry.range.minus(blocks):
-            yield f"iomem has RAM at {entry.range}, of which not all has memory blocks"
+            yield f"iomem has RAM at {entry.range}, not all of which has memory blocks"
 
     ram = [entry.range for entry in observation.iomem.named(r"System RAM(?: \(.*\))?")]
     for block in blocks:

@@ -196,8 +196,8 @@ def kernel_warnings(
     found: list[KernelWarning] = []
     for record, until in _with_whole_traces(tuple(records)):
         kind = splat(record.text) or ("warn" if _CUT in record.text else None)
-        said = record.text if kind is None else _first_line(record.text)
-        if any(pattern.search(said) for pattern in expected):
+        matched = record.text if kind is None else _first_line(record.text)
+        if any(pattern.search(matched) for pattern in expected):
             continue
         if kind is not None:
             found.append(KernelWarning(replace(record, text=_uncut(record.text)), kind, until))
@@ -261,7 +261,7 @@ def _end_of_trace(records: Sequence[Record], first: int) -> int:
 
 
 def ends_the_guest(text: str) -> bool:
-    """Whether a part of the guest is stuck after this line, so that nothing after it counts.
+    """Return whether a part of the guest is stuck after this line, so that nothing after it counts.
 
     A task that oopsed never releases its locks; a CPU that stalls does nothing else.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a guest is judged by: the contract's owners, or those that its scenario states instead."""
+"""The owners that a guest is judged by: the contract's, or those that its scenario states."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.scenario.yaml_document import Document
 
 @dataclass(frozen=True)
 class Expected:
-    """What must be so at one moment of a guest.
+    """Expected state of a guest at one moment.
 
     Attributes:
         owners: by name of a Soft Reserved range, a part of one, or a decoder.
@@ -46,7 +46,7 @@ class _Stated:
 def expectations(
     scenario: Scenario, state: FirmwareState, policy: Policy, *, as_stated: bool = True
 ) -> tuple[Expected, ...]:
-    """What must be so after the modules are loaded, then after each step.
+    """Return the expected state after the modules are loaded, then after each step.
 
     Args:
         scenario: with the modules and options that the guest has, see `as_run`.
@@ -128,7 +128,7 @@ def _check_names(document: Document[Scenario], state: FirmwareState) -> None:
 
 
 def _agree(computed: Ownership | None, stated: Ownership) -> bool:
-    """Whether a statement is the contract's; a node that is not stated is the contract's own."""
+    """Return whether a statement agrees with the contract; a node that is not stated does."""
     if computed is None or (computed.owner, computed.use) != (stated.owner, stated.use):
         return False
     return stated.node in (None, computed.node)
@@ -178,7 +178,7 @@ def contract_owners(
 
 
 def _stated(scenario: Scenario, policy: Policy) -> tuple[dict[str, _Stated], ...]:
-    """What the file states after boot and after each step: a statement lasts until the next."""
+    """Owners that the file states, after boot and after each step, until the next statement."""
     lasting = {
         name: _Stated(owner, f"expect.{policy}.{name}")
         for name, owner in scenario.expect.owners(policy).items()

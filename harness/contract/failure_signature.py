@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Compare failures of different runs, scenarios and kernels.
 
-Kinds of findings, beside the kinds of kernel messages in `dmesg`:
+Kinds of findings, in addition to the kinds of kernel messages in `dmesg`:
 
 - `owner`, `use`, `node`: a range has another owner, use or NUMA node than expected;
 - `double_claim`, `region_left`, `device_in_hotplug_room`, `device_on_other_memory`, `undecoded`;

@@ -134,7 +134,7 @@ def _make_room(stack: list[_Open], entry: _Open, roots: list[IomemEntry], number
         if entry.indent == top.indent and top.range.overlaps(entry.range):
             # Siblings never overlap: this one is deeper than the kernel indents.
             if entry.indent < _LEVELS_INDENTED * _INDENT or not top.range.contains(entry.range):
-                raise IomemError(f"line {number} overlaps the line beside it")
+                raise IomemError(f"line {number} overlaps its neighbour")
             if len(stack) >= _MOST_LEVELS:
                 raise IomemError(f"line {number} is {len(stack)} levels deep")
             return

@@ -36,10 +36,10 @@ def parse_holders(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def check_unloadable(names: Iterable[str], holders: Holders) -> None:
-    """Check that modules are loaded, and that nothing but one another holds them.
+    """Check that modules are loaded, and are held only by each other.
 
     Raises:
-        HeldError: which one cannot be unloaded, and why.
+        HeldError: names the first that cannot be unloaded, and the reason.
     """
     wanted = {module_name(name) for name in names}
     for name in sorted(wanted):
@@ -54,7 +54,7 @@ def workable_orders(names: Sequence[str], holders: Holders) -> tuple[tuple[str, 
     """Every order in which these modules can be unloaded: what holds a module goes before it.
 
     Raises:
-        HeldError: there is none, because something else holds one of them, or they each other.
+        HeldError: no order works: another module holds one of them, or they hold each other.
     """
     check_unloadable(names, holders)
     orders = tuple(

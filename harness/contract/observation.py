@@ -18,7 +18,7 @@ SECTIONS = (
 
 
 class ObservationError(ValueError):
-    """What the guest printed is not a whole observation."""
+    """The text from the guest is not a complete observation."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,10 @@ class Observation:
         offline: ranges of memory blocks that exist and are not online.
         block_size: bytes of a memory block, 1 where the guest has none.
         modules: loaded modules.
-        cxl_list: what `cxl list` printed, None when it printed nothing.
-        daxctl_list: what `daxctl list` printed, None when it printed nothing.
+        cxl_list: the output of `cxl list`, None if it was empty.
+        daxctl_list: the output of `daxctl list`, None if it was empty.
         dmesg: the kernel's log.
-        undecoded: memory with an owner that does not answer, read by the harness and not by the
-            guest.
+        undecoded: memory with an owner that does not answer, read by the harness through QEMU.
     """
 
     release: str

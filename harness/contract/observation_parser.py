@@ -31,7 +31,7 @@ def split_sections(text: str, token: str) -> dict[str, str]:
     """The sections of the guest's `observe`, which starts each with a line `TOKEN NAME`.
 
     Raises:
-        ObservationError: a section is missing, stands twice, or the end is missing.
+        ObservationError: a section is missing or duplicate, or the end is missing.
     """
     sections: dict[str, list[str]] = {}
     current: list[str] | None = None
@@ -39,7 +39,7 @@ def split_sections(text: str, token: str) -> dict[str, str]:
         if line.startswith(f"{token} "):
             name = line[len(token) + 1 :].strip()
             if name in sections or "end" in sections or name not in (*SECTIONS, "end"):
-                raise ObservationError(f"section {name!r} stands where it must not")
+                raise ObservationError(f"section {name!r} is out of order")
             current = sections.setdefault(name, [])
         elif current is not None:
             current.append(line)
@@ -111,7 +111,7 @@ def _links(text: str) -> dict[str, str]:
             continue
         name, target = match["name"], match["target"]
         if name in links:
-            raise ObservationError(f"{name} stands twice")
+            raise ObservationError(f"duplicate {name}")
         if not name.endswith("/driver") and _last(name) != _last(target):
             raise ObservationError(f"{name} leads to {target}")
         links[name] = target
@@ -135,15 +135,15 @@ def _values(text: str, links: Mapping[str, str]) -> dict[str, str]:
         if not colon:
             raise ObservationError(f"not a sysfs value: {line[:80]!r}")
         if path in values:
-            raise ObservationError(f"{path} stands twice")
+            raise ObservationError(f"duplicate {path}")
         if "/".join(path.split("/")[:3]) not in links:
-            raise ObservationError(f"{path} is of a device that is not there")
+            raise ObservationError(f"{path} is of a device that does not exist")
         values[path] = value.strip()
     return values
 
 
 def _number(text: str, base: int) -> int:
-    """What sysfs prints as a number; `int` takes much that it never prints."""
+    """Parse a number as sysfs prints it; `int` accepts more than that."""
     if _NUMBER.fullmatch(text) is None:
         raise ValueError(f"not a number: {text[:40]!r}")
     return int(text, base)
@@ -267,7 +267,7 @@ def _blocks(text: str) -> tuple[int, list[tuple[MemoryRange, str]]]:
             raise ObservationError(f"not a memory block: {line[:80]!r}")
         block = MemoryRange.of_size(int(match[1]) * size, size)
         if block in found:
-            raise ObservationError(f"memory block {match[1]} stands twice")
+            raise ObservationError(f"duplicate memory block {match[1]}")
         found[block] = match[2]
     return size, list(found.items())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who owns each byte of a range, read from an observation: sysfs says who, iomem must agree."""
+"""The observed owner of each byte of a range: from sysfs, with which /proc/iomem must agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pieces_of(span: MemoryRange, observation: Observation) -> tuple[Piece, ...]:
 
     A dax device owns what its mappings cover once a driver holds it, or while no dax driver is
     there that could. A device that the loaded kmem driver failed to take owns nothing: its memory
-    is of no use to anybody. What kmem holds is System RAM only where /proc/iomem has it so.
+    is unusable. Memory that kmem holds is System RAM only where /proc/iomem has it so.
     """
     pieces: list[Piece] = []
     borders = [r for device in observation.dax for r in device.ranges]
@@ -144,7 +144,7 @@ def _about_kmem(observation: Observation) -> Iterator[_Disagreement]:
 
 
 def online(iomem: Iomem, spans: Iterable[MemoryRange]) -> bool:
-    """Whether kmem holds all of these ranges, by iomem alone: a quick look while waiting."""
+    """Return whether kmem holds all of these ranges, by iomem alone."""
     held = [entry.range for entry in iomem.named(r"System RAM \(kmem\)")]
     return not any(span.minus(held) for span in spans)
 
@@ -203,7 +203,7 @@ def _use(device: DaxDevice, part: MemoryRange, observation: Observation) -> Use:
 
 
 def _not_taken(device: DaxDevice, part: MemoryRange, observation: Observation) -> str:
-    """Why kmem took no part of its device's memory, as far as its alignment explains it."""
+    """Explain, by alignment if possible, why kmem did not take a part of its device's memory."""
     block = observation.block_size
     whole = next(one for one in device.ranges if one.contains(part))
     first, end = -(-whole.start // block) * block, (whole.end + 1) // block * block

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The oracle: who must own what, computed from a scenario, its addresses and the policy.
+"""The expected owners, computed from a scenario, its addresses and the policy.
 
 Source: the contract in docs/contract.md, which follows the linux-cxl discussion.
 """
@@ -30,7 +30,7 @@ DRIVER_OPTIONS = {
     "device_dax": "DEV_DAX",
 }
 
-# What dax_hmem_init() asks for since Linux 7.1, with what these need.
+# The modules that dax_hmem_init() requests since Linux 7.1, with their dependencies.
 ASKED_BY_DAX_HMEM = ("cxl_acpi", "cxl_pci", "cxl_mem")
 _DAX_HMEM_ASKS_SINCE = (7, 1, 0)
 
@@ -52,18 +52,17 @@ def as_run(
     config: Mapping[str, Literal["y", "m", "n"]],
     release: str = "",
 ) -> Scenario:
-    """The scenario with what its kernel really has, in place of what the file names.
+    """Replace the modules and options that the file names by those that the kernel has.
 
-    Modules bring others along: by dependencies, softdeps, and `request_module()` in
-    `dax_hmem_init()` since Linux 7.1: a kernel that does not ask must not pass for it. A module
-    that the scenario keeps out stays out of the expectation whatever the kernel does: to keep it
-    out is what such a scenario is about.
+    Loading a module loads others: by dependencies, softdeps, and `request_module()` in
+    `dax_hmem_init()` since Linux 7.1; a kernel that does not request them must not pass because of
+    that. A module that the scenario keeps out is never expected, even if the kernel loads it.
 
     Args:
         scenario: as its file states it.
         loaded: modules that are loaded, by the kernel's spelling.
-        config: what the kernel was built with; empty where that is not known.
-        release: of the kernel; empty where that is not known.
+        config: the options that the kernel was built with; empty if they are unknown.
+        release: of the kernel; empty if it is unknown.
     """
     kept_out = {module_name(one) for one in scenario.guest.missing}
     kept_out |= denied_modules(scenario.kernel.cmdline)
@@ -85,12 +84,12 @@ def as_run(
 
 
 def dax_hmem_asks(scenario: Scenario, release: str = "", built: str | None = None) -> bool:
-    """Whether dax_hmem asks for the drivers of CXL: on every kernel of a scenario, or on one.
+    """Return whether dax_hmem requests the CXL drivers, on every kernel of a scenario or on one.
 
     Args:
         scenario: what is loaded, and for which kernels it is.
-        release: of the kernel, where that is known.
-        built: its DEV_DAX_CXL, where that is known.
+        release: of the kernel, empty if it is unknown.
+        built: its DEV_DAX_CXL, None if it is unknown.
     """
     version = max(kernel_version(release), kernel_version(scenario.kernel.since))
     return (
@@ -144,7 +143,7 @@ def expected_owners(
 
 
 def leaves_no_region(scenario: Scenario, state: FirmwareState, policy: Policy) -> bool:
-    """Whether rule 3 wants every region gone: CXL is given up, and dax_hmem is there to do it.
+    """Return whether rule 3 requires every region gone: CXL is given up, and dax_hmem is loaded.
 
     Source: the discussion of version 4 of the series, 8/9: "CXL subsystem understands everything,
     or touches nothing", with all regions torn down before dax_hmem takes over.
@@ -191,7 +190,7 @@ def _in_windows(state: FirmwareState) -> tuple[NamedRange, ...]:
 def _claimed(
     reserved: NamedRange, regions: Collection[NamedRange], others: Collection[NamedRange]
 ) -> bool:
-    """Whether a region contains a range, and overlaps no range that it does not contain.
+    """Return whether a region contains a range, and overlaps no range that it does not contain.
 
     dax_cxl takes a region as a whole, so where a part of the region must be dax_hmem's, dax_cxl
     can have none of it.
@@ -227,7 +226,7 @@ def _use(scenario: Scenario) -> Use:
 
 
 def available(scenario: Scenario, driver: str) -> bool:
-    """Whether a driver gets to run: built in or loaded by a guest step, and not denied."""
+    """Return whether a driver runs: built in or loaded by a guest step, and not denied."""
     built = scenario.kernel.config.get(DRIVER_OPTIONS[driver])
     if built in ("y", "n"):
         denied = denied_initcalls(scenario.kernel.cmdline)

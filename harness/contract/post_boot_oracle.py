@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The oracle for a guest's life after boot: who must own what after each step of a scenario.
+"""The expected owners after each post-boot step of a scenario.
 
-What a step takes away is missed, and nobody may take it instead; what a step gives back is owned as
-before. Source: rule 7 of docs/contract.md.
+What a step takes away has no owner until a step gives it back; then it is owned as before.
+Source: rule 7 of docs/contract.md.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _CXL = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_cxl")
 
 
 @dataclass
-class _Life:
-    """What the steps so far have left.
+class _State:
+    """The state that the steps so far have left.
 
     Attributes:
         unloaded: modules that a step unloaded and none has loaded again.
@@ -48,14 +48,14 @@ def owners_after_steps(
     later = [name for step in scenario.guest.then for name in step.modules()]
     loaded = tuple(dict.fromkeys((*scenario.guest.modules, *later)))
     first = expected_owners(_with_loaded(scenario, loaded), state, policy)
-    life = _Life()
+    life = _State()
     life.unloaded.update(
         {module_name(name) for name in later}
         - {module_name(name) for name in scenario.guest.modules}
     )
     found = []
     for step in scenario.guest.then:
-        _live(life, step, first)
+        _apply(life, step, first)
         found.append({name: _now(name, owner, life, state) for name, owner in first.items()})
     return tuple(found)
 
@@ -65,7 +65,7 @@ def no_region_after_steps(
 ) -> tuple[bool, ...]:
     """After each step, whether no region may be left.
 
-    Who has given CXL up has done so for good: dax_hmem need not be loaded any more.
+    CXL stays given up, even if dax_hmem is unloaded later.
     """
     loaded = scenario.guest.modules
     found = []
@@ -84,7 +84,7 @@ def parts_of(name: str, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(one for one in names if one == name or one.startswith(f"{name}["))
 
 
-def _live(life: _Life, step: GuestStep, first: Mapping[str, Ownership]) -> None:
+def _apply(life: _State, step: GuestStep, first: Mapping[str, Ownership]) -> None:
     bindings = step.while_pending or ((step,) if step.bind or step.unbind else ())
     for one in bindings:
         if one.fails is None and one.unbind is not None:
@@ -123,7 +123,7 @@ def _live(life: _Life, step: GuestStep, first: Mapping[str, Ownership]) -> None:
             life.gone.discard(name)
 
 
-def _renew(life: _Life, modules: set[str], first: Mapping[str, Ownership]) -> None:
+def _renew(life: _State, modules: set[str], first: Mapping[str, Ownership]) -> None:
     """Forget the uses of devices that come new, or whose driver does, with these modules."""
     for name in list(life.uses):
         makers = {"kmem", first[name].owner}
@@ -131,7 +131,7 @@ def _renew(life: _Life, modules: set[str], first: Mapping[str, Ownership]) -> No
             del life.uses[name]
 
 
-def _now(name: str, first: Ownership, life: _Life, state: FirmwareState) -> Ownership:
+def _now(name: str, first: Ownership, life: _State, state: FirmwareState) -> Ownership:
     if first.owner == "dax_cxl":
         spans = {one.name: one.range for one in (*state.named_ranges(), *state.judged_ranges())}
         lost = any(spans[one].overlaps(spans[name]) for one in life.gone)

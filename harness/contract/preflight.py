@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the guest got the machine that the scenario asked for."""
+"""Check that the guest has the machine that the scenario requested."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _SRAT = re.compile(
 def early_problems(
     records: Sequence[Record], state: FirmwareState, layout: MachineLayout
 ) -> tuple[str, ...]:
-    """What of the firmware state the kernel's early messages do not show as asked for.
+    """List differences between the firmware state and the kernel's early messages.
 
     Compares Soft Reserved ranges and the SRAT's memory entries, exactly. The kernel does not join
     adjacent Soft Reserved entries (Linux, arch/x86/kernel/e820.c, e820_type_mergeable()); a range
     that is partly RAM takes several `memmap=` parameters, and so several entries.
     """
     problems = []
-    asked = sorted(one.range for one in state.soft_reserved)
+    requested = sorted(one.range for one in state.soft_reserved)
     shown = sorted(
         MemoryRange(int(match["start"], 16), int(match["end"], 16))
         for match in _matches(_SOFT_RESERVED, records)
     )
-    if asked != _joined_within(asked, shown):
+    if requested != _joined_within(requested, shown):
         problems.append(
-            f"asked for Soft Reserved {_listed(asked)}, the kernel shows {_listed(shown)}"
+            f"requested Soft Reserved {_listed(requested)}, the kernel shows {_listed(shown)}"
         )
     entries = {(one.node, one.range, one.hotplug) for one in (*layout.memory, *state.srat)}
     found = {
@@ -53,7 +53,7 @@ def early_problems(
         missing = ", ".join(f"{span} of node {node}" for node, span, _ in sorted(entries - found))
         extra = ", ".join(f"{span} of node {node}" for node, span, _ in sorted(found - entries))
         problems.append(
-            f"SRAT entries missing: {missing or 'none'}; not asked for: {extra or 'none'}"
+            f"SRAT entries missing: {missing or 'none'}; not requested: {extra or 'none'}"
         )
     return tuple(problems)
 
@@ -69,27 +69,27 @@ def _joined_within(ranges: Iterable[MemoryRange], parts: list[MemoryRange]) -> l
 
 
 def window_problems(observation: Observation, state: FirmwareState) -> tuple[str, ...]:
-    """What of the windows /proc/iomem does not show as asked for; without cxl_acpi, nothing.
+    """List differences between the windows and /proc/iomem; none without cxl_acpi.
 
-    An entry may be larger than its window, and the next one smaller; see `agreement`.
+    An entry may be larger than its window, and the next one smaller; see `consistency`.
     """
     windows = [entry.range for entry in observation.iomem.named(r"CXL Window \d+")]
     if windows and (
         any(one.minus(windows) for one in state.windows)
         or not all(any(entry.overlaps(one) for one in state.windows) for entry in windows)
     ):
-        return (f"asked for windows at {_listed(state.windows)}, iomem shows {_listed(windows)}",)
+        return (f"requested windows at {_listed(state.windows)}, iomem shows {_listed(windows)}",)
     return ()
 
 
 def absent_windows(observation: Observation, state: FirmwareState) -> tuple[str, ...]:
-    """That none of the windows is there although cxl_acpi, which makes them, is loaded.
+    """Report that no window exists although cxl_acpi, which creates them, is loaded.
 
-    A kernel that breaks over it shows more than that; one that passes was never put to the test.
+    A kernel that breaks because of it has other findings; one that passes was not tested.
     """
     shown = observation.iomem.named(r"CXL Window \d+")
     if "cxl_acpi" in observation.modules and state.windows and not shown:
-        return (f"asked for windows at {_listed(state.windows)}, and cxl_acpi has found none",)
+        return (f"requested windows at {_listed(state.windows)}, and cxl_acpi has found none",)
     return ()
 
 

@@ -18,7 +18,7 @@ FORMAT = 1
 """Number of the format of result.json. A change that breaks readers takes the next number."""
 
 Start = Literal["cold", "warm"]
-"""Whether a guest was booted for its run, or restored from one that was saved after its boot."""
+"""A guest that was booted for its run, or restored from one that was saved after its boot."""
 
 
 class Verdict(Enum):
@@ -127,7 +127,7 @@ class Piece:
         return Ownership(owner=self.owner, use=self.use)
 
     def wrong_node(self, expected: int | None) -> bool:
-        """Whether its memory is in another node than the expected one; None expects nothing."""
+        """Return whether its memory is in another node than expected; None expects nothing."""
         return self.owner != "nobody" and expected not in (None, self.node)
 
 
@@ -141,7 +141,7 @@ class OwnedRange:
     observed: tuple[Piece, ...] = ()
 
     def is_wrong(self, piece: Piece) -> bool:
-        """Whether a piece has another owner, use or stated NUMA node than the expected one."""
+        """Return whether a piece has another owner, use or stated NUMA node than expected."""
         expected = self.expected
         fits = (piece.owner, piece.use) == (expected.owner, expected.use)
         return not fits or piece.wrong_node(expected.node)
@@ -175,7 +175,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Difference:
-    """How one guest differs from other guests with the same request.
+    """A difference of one guest from other guests with the same load.
 
     Attributes:
         guest: its number among the scenario's guests, from 1.
@@ -296,7 +296,7 @@ class RunResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the contract held."""
+        """True if the contract held."""
         return self.verdict is Verdict.PASS
 
     @property

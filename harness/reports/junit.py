@@ -75,24 +75,24 @@ def _case(suite: Element, run: StoredRun) -> None:
         if value:
             SubElement(properties, "property", {"name": name, "value": _clean(value)})
     outcome = outcome_of(record)
-    said = "\n\n".join(_finding_text(one) for one in telling_findings(record.findings))
+    text = "\n\n".join(_finding_text(one) for one in telling_findings(record.findings))
     first = record.reason or next((one.text for one in record.findings), outcome)
     if outcome == "FAIL":
         rules = ", ".join(dict.fromkeys(one.rule for one in record.findings))
         child = SubElement(case, "failure", {"type": f"rule {rules}" if rules else "FAIL"})
         child.set("message", _clean(first))
-        child.text = _clean(said)
+        child.text = _clean(text)
     elif outcome == "KNOWN":
         child = SubElement(case, "skipped", {"type": "known_issue"})
         child.set("message", _clean(f"known issue: {' '.join(str(record.known_issue).split())}"))
-        SubElement(case, "system-out").text = _clean(said)
+        SubElement(case, "system-out").text = _clean(text)
     elif outcome != "PASS":
         child = SubElement(case, "error", {"type": outcome, "message": _clean(first)})
         child.text = _clean(f"{record.reason}\nhint: {record.hint}" if record.hint else first)
 
 
 def _name(record: RunResult) -> str:
-    """The scenario, with what tells this run from others of it on the same kernel."""
+    """The scenario, with the configuration and load that distinguish its runs on a kernel."""
     more = [*([f"config {configs_of(record)}"] if configs_of(record) else [])]
     if record.load_text:
         more.append(record.load_text)

@@ -21,8 +21,7 @@ from harness.runs.result_files import Manifest, SourceFacts, StoredRun
 ORIGIN = "cxl_ownership"
 VERSION = {"major": 5, "minor": 3}
 _MOST_LOG = 16384
-# PASS and FAIL as they are. Of the others, KCIDB tells tests that broke off (ERROR) from tests
-# that could not be started (MISS).
+# KCIDB distinguishes tests that broke off (ERROR) from tests that could not be started (MISS).
 _STATUS = {
     Verdict.PASS: "PASS",
     Verdict.FAIL: "FAIL",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A plain-text reply for the mailing list, at most 72 columns wide.
 
-A `Tested-by:` stands in it only when every run of every named result passed, on kernels that the
-reply can name; otherwise the reply says why there is none. What was not run is listed, so that the
-tag never says more than was done.
+A `Tested-by:` is added only if every run of every named result passed, on kernels that the reply
+can name; otherwise the reply has the reasons. Scenarios that were not run are listed, so that the
+tag covers no more than was tested.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHOWN = {"KNOWN": "known FAIL"}
 
 @dataclass(frozen=True)
 class Person:
-    """Who vouches for the result.
+    """The tester.
 
     Attributes:
         name: as git has it.
@@ -71,13 +71,13 @@ def mail_reply(
             lines += [*_failure(run.record), ""]
     doubts = [*reasons_against_tag(runs)]
     if unfinished:
-        doubts.append(f"{_runs(unfinished)} more never came to a verdict")
+        doubts.append(f"{_runs(unfinished)} more have no verdict")
     if doubts:
         lines += _folded(f"No Tested-by: {'; '.join(doubts)}.", "", "  ")
         return "\n".join(lines) + "\n"
     if tester is None:
         lines += _folded(
-            "No Tested-by: nobody is named; set user.name and user.email in git, or give "
+            "No Tested-by: no tester is named; set user.name and user.email in git, or give "
             "--tested-by 'NAME <ADDRESS>'.",
             "",
             "  ",
@@ -88,7 +88,7 @@ def mail_reply(
 
 
 def reasons_against_tag(runs: Sequence[StoredRun]) -> tuple[str, ...]:
-    """Why nobody should vouch for these results; empty when everybody may."""
+    """List the reasons against a Tested-by; empty if there is none."""
     found = []
     bad = sum(not run.record.passed for run in runs)
     if not runs:
@@ -98,9 +98,9 @@ def reasons_against_tag(runs: Sequence[StoredRun]) -> tuple[str, ...]:
     if any(one.verdict is not Verdict.PASS for run in runs for one in run.record.attempts):
         found.append("some guests did not pass")
     if any(step.outcome != "held" for run in runs for step in run.record.steps):
-        found.append("some steps were not done, or broke")
+        found.append("some steps were not done, or failed")
     if any(_source(run).dirty for run in runs):
-        found.append("the source had changes that no commit has")
+        found.append("the source had uncommitted changes")
     identities: dict[str, set[str]] = {}
     for run in runs:
         if run.kernel.identity:
@@ -109,7 +109,7 @@ def reasons_against_tag(runs: Sequence[StoredRun]) -> tuple[str, ...]:
         if len(several) > 1:
             found.append(f"{len(several)} different kernels were called {spec}")
     if any(not run.kernel.identity for run in runs):
-        found.append("the evidence that tells which kernel ran is missing")
+        found.append("the evidence of which kernel ran is missing")
     return tuple(found)
 
 
@@ -125,7 +125,7 @@ def _kernel_lines(kernel: KernelColumn, runs: Sequence[StoredRun]) -> list[str]:
         lines += _folded(kernel.release, " " * 9, " " * 9)
     source = next((_source(run) for run in runs if _source(run).commit), SourceFacts())
     if source.commit:
-        dirty = ", and changes that no commit has" if source.dirty else ""
+        dirty = ", with uncommitted changes" if source.dirty else ""
         lines += _folded(f"commit:  {source.commit}{dirty}", "", " " * 9)
     if series is not None:
         lines += _folded(f"series:  {series}", "", " " * 9)
@@ -176,8 +176,8 @@ def _summary(runs: Sequence[StoredRun]) -> list[str]:
         outcome = outcome_of(run.record)
         words = _SHOWN.get(outcome, outcome)
         counts[words] = counts.get(words, 0) + 1
-    said = ", ".join(f"{count} {words}" for words, count in sorted(counts.items()))
-    return _folded(f"{_runs(len(runs))}: {said}.", "", "  ")
+    counted = ", ".join(f"{count} {words}" for words, count in sorted(counts.items()))
+    return _folded(f"{_runs(len(runs))}: {counted}.", "", "  ")
 
 
 def _runs(count: int) -> str:
@@ -189,8 +189,8 @@ def _not_run(runs: Sequence[StoredRun], scenarios: Iterable[str]) -> list[str]:
     missing = sorted(set(everything) - {run.record.scenario for run in runs})
     if not missing:
         return []
-    said = f"Not run ({len(missing)} of {len(everything)} scenarios): {', '.join(missing)}."
-    return _folded(said, "", "  ")
+    text = f"Not run ({len(missing)} of {len(everything)} scenarios): {', '.join(missing)}."
+    return _folded(text, "", "  ")
 
 
 def _failure(record: RunResult) -> list[str]:

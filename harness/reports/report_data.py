@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Many results as one job: a grid of kernels and scenarios, and failures by what is seen."""
+"""Arrange many results: a grid of kernels and scenarios, and groups of the same failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from harness.contract.failure_signature import signature
 from harness.contract.result import Finding, RunResult, Verdict
 
-# In the order in which a person wants to hear of them.
+# Most important first.
 OUTCOMES = ("FAIL", "UNBUILDABLE", "INCONCLUSIVE", "KNOWN", "PASS")
 WORDS = {
     "FAIL": "✗ FAIL",
@@ -34,8 +34,8 @@ class KernelColumn:
     """A kernel of the grid.
 
     Attributes:
-        spec: what was asked for, without the fragments that single scenarios need.
-        release: what it calls itself, empty when it was never booted.
+        spec: the request as text, without the fragments that single scenarios need.
+        release: `uname -r`, empty if it was never booted.
     """
 
     spec: str
@@ -51,7 +51,7 @@ class KernelColumn:
 
 
 def kernel_column(record: RunResult) -> KernelColumn:
-    """The column of a run: its kernel, whatever configuration its scenario needs."""
+    """The column of a run: its kernel, without the configuration that its scenario needs."""
     return KernelColumn(str(replace(record.request, configs=())), record.kernel.release or "")
 
 
@@ -66,7 +66,7 @@ class Chip:
 
     Attributes:
         outcome: key of WORDS.
-        label: what tells them from other runs of the job, such as a policy; may be empty.
+        label: distinguishes them from other runs of the job, such as by policy; may be empty.
         runs: their indices in the job.
     """
 
@@ -77,13 +77,13 @@ class Chip:
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """Runs of one scenario in which the same was seen.
+    """Runs of one scenario with the same failure.
 
     Attributes:
         outcome: key of WORDS.
         scenario: its name.
-        text: what was seen in the first of them.
-        kernels: on which.
+        text: summary of the first of them.
+        kernels: their kernels.
         runs: their indices in the job.
     """
 
@@ -96,14 +96,14 @@ class FailureGroup:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a report says about several results.
+    """The content of a report about several results.
 
     Attributes:
         records: the results, by index.
         kernels: the columns.
         scenarios: the rows.
         cells: chips by row and column, the worst first.
-        counts: how many runs ended how, in the order of OUTCOMES.
+        counts: number of runs by outcome, in the order of OUTCOMES.
         failures: what did not pass, new failures first.
     """
 
@@ -144,7 +144,7 @@ def job_of(records: Iterable[RunResult]) -> Job:
 
 
 def run_labels(records: Sequence[RunResult]) -> tuple[str, ...]:
-    """For each run, what tells it from others of the job beside scenario and kernel."""
+    """Label each run by what distinguishes it from others of its scenario, except the kernel."""
     aspects: tuple[Callable[[RunResult], str], ...] = (
         lambda one: one.policy,
         configs_of,
@@ -154,22 +154,22 @@ def run_labels(records: Sequence[RunResult]) -> tuple[str, ...]:
     by_scenario: dict[str, list[RunResult]] = {}
     for record in records:
         by_scenario.setdefault(record.scenario, []).append(record)
-    telling = [
+    distinguishing = [
         {name: len({aspect(one) for one in group}) > 1 for name, group in by_scenario.items()}
         for aspect in aspects
     ]
     return tuple(
         ", ".join(
             aspect(one)
-            for aspect, tells in zip(aspects, telling, strict=True)
-            if tells[one.scenario] and aspect(one)
+            for aspect, differs in zip(aspects, distinguishing, strict=True)
+            if differs[one.scenario] and aspect(one)
         )
         for one in records
     )
 
 
 def summary_text(record: RunResult) -> str:
-    """What went wrong, in one line; empty for PASS."""
+    """Summarize the failure in one line; empty for PASS."""
     if record.passed:
         return ""
     if record.findings and not record.attempts:
@@ -178,7 +178,7 @@ def summary_text(record: RunResult) -> str:
 
 
 def telling_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The findings without complaints that are already shown with a range that they belong to."""
+    """Leave out kernel warnings that are already shown with a finding about a range."""
     kept = tuple(findings)
     shown = {(line, one.known is None) for one in kept if one.range for line in one.dmesg}
     return tuple(

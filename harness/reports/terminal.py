@@ -40,7 +40,7 @@ def headline(result: RunResult) -> str:
 
 
 def result_lines(result: RunResult) -> tuple[str, ...]:
-    """Everything that a person wants to read about one run, without colours."""
+    """Format one run, without colours."""
     lines = [headline(result)]
     lines += _table(result.owners)
     lines += _step_lines(result.steps)
@@ -61,12 +61,12 @@ def result_lines(result: RunResult) -> tuple[str, ...]:
         lines += ["  known issue:", *_wrapped("    ", result.known_issue.strip())]
     if result.verdict is not Verdict.PASS and result.evidence:
         lines.append(f"  evidence: {result.evidence}")
-    # What a guest says must not move the cursor or retitle the window of who reads it.
+    # A guest's output must not move the cursor or change the title of the terminal.
     return tuple(printable(line) for line in lines)
 
 
 def summary_line(results: Sequence[RunResult]) -> str:
-    """How many runs ended how, for several runs."""
+    """Count the verdicts of several runs."""
     counts = [(verdict.name, sum(r.verdict is verdict for r in results)) for verdict in Verdict]
     return ", ".join(f"{count} {name}" for name, count in counts if count)
 
@@ -129,7 +129,7 @@ def _apart(sign: str, apart: Sequence[str]) -> list[str]:
 
 
 def _step_lines(steps: Sequence[StepOutcome]) -> list[str]:
-    """How many steps held; every one by name, once one did not."""
+    """The number of steps after which the contract held; all by name if one did not."""
     if not steps:
         return []
     if all(one.outcome == "held" for one in steps):
@@ -145,10 +145,10 @@ def _finding_lines(finding: Finding, evidence: str | None, *, mark_new: bool) ->
     if finding.iomem:
         lines.append("    /proc/iomem:")
         lines += [f"      {line}" for line in finding.iomem[:_MOST_IOMEM_LINES]]
-    said = finding.decoded or finding.dmesg
-    if said:
+    messages = finding.decoded or finding.dmesg
+    if messages:
         lines.append("    dmesg, decoded:" if finding.decoded else "    dmesg:")
-        shown = [line for text in said for line in text.splitlines()]
+        shown = [line for text in messages for line in text.splitlines()]
         lines += [f"      {line}" for line in shown[:_MOST_TRACE_LINES]]
         if len(shown) > _MOST_TRACE_LINES:
             see = f"{evidence}/verdict.json" if evidence else "--json"

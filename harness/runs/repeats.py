@@ -14,7 +14,7 @@ from harness.scenario.module_load import Load
 _MOST_LINES = 20
 
 Parts = Mapping[str, tuple[str, ...]]
-"""What is compared of one guest, by part of its result."""
+"""The compared lines of one guest, by part of its result."""
 
 
 def compared(combined: RunResult, results: Sequence[RunResult]) -> RunResult:
@@ -38,7 +38,7 @@ def compared(combined: RunResult, results: Sequence[RunResult]) -> RunResult:
 
 
 def _differences(guests: Sequence[tuple[int, RunResult]]) -> Iterator[Difference]:
-    """How guests differ from most of them; from the first one if no part is more frequent."""
+    """Compare each guest with most of them; with the first one if none is more frequent."""
     parts = [_parts(result) for _, result in guests]
     for name in parts[0]:
         counts = Counter(part[name] for part in parts)  # in order of appearance

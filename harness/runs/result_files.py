@@ -83,7 +83,7 @@ class BuildFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """How a stored kernel was made, from `kernel_manifest.json`."""
+    """Source and build of a stored kernel, from `kernel_manifest.json`."""
 
     source: SourceFacts | None = None
     series: SeriesFacts | None = None
@@ -138,8 +138,8 @@ def load_runs(paths: Iterable[Path]) -> tuple[StoredRun, ...]:
     seen: set[tuple[object, ...]] = set()
     for path in paths:
         for run in _runs_at(path):
-            # Guests of one scenario share everything but their folder; the combined result has
-            # the folder of one of them, and says more.
+            # Guests of one scenario differ in their folder. The combined result has the folder of
+            # one of them, and more data.
             key = (run.record.scenario, run.record.evidence, bool(run.record.attempts))
             if run.record.evidence and key in seen:
                 continue
@@ -197,7 +197,7 @@ def _runs_at(path: Path) -> Iterator[StoredRun]:
 
 
 def _evidence_of(record: RunResult, path: Path) -> Path | None:
-    """The evidence around a verdict.json; for other files, the stated folder or one beside them."""
+    """The folder of a verdict.json; for other files, the stated folder or one next to them."""
     if path.name == VERDICT:
         return path.parent
     if not record.evidence:

@@ -133,7 +133,7 @@ def test_the_result_file(passed: Run) -> None:
     assert (owner["name"], owner["range"]) == ("sr0", "110000000-18fffffff")
     assert owner["expected"] == {**ownership, "node": 1}
     (piece,) = owner["observed"]
-    assert set(piece) == {"range", "owner", "use", "via"}
+    assert set(piece) == {"range", "owner", "use", "via", "node"}
     assert {name: piece[name] for name in ownership} == ownership
     assert piece["range"] == owner["range"]
     timings = result["timings"]

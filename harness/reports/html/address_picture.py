@@ -2,7 +2,7 @@
 """The address space of one run as SVG: what should be above the axis, what was found below.
 
 Colours come from the page's style sheet, by class. Owners differ by pattern and by name too, and
-what is wrong has a heavy dashed outline and a cross: nobody needs to tell colours apart.
+what is wrong has a heavy dashed outline and a cross: colours are not needed to read it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _height(lane: Lane) -> float:
 
 
 def _spoken(space: AddressSpace) -> str:
-    """The picture in words, for who cannot see it."""
+    """Describe the picture for screen readers."""
     owners = [
         (side, box)
         for side, lanes in (("expected", space.expected), ("observed", space.observed))
@@ -83,7 +83,7 @@ def _words(box: Box) -> str:
 
 
 def _patterns(svg: Element) -> None:
-    """Stripes for dax_hmem, a hatch for nobody; dax_cxl is plain."""
+    """Define stripes for dax_hmem and a hatch for stranded memory; dax_cxl is plain."""
     defs = SubElement(svg, "defs")
     for name, paths in (
         ("dax_hmem", ("M-2,2 l4,-4 M0,8 l8,-8 M6,10 l4,-4",)),
@@ -133,7 +133,7 @@ def _lane(svg: Element, lane: Lane, scale: Scale, y: float, side: str) -> None:
 
 
 def _hatched(box: Box) -> bool:
-    """Whether the box has a pattern: memory that nobody should own is not stranded."""
+    """Return whether the box has a pattern; unowned memory has one only if it is stranded."""
     return box.owner == "dax_hmem" or (box.owner == "nobody" and box.wrong)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What lies where in one run: the rows of its address-space picture, and a scale to draw them."""
+"""The ranges of one run as lanes of a picture, and a scale to draw them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ class Box:
         range: where it lies.
         label: its name.
         more: a second word on it, such as the use of an owned range.
-        owner: for owners, who; else empty.
-        wrong: whether it should not be so: somebody else should own the range or use it
-            otherwise, or no dax device should be there.
+        owner: for owned ranges; else empty.
+        wrong: whether another owner or use, or no dax device, was expected.
     """
 
     range: MemoryRange
@@ -56,7 +55,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class AddressSpace:
-    """What should be (`expected`) and what was found (`observed`), each from the outside in."""
+    """The lanes of a picture: `expected` above the axis and `observed` below."""
 
     expected: tuple[Lane, ...]
     observed: tuple[Lane, ...]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the page shows of one run, as compact JSON; texts that many runs share are kept once."""
+"""The data of one run for the page, as compact JSON; texts that runs share are stored once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.runs.result_files import StoredRun
 
 _MARKS: dict[Mark, int] = {"same": 0, "wrong": 1, "missing": 2}
 _TIME = re.compile(r"^\[ *\d+\.\d+\] ")
-# A log that never ends must not make the page as long; its end says what happened.
+# Limits the page size for endless logs; the end of a log has the cause.
 _MOST_RECORDS = 4000
 # Each has few lines already; the result file has all.
 _MOST_DIFFERENCES = 50

@@ -2,7 +2,7 @@
 """One HTML file for a job: it needs no server, no network and no other file.
 
 The grid is plain HTML. What belongs to single runs is packed into one compressed block that the
-page's script opens when it is first asked for, so that a night of many runs opens at once.
+page's script opens on demand, so that a report of many runs opens immediately.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def html_report(
     Args:
         runs: at least one run.
         title: its heading.
-        when: the time that it says, in seconds since 1970; now when it is left out.
+        when: the time shown, in seconds since 1970; the current time by default.
         summary: plain text to stand in front of everything else.
     """
     job = job_of(run.record for run in runs)
@@ -99,8 +99,8 @@ def run_names(runs: Sequence[StoredRun]) -> tuple[str, ...]:
     names: list[str] = []
     for run in runs:
         record = run.record
-        said = "\0".join((record.scenario, record.spec, record.policy, run.name))
-        name = hashlib.sha256(said.encode()).hexdigest()[:10]
+        identity = "\0".join((record.scenario, record.spec, record.policy, run.name))
+        name = hashlib.sha256(identity.encode()).hexdigest()[:10]
         same = sum(one.split(".")[0] == name for one in names)
         names.append(f"{name}.{same + 1}" if same else name)
     return tuple(names)
@@ -140,10 +140,10 @@ def _packed(runs: Sequence[StoredRun], job: Job, names: Sequence[str]) -> str:
 
 
 def _file(name: str) -> str:
-    """A file beside this module."""
+    """Read a file of this package."""
     return (importlib.resources.files("harness.reports.html") / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
-    """What a Content-Security-Policy calls exactly this text."""
+    """The source expression of a Content-Security-Policy for exactly this text."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -258,7 +258,7 @@ def test_an_observation_of_another_machine_is_not_judged(tmp_path: Path) -> None
     folder = unpacked(tmp_path)
     layout = folder / LAYOUT
     layout.write_text(layout.read_text().replace("110000000-18fffffff", "120000000-19fffffff"))
-    with pytest.raises(UsageError, match="asked for windows"):
+    with pytest.raises(UsageError, match="requested windows"):
         judge_again(read_recording(folder))
     (folder / "observation" / "dmesg").unlink()
     with pytest.raises(UsageError, match="not observed: no section dmesg"):
@@ -397,5 +397,5 @@ def test_a_kernel_of_another_machine_is_described(tmp_path: Path) -> None:
     recording = read_recording(unpacked(tmp_path, change=change, manifest=manifest))
     with pytest.raises(UsageError) as caught:
         request_of(recording)
-    for word in ("a" * 40, "changes that no commit has", "c" * 64, "--kernel", "--judge-only"):
+    for word in ("a" * 40, "uncommitted changes", "c" * 64, "--kernel", "--judge-only"):
         assert word in str(caught.value)

@@ -83,18 +83,18 @@ def test_soft_reserved_ranges_that_were_not_asked_for_are_a_problem(
 ) -> None:
     lines = log(*map(soft, shown), *SRAT)
     (problem,) = early_problems(lines, state_with("180000000-1bfffffff"), layout(*RAM))
-    assert problem.startswith("asked for Soft Reserved 180000000-1bfffffff, ")
+    assert problem.startswith("requested Soft Reserved 180000000-1bfffffff, ")
     assert says in problem
 
 
 def test_a_soft_reserved_range_that_nobody_asked_for_is_a_problem() -> None:
     (problem,) = early_problems(log(soft("180000000-1bfffffff"), *SRAT), state_with(), layout(*RAM))
-    assert problem.startswith("asked for Soft Reserved nothing")
+    assert problem.startswith("requested Soft Reserved nothing")
 
 
 def test_an_srat_override_that_did_not_take_is_a_problem() -> None:
     (problem,) = early_problems(log(*SRAT), state_with(srat=(ADDED,)), layout(*RAM))
-    assert problem == ("SRAT entries missing: 5d0000000-64fffffff of node 4; not asked for: none")
+    assert problem == ("SRAT entries missing: 5d0000000-64fffffff of node 4; not requested: none")
     there = "ACPI: SRAT: Node 1 PXM 4 [mem 0x5d0000000-0x64fffffff]"
     assert early_problems(log(*SRAT, there), state_with(srat=(ADDED,)), layout(*RAM)) == ()
 
@@ -111,12 +111,12 @@ def test_an_srat_override_that_did_not_take_is_a_problem() -> None:
 def test_an_srat_entry_that_differs_is_a_problem(line: str, says: str) -> None:
     (problem,) = early_problems(log(*SRAT, line), state_with(), layout(*RAM, ROOM))
     assert "missing: 200000000-5bfffffff of node 3" in problem
-    assert says in problem.partition("not asked for: ")[2]
+    assert says in problem.partition("not requested: ")[2]
 
 
 def test_an_srat_entry_that_nobody_asked_for_is_a_problem() -> None:
     (problem,) = early_problems(log(*SRAT, HOTPLUG), state_with(), layout(*RAM))
-    assert problem == "SRAT entries missing: none; not asked for: 200000000-5bfffffff of node 3"
+    assert problem == "SRAT entries missing: none; not requested: 200000000-5bfffffff of node 3"
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -178,4 +178,4 @@ def test_cxl_acpi_without_any_window_was_not_tested(module: str, iomem: str, pro
 )
 def test_windows_elsewhere_are_a_problem(iomem: str) -> None:
     (problem,) = window_problems(observed(iomem), WINDOWED)
-    assert problem.startswith("asked for windows at 110000000-18fffffff, 190000000-20fffffff")
+    assert problem.startswith("requested windows at 110000000-18fffffff, 190000000-20fffffff")

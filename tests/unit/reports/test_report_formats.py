@@ -219,7 +219,7 @@ def test_nobody_vouches_for_what_cannot_be_told(tmp_path: Path) -> None:
     some = replace(run, record=read_result({**LEAST, "attempts": [guest]}))
     for runs, words in (
         ([], "nothing was run"),
-        ([dirty], "changes that no commit has"),
+        ([dirty], "uncommitted changes"),
         ([run, other], "2 different kernels were called debian:7.2"),
         ([nameless], "which kernel ran is missing"),
         ([undone], "steps were not done"),
