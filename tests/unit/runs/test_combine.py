@@ -55,6 +55,11 @@ def test_all_pass() -> None:
     assert [one["verdict"] for one in both.as_json()["attempts"]] == ["PASS", "PASS"]
 
 
+def test_guests_that_were_run_again_are_counted() -> None:
+    again = replace(guest(PASS, "dax_cxl", "a"), retried=2)
+    assert combine([again, guest(PASS, "dax_cxl", "b"), again], 9.0).retried == 4
+
+
 def test_the_first_order_that_breaks_the_contract_is_named() -> None:
     result = combine(
         [
