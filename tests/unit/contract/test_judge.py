@@ -324,3 +324,23 @@ def test_memory_in_another_node_than_the_firmware_says(found: int | None, words:
     assert finding.rule == "node"
     assert finding.text.startswith(f"sr0: expected NUMA node 2, found {words}, by region0")
     assert not judged(observed(GOOD, replace(BY_CXL, target_node=2)), wanted).findings
+
+
+def test_findings_have_typed_fields_beside_their_text() -> None:
+    in_node_2 = Ownership(owner="dax_cxl", use="system_ram", node=2)
+    unused = Ownership(owner="dax_cxl")
+    cases = [
+        (judged(observed(BARE)), "owner", CXL, Ownership(owner="nobody")),
+        (judged(good(offline=(WINDOW,))), "use", CXL, Ownership(owner="dax_cxl", use="offline")),
+        (judged(good(), unused), "use", unused, CXL),
+        (
+            judged(observed(GOOD, replace(BY_CXL, target_node=1)), in_node_2),
+            *("node", in_node_2, Ownership(owner="dax_cxl", use="system_ram", node=1)),
+        ),
+    ]
+    for judgement, kind, expected, seen in cases:
+        finding = only(judgement)
+        assert (finding.kind, finding.subject) == (kind, "sr0")
+        assert (finding.expected, finding.observed) == (expected, seen)
+    warned = only(judged(good(record(4, "kmem dax0.0: x"))))
+    assert (warned.kind, warned.subject, warned.expected) == ("warning", "kmem dax0.0: x", None)

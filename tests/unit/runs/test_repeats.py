@@ -109,7 +109,8 @@ def test_many_lines_are_shortened() -> None:
 
 def test_only_guests_that_loaded_the_same_are_compared() -> None:
     parallel = replace(GUEST, load=Load("at_once", LOAD.modules), owners=())
-    results = [GUEST, parallel, replace(GUEST, load=None, findings=())]
+    unloaded = replace(GUEST, load=None)
+    results = [GUEST, parallel, replace(unloaded, findings=()), unloaded]
     combined = compared(combine(results, 1.0), results)
     assert (combined.compared, combined.differences) == (0, ())
     results = [GUEST, parallel, GUEST, replace(parallel, owners=(OWNED,))]
