@@ -126,7 +126,7 @@ def test_a_new_failure_is_shrunk_saved_and_told_once(tmp_path: Path) -> None:
     assert len(smallest.scenario.firmware.decoders) <= 1
     text = failure.file.read_text()
     assert "# harness fuzz --kernel debian:7.2 --seed 5\n" in text
-    assert "# rule 6: a WARN: cxl fell over at N\n" in text
+    assert "# rule 6: warn: cxl fell over at N\n" in text
     assert re.search(r"# shrunk with \d+ guests\n", text)
     assert [path.name for path in tmp_path.glob("run*")] == [Path(failure.result.evidence).name]
 
