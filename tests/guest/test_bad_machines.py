@@ -205,7 +205,7 @@ def test_evidence_that_has_no_room(bench: Bench, namespace: list[str]) -> None:
         text=True,
         timeout=SECONDS,
     )
-    assert done.returncode not in (Verdict.PASS.exit_code, Verdict.FAIL.value), done.stderr
+    assert done.returncode not in (Verdict.PASS.exit_code, Verdict.FAIL.exit_code), done.stderr
     assert "Traceback" not in done.stderr
     assert "No space left on device" in done.stdout + done.stderr
 

@@ -169,7 +169,7 @@ def test_an_error_that_nobody_foresaw_never_looks_like_a_verdict(
         ended = harness("run", "exact_cover")
     except OSError:
         pytest.fail("the error reaches the interpreter, which ends with status 1: FAIL")
-    assert ended.code not in (Verdict.PASS.exit_code, Verdict.FAIL.value)
+    assert ended.code not in (Verdict.PASS.exit_code, Verdict.FAIL.exit_code)
     assert "No space left on device" in ended.err
 
 
@@ -205,7 +205,7 @@ def test_results_that_do_not_fit_on_the_disk(
         ended = harness("run", "exact_cover", "--json", "/dev/full")
     except OSError:
         pytest.fail("the error reaches the interpreter, which ends with status 1: FAIL")
-    assert ended.code not in (Verdict.PASS.exit_code, Verdict.FAIL.value)
+    assert ended.code not in (Verdict.PASS.exit_code, Verdict.FAIL.exit_code)
     assert "Traceback" not in ended.err
     assert "/dev/full" in ended.err
     assert "hint: " in ended.err

@@ -164,7 +164,9 @@ def test_each_error_has_a_hint() -> None:
 
 def test_an_error_is_pickled_with_its_attributes() -> None:
     """As it is between processes of pytest-xdist."""
-    error = errors.GuestCrashedError("text", hint="hint", where="place", trace=("line",), hung=True)
+    error = errors.GuestCrashedError(
+        "text", hint="hint", trace=("line",), kind="hang", subject="kmem"
+    )
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), vars(again), str(again)) == (type(error), vars(error), str(error))
 

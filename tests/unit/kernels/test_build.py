@@ -36,7 +36,7 @@ from harness.kernels.build.toolchain import FoundToolchain, find_toolchain, jobs
 from harness.kernels.build.tree import SourceState
 from harness.kernels.image import read_release
 from harness.kernels.modules import find_modules, index_modules
-from harness.kernels.request import Toolchain
+from harness.scenario.kernel_request import Toolchain
 
 __all__ = ["builder"]
 
