@@ -206,6 +206,7 @@ def test_iomem_that_disagrees_with_sysfs_breaks_consistency() -> None:
     use, finding, lost = judged(observed(BARE, BY_CXL)).findings
     assert finding.rule == lost.rule == "consistency"
     assert lost.text == "dax0.0 is of a region that is not committed over it"
+    assert lost.kind == "region_uncommitted"
     assert finding.text == "kmem holds dax0.0, but iomem does not show it"
     assert use.rule == "use" and "found dax_cxl, by region0 > dax0.0 > kmem" in use.text
 
