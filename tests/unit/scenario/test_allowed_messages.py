@@ -6,7 +6,7 @@ from __future__ import annotations
 from machines import record
 from refusals import Row, differences
 
-from harness.contract.dmesg import complaints, splat
+from harness.contract.dmesg import kernel_warnings, splat
 from harness.scenario.allowed_messages import Quirks
 from harness.scenario.scenario_files import load_quirks
 from harness.scenario.yaml_document import read_document
@@ -40,7 +40,7 @@ def test_a_quirk_matches_the_whole_first_line_of_a_message() -> None:
         ("something\ncxl root0: QEMU 10", False),
     ):
         assert bool(pattern.search(text)) is is_quirk, text
-        assert (complaints([record(4, text)], [pattern]) == ()) is is_quirk, text
+        assert (kernel_warnings([record(4, text)], [pattern]) == ()) is is_quirk, text
 
 
 LINE = r"'cxl root0: QEMU \d+'"
