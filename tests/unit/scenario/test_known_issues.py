@@ -301,7 +301,7 @@ def test_a_line_that_prints_a_range_is_known_only_at_the_addresses_of_the_issue(
     issue = {**WARNED, "where": {"addresses": "covered_in_part"}}
 
     def finding(message: str) -> Finding:
-        return Finding("6", "an error: kmem", dmesg=(f"[  1.0] {message}",))
+        return Finding("6", "x", kind="error", subject=message)
 
     there = "kmem dax2.0: mapping0: 0x150000000-0x18fffffff could not reserve region"
     elsewhere = "kmem dax3.0: mapping0: 0x200000000-0x20fffffff could not reserve region"
