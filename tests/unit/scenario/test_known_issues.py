@@ -309,7 +309,6 @@ def test_a_line_that_prints_a_range_is_known_only_at_the_addresses_of_the_issue(
     assert explained([issue], finding(there)) == ["warned"]
     assert explained([issue], finding(elsewhere)) == [None]
     assert explained([issue], finding(mem)) == [None]
-    assert explained([issue], Finding("6", f"an error: {elsewhere}")) == [None]
     assert explained([issue], finding("kmem dax3.0: could not reserve region")) == ["warned"]
     assert explained([WARNED], finding(elsewhere)) == ["warned"]
     # Not a range: the end is below the start.
