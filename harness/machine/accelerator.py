@@ -23,7 +23,7 @@ from harness.platform.memory_range import MIB
 from harness.scenario.profile import NumaNode, Profile
 from harness.scenario.yaml_document import Size
 
-AskedAccelerator = Literal["auto", "kvm", "tcg"]
+AcceleratorOption = Literal["auto", "kvm", "tcg"]
 
 KVM = Path("/dev/kvm")
 _BOOT_SECONDS = 20.0
@@ -31,7 +31,7 @@ _SMALL = Profile(summary="As little as boots.", nodes=(NumaNode(memory=Size(512 
 
 
 def choose_accelerator(
-    asked: AskedAccelerator,
+    asked: AcceleratorOption,
     qemu: QemuBinary,
     kernel: Path,
     initramfs: Path,

@@ -15,7 +15,7 @@ from typing import IO, Any
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestEndedError, HarnessError, MachineLostError
 from harness.core.process import spawn
-from harness.core.stale_qemu import owner_environment, reap_orphans
+from harness.core.stale_qemu import owner_environment
 from harness.machine.console import Console, console_pipe
 from harness.machine.qemu_argv import Control
 from harness.machine.qmp import Monitor
@@ -194,8 +194,6 @@ def running_qemu(
 ) -> Iterator[Qemu]:
     """Start QEMU, paused, with its control connections; it ends with the block.
 
-    What a harness that is gone has left running is ended first.
-
     Args:
         make_argv: gives the argument list, from QEMU's ends of the connections.
         log: file for what QEMU prints, open for reading and writing.
@@ -203,7 +201,6 @@ def running_qemu(
         pass_fds: more open files that QEMU inherits.
         terminal: whether QEMU gets the harness's own standard input and output.
     """
-    reap_orphans()
     with ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(2)]
         for pair in pairs:

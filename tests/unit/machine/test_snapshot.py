@@ -14,8 +14,14 @@ from fake_booted import (
 )
 
 from harness.core.errors import DeadlineExpiredError
-from harness.machine.pci_inventory import read_functions, register_blocks
-from harness.machine.snapshot import RestoreError, SavedMachine, restore_machine, save_machine
+from harness.machine.snapshot import (
+    RestoreError,
+    SavedMachine,
+    read_functions,
+    register_blocks,
+    restore_machine,
+    save_machine,
+)
 
 FILE = 9
 
