@@ -25,7 +25,7 @@ from harness.guest.observe import early_messages
 from harness.guest.ssh import GuestShell, guest_shell
 from harness.machine.console_watch import CrashWatch
 from harness.machine.firmware import check_committed, commit_decoders, prove_paths
-from harness.machine.qemu import PATIENCE, Qemu, running_qemu
+from harness.machine.qemu import END_SECONDS, Qemu, running_qemu
 from harness.machine.qemu_argv import Boot, ConsolePipe, Control, qemu_argv
 from harness.runs.evidence import Evidence, Timings, write_inputs
 from harness.runs.prepare import Host, Prepared
@@ -164,7 +164,7 @@ def booted_guest(
     """
     prepared = setup.prepared
     watch = CrashWatch(prepared.expected_lines(), from_the_start=prepared.boot_counts)
-    patience = prepared.bootable.patience
+    timeout_scale = prepared.bootable.timeout_scale
     with ExitStack() as stack:
         with timings.phase("start"):
             secret = identity or stack.enter_context(guest_identity(prepared))
@@ -179,9 +179,9 @@ def booted_guest(
         with timings.phase("boot"):
             machine.command("cont")
             secret.keys.prepare()  # takes about as long as the firmware in the guest
-            _await_ready(machine, watch, secret.token, setup.seconds * patience)
+            _await_ready(machine, watch, secret.token, setup.seconds * timeout_scale)
         with timings.phase("login"):
-            shell = stack.enter_context(logged_in(machine, watch, secret, port, patience))
+            shell = stack.enter_context(logged_in(machine, watch, secret, port, timeout_scale))
         with timings.phase("preflight"):
             problems = early_problems(early_messages(shell), prepared.state, prepared.layout)
             if "cxl_acpi" in prepared.bootable.initramfs.modules:
@@ -202,17 +202,17 @@ def _check(machine: Qemu, watch: CrashWatch) -> None:
         machine.check_alive()
     except GuestEndedError as error:
         # A guest resets after a panic: report the panic.
-        machine.console.await_closed(PATIENCE)
+        machine.console.await_closed(END_SECONDS)
         watch.check()
         watch.ended(error)
 
 
 def logged_in(
-    machine: Qemu, watch: CrashWatch, identity: GuestIdentity, port: int, patience: float = 1.0
+    machine: Qemu, watch: CrashWatch, identity: GuestIdentity, port: int, timeout_scale: float = 1.0
 ) -> AbstractContextManager[GuestShell]:
     """Open a shell in a guest whose SSH server runs or is about to start."""
     deadline = Deadline(_LOGIN_SECONDS, "the SSH login to the guest")
-    return guest_shell(port, identity.keys, deadline, lambda: _check(machine, watch), patience)
+    return guest_shell(port, identity.keys, deadline, lambda: _check(machine, watch), timeout_scale)
 
 
 @contextmanager
@@ -294,5 +294,5 @@ def _await_ready(machine: Qemu, watch: CrashWatch, token: str, seconds: float) -
         # QEMU ends by itself after an early panic: report the panic.
         if machine.console.closed:
             watch.check_boot()
-            machine.check_alive(PATIENCE)
+            machine.check_alive(END_SECONDS)
         raise

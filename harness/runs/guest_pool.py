@@ -213,7 +213,7 @@ class RestorableGuest:
                 machine.command("cont")
             with timings.phase("login"):
                 shell = stack.enter_context(
-                    logged_in(machine, watch, self.identity, port, prepared.bootable.patience)
+                    logged_in(machine, watch, self.identity, port, prepared.bootable.timeout_scale)
                 )
             watch.steps_begin(lambda: shell.step)
             yield BootedGuest(machine, shell, watch, "warm")

@@ -73,7 +73,7 @@ class GuestRun:
     @property
     def settling(self) -> Settling:
         """How long nothing must change, for a kernel of this speed."""
-        return self.judging.settling.slower(self.prepared.bootable.patience)
+        return self.judging.settling.slower(self.prepared.bootable.timeout_scale)
 
     def explained(self, result: RunResult) -> RunResult:
         """The result with the known issues of its scenario and of each finding."""

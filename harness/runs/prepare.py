@@ -64,7 +64,7 @@ from harness.scenario.scenario_files import Case, load_quirks
 _FIRST_DRIVERS = ("cxl_acpi", "cxl_pci", "dax_hmem")
 
 # Debug checks make a kernel five to ten times as slow.
-_PATIENCE_WITH_CHECKS = 10.0
+_SCALE_WITH_CHECKS = 10.0
 # Two minutes each: the kernel reports a soft lockup after twice the threshold, in seconds.
 _WATCHDOGS = {
     b"SOFTLOCKUP_DETECTOR": "watchdog_thresh=60",
@@ -187,12 +187,12 @@ class Bootable:
         found = ["no5lvl"] if b"\nCONFIG_KASAN=y\n" in config else []
         # A lockup that the kernel reports after 20 or 30 s may be the slowness of its own checks.
         for option, parameter in _WATCHDOGS.items():
-            if self.patience > 1 and b"\nCONFIG_%s=y\n" % option in config:
+            if self.timeout_scale > 1 and b"\nCONFIG_%s=y\n" % option in config:
                 found.append(parameter)
         return tuple(found)
 
     @property
-    def patience(self) -> float:
+    def timeout_scale(self) -> float:
         """The timeout scale of guests with this kernel, 1 or more."""
         slow = (
             b"\nCONFIG_KASAN=y\n",
@@ -200,7 +200,7 @@ class Bootable:
             b"\nCONFIG_DEBUG_KMEMLEAK=y\n",
         )
         found = self._config is not None and any(line in self._config for line in slow)
-        return _PATIENCE_WITH_CHECKS if found else 1.0
+        return _SCALE_WITH_CHECKS if found else 1.0
 
     @cached_property
     def _config(self) -> bytes | None:

@@ -141,7 +141,7 @@ def test_a_kernel_with_checks_of_its_own(
     kernel = Kernel("x", "7.2", tmp_path / "vmlinuz", None, path, "id")
     bootable = Bootable(kernel, SharedInitramfs(tmp_path, {}, {}), "tcg")
     assert bootable.finds_leaks is finds
-    assert (bootable.patience > 1) is slow
+    assert (bootable.timeout_scale > 1) is slow
     assert bootable.parameters == (("no5lvl",) if "KASAN" in (config or "") else ())
     assert (bootable.config_sha256 is None) == (config is None)
 
