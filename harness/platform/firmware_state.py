@@ -245,6 +245,15 @@ def _check_reserved(
                 f"memmap= gives {hole} to the kernel as RAM, and there is no memory behind it",
                 hint="commit a decoder over it (firmware.decoders)",
             )
+    for decoder in state.decoders:
+        rest = decoder.range.minus(state.firmware_ram)
+        if rest and rest != (decoder.range,):
+            raise document.error(
+                "kernel.cmdline",
+                f"memmap= gives a part of {decoder.name} to the kernel as RAM, and not {rest[0]}: "
+                "dax_cxl can own a region only as a whole",
+                hint=f"give all of {decoder.range}, or none of it",
+            )
     boot_ram = min((one for one in state.ram if one.start > 0xFFFFF), default=None)
     for index, one in enumerate(state.soft_reserved):
         if one.range.start % _PAGE or (one.range.end + 1) % _PAGE:
