@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from harness.core.cache import Store
 from harness.core.files import require_whole
@@ -130,19 +130,7 @@ def shared_initramfs(
             for name, content in files.items():
                 archive.add_file(f"lib/modules/{kernel.release}/{name}", content)
             archive.close()
-        manifest = {
-            "depends": plan.loaded_before(),
-            "missing": {module.name: str(module) for module in plan.missing},
-            # Removed together with its kernel, if that is the store's too.
-            "kernel": {
-                "identity": kernel.identity,
-                "spec": kernel.spec,
-                "release": kernel.release,
-                "stored": kernel.image.parent.name == kernel.identity
-                and kernel.image.is_relative_to(store.root),
-            },
-        }
-        (folder / _MANIFEST).write_text(json.dumps(manifest))
+        (folder / _MANIFEST).write_text(json.dumps(_manifest(plan, kernel, store)))
 
     entry = store.build(
         "initramfs", key, make, what=f"the initramfs of {kernel.release}", progress=progress
@@ -153,6 +141,21 @@ def shared_initramfs(
         os.utime(entry / _MANIFEST)
     depends = {name: tuple(needed) for name, needed in manifest["depends"].items()}
     return SharedInitramfs(entry / _ARCHIVE, depends, manifest["missing"])
+
+
+def _manifest(plan: ModulePlan, kernel: Kernel, store: Store) -> dict[str, Any]:
+    image = kernel.image
+    return {
+        "depends": plan.loaded_before(),
+        "missing": {module.name: str(module) for module in plan.missing},
+        # Removed together with its kernel, if that is the store's too.
+        "kernel": {
+            "identity": kernel.identity,
+            "spec": kernel.spec,
+            "release": kernel.release,
+            "stored": image.parent.name == kernel.identity and image.is_relative_to(store.root),
+        },
+    }
 
 
 def write_run_initramfs(

@@ -34,7 +34,7 @@ _STATE = (
 
 @dataclass(frozen=True)
 class Settling:
-    """How long nothing must change before ownership counts as settled, in seconds.
+    """Seconds without a change until ownership counts as settled.
 
     Attributes:
         done: once all expected memory is online.

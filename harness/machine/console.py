@@ -72,7 +72,7 @@ class Console:
 
     @property
     def closed(self) -> bool:
-        """Whether QEMU has closed its end."""
+        """True once QEMU has closed its end."""
         with self._changed:
             return self._closed
 

@@ -94,7 +94,7 @@ class CrashWatch:
 
     @property
     def panicked(self) -> bool:
-        """Whether a panic was seen."""
+        """True after a panic."""
         return self._panicked.is_set()
 
     @property

@@ -74,7 +74,7 @@ class Qemu:
         self._ask(self._monitor.connect)
 
     def command(self, name: str, **arguments: Any) -> Any:
-        """Run a QMP command and return what it returned.
+        """Run a QMP command and return its result.
 
         Raises:
             MachineLostError: QEMU ended, refused, or did not respond in time.

@@ -80,11 +80,11 @@ class QemuBinary:
     features: tuple[str, ...]
 
     def has(self, feature: str) -> bool:
-        """Whether it has a feature, named as in REQUIRED_FEATURES."""
+        """True if it has a feature, named as in REQUIRED_FEATURES."""
         return feature in self.features
 
     def too_old(self) -> bool:
-        """Whether it is older than MINIMUM."""
+        """True if it is older than MINIMUM."""
         return self.version[:2] < MINIMUM
 
     def lacking(self) -> tuple[str, ...]:

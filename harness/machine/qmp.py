@@ -40,7 +40,7 @@ class Monitor:
         self._exchange("the QMP greeting", self._client.connect(self._connection))
 
     def command(self, name: str, arguments: Mapping[str, object]) -> Any:
-        """Run a QMP command and return what it returned.
+        """Run a QMP command and return its result.
 
         Raises:
             MachineLostError: QEMU refused, did not respond in time, or has ended.

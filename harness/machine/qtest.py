@@ -33,7 +33,7 @@ class Qtest:
         self._buffer = b""
 
     def command(self, line: str) -> list[str]:
-        """Send one command and return the words behind OK.
+        """Send one command and return the fields after OK.
 
         Raises:
             MachineLostError: QEMU refused the command, closed the connection or did not respond.
@@ -41,7 +41,7 @@ class Qtest:
         return self._answered(line, line)
 
     def _answered(self, line: str, sent: str) -> list[str]:
-        """Send text, which may be nothing, and return the words of the answer to `line`."""
+        """Send text, possibly empty, and return the fields of the reply to `line`."""
         what = f"QEMU to answer the qtest command {line[:60]!r}"
         deadline = Deadline(self._seconds, what, hint="is the host overloaded or suspended?")
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The evidence of a run: a folder with its inputs, what it did, and the seconds of its phases."""
+"""The evidence of a run: a folder with its inputs and actions, and the seconds of its phases."""
 
 from __future__ import annotations
 

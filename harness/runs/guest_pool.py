@@ -111,7 +111,7 @@ class GuestPool:
 
     @property
     def start(self) -> Start:
-        """How the next guest will start."""
+        """The start of the next guest."""
         with self._lock:
             return "warm" if self._saved else "cold"
 
@@ -157,9 +157,9 @@ class RestorableGuest:
     The guests are independent of each other and can run concurrently, each in its own thread.
 
     Attributes:
-        setup: what was booted.
-        identity: of its guest, and of all that are restored.
-        saved: what was saved.
+        setup: of the boot.
+        identity: of its guest, and of all restored ones.
+        saved: the saved machine.
         boot: the evidence of the boot.
     """
 

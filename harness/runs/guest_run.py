@@ -35,7 +35,7 @@ _IN_USE = ("dax_cxl", "dax_hmem", "firmware_ram")
 
 @dataclass(frozen=True)
 class Judging:
-    """How guests are judged, and where that is recorded.
+    """The rules that guests are judged by, and the place of their evidence.
 
     Attributes:
         policy: the policy of the contract.
@@ -72,7 +72,7 @@ class GuestRun:
 
     @property
     def settling(self) -> Settling:
-        """How long nothing must change, for a kernel of this speed."""
+        """The seconds without a change, for a kernel of this speed."""
         return self.judging.settling.slower(self.prepared.bootable.timeout_scale)
 
     def explained(self, result: RunResult) -> RunResult:
@@ -105,7 +105,7 @@ class RunningGuest:
     """A booted guest of a run.
 
     Attributes:
-        run: what is done with it.
+        run: its scenario, load and judging.
         guest: the guest.
         evidence: where its run is recorded.
         timings: gets its phases.
@@ -149,7 +149,7 @@ class RunningGuest:
         return self._with_undecoded(read_sections(sections))
 
     def judge(self, observation: Observation, expected: Expected) -> Judgement:
-        """Compare an observation with what is expected now.
+        """Compare an observation with the expectation.
 
         Raises:
             GuestLostError: a line that counts may be missing from the guest's log, or the log

@@ -95,7 +95,7 @@ def run_steps(
 
 
 def _goes_on(running: RunningGuest, result: RunResult) -> bool:
-    """Whether the next step still makes sense: nothing is broken except known kernel messages.
+    """True if the next step makes sense: nothing is broken except by known kernel messages.
 
     A range with another owner than expected ends the steps, known or not.
     """

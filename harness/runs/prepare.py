@@ -174,7 +174,7 @@ class Bootable:
 
     @property
     def finds_leaks(self) -> bool:
-        """Whether the kernel has kmemleak."""
+        """True if the kernel has kmemleak."""
         return self._config is not None and b"\nCONFIG_DEBUG_KMEMLEAK=y\n" in self._config
 
     @property
@@ -306,7 +306,7 @@ class Prepared:
 
     @property
     def boot_counts(self) -> bool:
-        """Whether the boot is a step of the scenario: such a driver is built in."""
+        """True if the boot is a step of the scenario: such a driver is built in."""
         return bool(self.starting_drivers())
 
     def as_run(self, modules: Collection[str]) -> Scenario:
@@ -329,7 +329,7 @@ class Prepared:
         return tuple(one for one in DRIVER_OPTIONS if one not in {*shared.modules, *shared.missing})
 
     def expectations(self, policy: Policy, modules: Collection[str] = ()) -> tuple[Expected, ...]:
-        """What is expected after the modules are loaded, then after each step.
+        """The expectations after the modules are loaded, then after each step.
 
         Args:
             policy: the policy of the contract.

@@ -43,7 +43,7 @@ class Running(Protocol):
     """A scenario that is being run."""
 
     def done(self) -> bool:
-        """Whether `result` will not wait."""
+        """True if `result` returns without waiting."""
 
     def result(self) -> RunResult | Skipped:
         """Its result; waits for it."""
@@ -56,7 +56,7 @@ def default_jobs() -> int:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a session runs its guests.
+    """Options of a session's guests.
 
     Attributes:
         jobs: how many guests run concurrently, at least 1.
