@@ -46,7 +46,7 @@ def make_a_text_file() -> Path:
         (functools.partial(fake_qemu, "7.2.22"), ("QEMU 7.2.22 is too old", "10.0 or later")),
         (functools.partial(fake_qemu, "10.0.2", "cxl-type3"), ("built without", "cxl-type3")),
         (functools.partial(fake_qemu, "10.0.2", "pxb-cxl"), ("built without", "pxb-cxl")),
-        (functools.partial(program, "#!/bin/sh\necho hello\n"), ("as QEMU does: hello",)),
+        (functools.partial(program, "#!/bin/sh\necho hello\n"), ("--version prints hello",)),
         (functools.partial(program, "#!/bin/sh\nexit 7\n"), ("status 7",)),
     ],
     ids=["absent", "not a program", "old", "no type 3", "no bridge", "another", "broken"],
