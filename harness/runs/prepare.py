@@ -139,11 +139,7 @@ def this_host(progress: Progress, accel: AcceleratorOption, qemu: str | None = N
     Raises:
         UsageError: QEMU is missing, too old, or was built without CXL.
     """
-    for orphan in reap_orphans():
-        progress.note(
-            f"killed process {orphan.pid}, a QEMU of a harness that has ended; its console log: "
-            f"{orphan.log}"
-        )
+    reap_orphans()
     return Host(require_qemu(qemu), Store(store_root()), progress, accel, qemu)
 
 
