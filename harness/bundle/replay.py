@@ -28,7 +28,7 @@ from harness.platform.acpi_tables import AcpiTableError
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import MemoryRange
-from harness.runs.evidence_layout import (
+from harness.runs.evidence import (
     JUDGING,
     KERNEL_MANIFEST,
     LAYOUT,
@@ -36,7 +36,7 @@ from harness.runs.evidence_layout import (
     SCENARIO,
     layout_from_json,
 )
-from harness.runs.minimize import asked_load
+from harness.runs.minimize import requested_load
 from harness.runs.result_files import VERDICT, StoredRun, load_runs, read_text
 from harness.scenario.checks import check_scenario
 from harness.scenario.profile import read_profile
@@ -86,7 +86,7 @@ def read_recording(folder: Path) -> Recording:
     case = Case(run.record.scenario, document, profile, profile_text=profile_text)
     load = _load_option(run.record.load_text)
     if load:
-        case = asked_load(case, load)
+        case = requested_load(case, load)
     return Recording(folder, run, case, run.record.policy)
 
 

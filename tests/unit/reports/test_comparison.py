@@ -13,6 +13,7 @@ from cli_fixtures import Harness, assert_one_message
 from machines import span
 
 from harness.contract.result import Finding, OwnedRange, Piece, RunResult, Verdict
+from harness.kernels.request import KernelRequest
 from harness.reports.comparison import Change, Row, Side, compare, side_of
 from harness.reports.comparison_text import comparison_lines
 from harness.runs.session import Session, Skipped
@@ -145,10 +146,10 @@ def test_the_command(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, new: Verdict, code: int
 ) -> None:
     def run_all(
-        _session: Session, cases: Sequence[Case], kernel: str
+        _session: Session, cases: Sequence[Case], kernel: KernelRequest
     ) -> Iterator[RunResult | Skipped]:
         for _case in cases:
-            yield result(PASS if kernel == "debian:6.18" else new, "dax_cxl")
+            yield result(PASS if kernel.spec == "debian:6.18" else new, "dax_cxl")
 
     monkeypatch.setattr(Session, "run_all", run_all)
     words = ("--kernel", "debian:6.18", "--kernel", "debian:7.2", "--json", "table.json")
