@@ -92,7 +92,7 @@ def harness(capsys: pytest.CaptureFixture[str]) -> Harness:
 def no_guest(monkeypatch: pytest.MonkeyPatch, room: Path) -> None:
     """A machine that has a QEMU and the guest's programs; no guest and no download may start."""
 
-    def start(*_arguments: object) -> NoReturn:
+    def start(*_arguments: object, **_more: object) -> NoReturn:
         pytest.fail("a guest or a download was about to be started")
 
     monkeypatch.setattr("harness.runs.prepare.require_qemu", lambda _binary: FIT_QEMU)
@@ -105,7 +105,7 @@ def no_guest(monkeypatch: pytest.MonkeyPatch, room: Path) -> None:
     (room / "userland" / "root").mkdir(parents=True)
     monkeypatch.setattr("harness.guest.initramfs._add_programs", lambda *_arguments: None)
     monkeypatch.setattr("harness.kernels.build.depmod.module_indexes", lambda *_arguments: {})
-    monkeypatch.setattr("harness.runs.guest_pool.booted_guest", start)
+    monkeypatch.setattr("harness.runs.boot.running_qemu", start)
     monkeypatch.setattr("harness.kernels.debian.packages.open_apt", start)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from harness.contract.result import RunResult
 from harness.core.errors import UsageError
 from harness.kernels.build.series import read_series
-from harness.runs.evidence_layout import KERNEL_MANIFEST, LAYOUT, PROFILE, SCENARIO
+from harness.runs.evidence import KERNEL_MANIFEST, LAYOUT, PROFILE, SCENARIO
 from harness.runs.result_files import VERDICT, load_runs
 
 INDEX = "bundle.json"

@@ -24,14 +24,14 @@ from harness.platform.acpi_tables import AcpiTableError
 from harness.platform.firmware_state import FirmwareState, place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import MemoryRange
-from harness.runs.evidence_layout import (
+from harness.runs.evidence import (
     JUDGING,
     LAYOUT,
     PROFILE,
     SCENARIO,
     layout_from_json,
 )
-from harness.runs.minimize import asked_load
+from harness.runs.minimize import requested_load
 from harness.runs.result_files import (
     VERDICT,
     KernelFacts,
@@ -82,7 +82,7 @@ def read_recording(folder: Path) -> Recording:
     check_scenario(document, profile)
     case = Case(run.record.scenario, document, profile, profile_text=profile_text)
     if run.record.load is not None:
-        case = asked_load(case, run.record.load.option())
+        case = requested_load(case, run.record.load.option())
     return Recording(folder, run, case, run.record.policy)
 
 

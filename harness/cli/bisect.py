@@ -304,13 +304,14 @@ def _checked_need(runs: int, need: int) -> tuple[int, int]:
 def _session(guests: GuestOptions, host: Host) -> Session:
     """A session in which a failure is a failure, known or not, and is not made shorter."""
     from harness.runs.guest_run import Judging
-    from harness.runs.session import Session, default_jobs
+    from harness.runs.session import Session, SessionOptions, default_jobs
     from harness.scenario.known_issues import KnownIssues
 
     judging = Judging(
         guests.policy or POLICIES[0], guests.evidence, KnownIssues(issues=()), guests.timeout
     )
-    return Session(host, judging, jobs=guests.jobs or default_jobs(), shorten=False)
+    options = SessionOptions(guests.jobs or default_jobs(), minimize=False)
+    return Session(host, judging, options)
 
 
 def _judge(

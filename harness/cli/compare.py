@@ -62,10 +62,11 @@ def compare(
         check_writable(json_file)
     host = guests.host()
     sides: list[dict[str, RunResult | str]] = []
-    with guests.session(host, KernelRequest(specs[0])) as session:
-        for spec in specs:
+    requests = [KernelRequest(spec) for spec in specs]
+    with guests.session(host, requests[0]) as session:
+        for spec, request in zip(specs, requests, strict=True):
             results: dict[str, RunResult | str] = {}
-            for case, result in zip(cases, session.run_all(cases, spec), strict=True):
+            for case, result in zip(cases, session.run_all(cases, request), strict=True):
                 if isinstance(result, Skipped):
                     results[case.name] = str(result.error)
                     click.echo(f"SKIP {case.name} on {spec}", err=True)

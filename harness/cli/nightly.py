@@ -221,7 +221,7 @@ def _bisect(
     from harness.nightly.diff import Bisecting
     from harness.runs.guest_run import Judging
     from harness.runs.prepare import this_host
-    from harness.runs.session import Session, default_jobs
+    from harness.runs.session import Session, SessionOptions, default_jobs
     from harness.scenario.known_issues import KnownIssues
     from harness.scenario.scenario_files import load_case
 
@@ -252,7 +252,7 @@ def _bisect(
             self.note(f"  {step_lines(step, again)[0]}")
 
     jobs = default_jobs()
-    with Session(host, judging, jobs=jobs, shorten=False) as session:
+    with Session(host, judging, SessionOptions(jobs, minimize=False)) as session:
         judge = CommitJudge(host, session, [case], flakiness, jobs)
         found = Bisection(
             opened.ends, opened.history, judge, [case.name], record, Steps(), deadline

@@ -23,9 +23,9 @@ from harness.core.paths import evidence_root
 from harness.scenario.scenario import POLICIES, Policy
 
 if TYPE_CHECKING:
+    from harness.runs.guest_pool import StartOption
     from harness.runs.prepare import Host
     from harness.runs.session import Session
-    from harness.runs.warm_start import AskedStart
     from harness.scenario.kernel_request import KernelRequest
 
 USAGE = 2
@@ -136,7 +136,7 @@ class GuestOptions:
     timeout: int
     jobs: int | None
     build: bool
-    start: AskedStart
+    start: StartOption
 
     def host(self) -> Host:
         """This machine.
@@ -157,13 +157,14 @@ class GuestOptions:
         """
         from harness.runs.guest_run import Judging
         from harness.runs.prepare import policy_for
-        from harness.runs.session import Session, default_jobs
+        from harness.runs.session import Session, SessionOptions, default_jobs
         from harness.scenario.known_issues import load_known_issues
 
         policy = policy_for(self.policy, request)
         judging = Judging(policy, self.evidence, load_known_issues(), self.timeout)
         jobs = self.jobs or default_jobs()
-        return Session(host, judging, jobs=jobs, repeat=repeat, build=self.build, start=self.start)
+        options = SessionOptions(jobs, repeat=repeat, build=self.build, start=self.start)
+        return Session(host, judging, options)
 
 
 def accel_options(command: Command) -> Command:

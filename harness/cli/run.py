@@ -62,13 +62,13 @@ def run(
     first in the order 1, 4, 3. A scenario that is not about this kernel is skipped.
     """
     from harness.reports.terminal import summary_line
-    from harness.runs.minimize import asked_load
+    from harness.runs.minimize import requested_load
     from harness.runs.session import Skipped
     from harness.scenario.scenario_files import load_cases
 
     cases = load_cases(scenarios)
     if load is not None:
-        cases = tuple(asked_load(case, load) for case in cases)
+        cases = tuple(requested_load(case, load) for case in cases)
     if json_file is not None:
         check_writable(json_file)
     host = guests.host()

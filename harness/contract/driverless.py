@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.contract.observation import Observation
+from harness.platform.firmware_state import FirmwareState
 from harness.scenario.owner import Ownership
 
 # Devices of the cxl bus without which Linux assembles no region, and the drivers that one needs to
@@ -18,14 +19,21 @@ _NEEDS = {
 _DIGITS = "0123456789"
 
 
-def driverless(observation: Observation, expected: Mapping[str, Ownership]) -> tuple[str, ...]:
-    """Devices and drivers that are missing where dax_cxl must own a range and no region exists.
+def driverless(
+    observation: Observation, expected: Mapping[str, Ownership], state: FirmwareState
+) -> tuple[str, ...]:
+    """Devices and drivers that are missing where a region that the firmware committed is missing.
+
+    Empty where dax_cxl need not own a range.
 
     Args:
-        observation: what the guest has.
-        expected: the owner that each range must have.
+        observation: of the guest.
+        expected: the owner of each range.
+        state: the firmware's decoders.
     """
-    if observation.regions or all(one.owner != "dax_cxl" for one in expected.values()):
+    existing = {region.range for region in observation.regions}
+    complete = all(region.range in existing for region in state.regions())
+    if complete or all(one.owner != "dax_cxl" for one in expected.values()):
         return ()
     devices = observation.cxl_devices
     kinds = {name.rstrip(_DIGITS) for name in devices}

@@ -43,14 +43,17 @@ _AS_DRAWN = "as it was drawn"
 Signature = frozenset[str]
 
 
+@dataclass
 class ForgetfulHost(Host):
-    """A host that keeps no layouts: nobody asks for a drawn one again."""
+    """A host that does not store address maps: a drawn layout is not needed again."""
+
+    _address_maps: dict[str, dict[str, str]] = field(default_factory=dict, init=False, repr=False)
 
     def remember(self, kind: str) -> Callable[[str, Callable[[], dict[str, str]]], dict[str, str]]:
-        """As a host does, but layouts only for a moment."""
+        """As for any host, but only the last address maps are kept."""
         if kind != "layouts":
             return super().remember(kind)
-        last: dict[str, dict[str, str]] = self.__dict__.setdefault("_last_layouts", {})
+        last = self._address_maps
 
         def recall(key: str, ask: Callable[[], dict[str, str]]) -> dict[str, str]:
             if key not in last:

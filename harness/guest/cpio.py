@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Archives in the "newc" cpio format that the kernel unpacks as its initramfs.
+"""Write archives in the "newc" cpio format, which the kernel unpacks as its initramfs.
 
 Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
 """
@@ -11,11 +11,7 @@ from typing import IO
 
 
 class CpioWriter:
-    """Writes one archive. The same calls give the same bytes: owners and times are zero.
-
-    Args:
-        output: where the archive goes.
-    """
+    """Writes one archive. The same calls give the same bytes: owners and times are zero."""
 
     def __init__(self, output: IO[bytes]) -> None:
         self._output = output
@@ -23,7 +19,7 @@ class CpioWriter:
         self._folders: set[str] = set()
 
     def add_file(self, path: str, data: bytes, mode: int = 0o644) -> None:
-        """Add a regular file; folders above it are added as needed."""
+        """Add a regular file, and missing folders above it."""
         self._add_parents(path)
         self._entry(path, stat.S_IFREG | mode, data)
 
@@ -33,7 +29,7 @@ class CpioWriter:
         self._entry(path, stat.S_IFLNK | 0o777, target.encode())
 
     def add_folder(self, path: str, mode: int = 0o755) -> None:
-        """Add a folder, once."""
+        """Add a folder unless it was added before."""
         path = path.strip("/")
         if path and path not in self._folders:
             self._add_parents(path)
@@ -46,7 +42,7 @@ class CpioWriter:
         self._entry(path, stat.S_IFCHR | 0o600, b"", (major, minor))
 
     def close(self) -> None:
-        """Write the trailer and pad the archive, so that another may follow it."""
+        """Write the trailer, and pad the archive so that another can follow."""
         self._entry("TRAILER!!!", 0, b"")
         self._output.write(bytes(-self._output.tell() % 512))
 

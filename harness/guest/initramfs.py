@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest's initramfs: a part for each kernel, kept in the store, and a part for each run."""
+"""Make the guest's initramfs: a part for each kernel, in the store, and a part for each run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from harness.core.cache import Store
 from harness.core.files import require_whole
@@ -22,10 +22,11 @@ from harness.guest.cpio import CpioWriter
 from harness.guest.keys import RunKeys
 from harness.guest.userland import find_program, library_closure
 
-# What the guest needs before anybody can log in.
+# The modules that the guest needs for the login.
 BOOT_MODULES = ("virtio_pci", "virtio_net")
 
-# What scenarios load. With all of them in it, one initramfs serves every scenario of a kernel.
+# The modules that scenarios load. With all of them, one initramfs serves every scenario of a
+# kernel.
 SCENARIO_MODULES = (
     *("cxl_acpi", "cxl_pci", "cxl_mem", "cxl_port", "cxl_pmem"),
     *("dax_hmem", "dax_cxl", "kmem", "device_dax"),
@@ -64,7 +65,7 @@ sysfs /sys sysfs defaults 0 0
 devtmpfs /dev devtmpfs defaults 0 0
 """
 
-# Part of the key: raise it when the archive changes in a way that its inputs do not show.
+# Part of the key. Increment it for a change of the archive that does not show in its inputs.
 _FORM = 4
 
 
@@ -74,8 +75,8 @@ class SharedInitramfs:
 
     Attributes:
         archive: the cpio archive.
-        depends: the modules in it, in load order, each with those that modprobe loads first.
-        missing: what was wanted and cannot be had, by name, with the reason.
+        depends: its modules in load order, each with those that modprobe loads first.
+        missing: requested modules that the kernel lacks, with the reason.
     """
 
     archive: Path
@@ -84,36 +85,36 @@ class SharedInitramfs:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Names of the modules in it, in load order."""
+        """Names of its modules, in load order."""
         return tuple(self.depends)
 
 
 def shared_initramfs(
     kernel: Kernel,
-    wanted: Sequence[str],
+    requested: Sequence[str],
     userland: Path,
     store: Store,
     progress: Progress,
     modules_in: Callable[[Path], tuple[ModulePlan, Mapping[str, bytes]]],
 ) -> SharedInitramfs:
-    """The part that all runs of a kernel share, from the store, made when it is not there.
+    """The part that all runs of a kernel share, from the store; made if it does not exist.
 
     Args:
         kernel: the kernel.
-        wanted: modules to include, with all that they depend on.
+        requested: modules to include, with their dependencies.
         userland: the unpacked packages of the guest's programs.
-        store: where it is kept.
-        progress: hears that it is being made.
-        modules_in: finds the wanted modules, with a folder to work in, and returns them and the
-            content of `/lib/modules/RELEASE` by file name; called only when it has to be made.
+        store: where it is stored.
+        progress: gets a report when it is made.
+        modules_in: gets a work folder, and returns the modules and the files of
+            `/lib/modules/RELEASE` by name; called only to make the initramfs.
 
     Raises:
-        DamagedEntryError: it, or the guest's programs, are not what was stored.
+        DamagedEntryError: its entry in the store, or that of the guest's programs, is damaged.
     """
     parts = (
         *(_FORM, kernel.identity, userland.parent.name, _script("init.sh"), _script("observe.sh")),
         _script("while_pending.sh"),
-        *(*_PROGRAMS, *_APPLETS, "", *wanted),
+        *(*_PROGRAMS, *_APPLETS, "", *requested),
     )
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -129,29 +130,32 @@ def shared_initramfs(
             for name, content in files.items():
                 archive.add_file(f"lib/modules/{kernel.release}/{name}", content)
             archive.close()
-        manifest = {
-            "depends": plan.loaded_before(),
-            "missing": {one.name: str(one) for one in plan.missing},
-            # So that it goes with its kernel, where that is the store's too.
-            "kernel": {
-                "identity": kernel.identity,
-                "spec": kernel.spec,
-                "release": kernel.release,
-                "stored": kernel.image.parent.name == kernel.identity
-                and kernel.image.is_relative_to(store.root),
-            },
-        }
-        (folder / _MANIFEST).write_text(json.dumps(manifest))
+        (folder / _MANIFEST).write_text(json.dumps(_manifest(plan, kernel, store)))
 
     entry = store.build(
         "initramfs", key, make, what=f"the initramfs of {kernel.release}", progress=progress
     )
     require_whole(entry, (_ARCHIVE, _MANIFEST))
     manifest = json.loads((entry / _MANIFEST).read_text())
-    with suppress(OSError):  # a store that is only read has no last use
+    with suppress(OSError):  # read-only stores have no time of last use
         os.utime(entry / _MANIFEST)
     depends = {name: tuple(needed) for name, needed in manifest["depends"].items()}
     return SharedInitramfs(entry / _ARCHIVE, depends, manifest["missing"])
+
+
+def _manifest(plan: ModulePlan, kernel: Kernel, store: Store) -> dict[str, Any]:
+    image = kernel.image
+    return {
+        "depends": plan.loaded_before(),
+        "missing": {module.name: str(module) for module in plan.missing},
+        # Removed together with its kernel, if that is the store's too.
+        "kernel": {
+            "identity": kernel.identity,
+            "spec": kernel.spec,
+            "release": kernel.release,
+            "stored": image.parent.name == kernel.identity and image.is_relative_to(store.root),
+        },
+    }
 
 
 def write_run_initramfs(
@@ -161,13 +165,13 @@ def write_run_initramfs(
     token: str,
     acpi_tables: dict[str, bytes],
 ) -> None:
-    """Put ACPI overrides, the shared part and the run's keys together.
+    """Write ACPI overrides, the shared part and the run's keys.
 
     Args:
-        output: where the whole initramfs goes.
-        shared: what `shared_initramfs` returned.
+        output: gets the whole initramfs.
+        shared: see `shared_initramfs`.
         keys: the run's SSH keys.
-        token: the word by which the harness knows the guest's own lines on the console.
+        token: the first word of the guest's own lines on the console.
         acpi_tables: tables that replace the firmware's, by signature.
     """
     write_acpi_tables(output, acpi_tables)
@@ -184,13 +188,13 @@ def write_run_initramfs(
 
 
 def write_acpi_tables(output: IO[bytes], tables: dict[str, bytes]) -> None:
-    """Write the archive from which the kernel takes tables in place of the firmware's.
+    """Write the archive of ACPI tables that replace the firmware's, if there are any.
 
-    The kernel looks for them in the first, uncompressed archive of the initramfs only.
+    The kernel looks for them only in the first, uncompressed archive of the initramfs.
 
     Args:
         output: the beginning of the initramfs.
-        tables: tables by signature; nothing is written for none.
+        tables: tables by signature.
     """
     if not tables:
         return
@@ -210,7 +214,7 @@ def _add_programs(archive: CpioWriter, userland: Path) -> None:
         archive.add_file(path.relative_to(userland).as_posix(), path.read_bytes(), 0o755)
     for applet in _APPLETS:
         archive.add_link(f"bin/{applet}", "/bin/busybox")
-    archive.add_link(MODPROBE[1:], "/bin/kmod")  # the kernel itself calls it, too
+    archive.add_link(MODPROBE[1:], "/bin/kmod")  # also called by the kernel itself
     archive.add_file("init", _script("init.sh").encode(), 0o755)
     archive.add_file("bin/observe", _script("observe.sh").encode(), 0o755)
     archive.add_file("bin/while_pending", _script("while_pending.sh").encode(), 0o755)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The SSH keys of one run: a host key for the guest, pinned, and a client key for the harness."""
+"""The SSH keys of one run: a pinned host key for the guest, and a client key for the harness."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ _KIND = b"ssh-ed25519"
 
 
 class RunKeys:
-    """Two new Ed25519 key pairs, which never leave this process but in the run's initramfs."""
+    """Two new Ed25519 key pairs. They leave this process only in the run's initramfs."""
 
     def __init__(self) -> None:
         self._host = Ed25519PrivateKey.generate()
         self._client = Ed25519PrivateKey.generate()
 
     def host_key_file(self) -> bytes:
-        """The host key as dropbear keeps it: kind, then private and public half together."""
+        """The host key in dropbear's format: kind, then private and public half together."""
         halves = self._host.private_bytes(
             Encoding.Raw, PrivateFormat.Raw, NoEncryption()
         ) + self._host.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         return _string(_KIND) + _string(halves)
 
     def host_public_blob(self) -> bytes:
-        """The host's public key as it is sent in the SSH key exchange."""
+        """The host's public key in the format of the SSH key exchange."""
         return _public_blob(self._host)
 
     def authorized_keys(self) -> bytes:
-        """The line that lets the client key in, with nothing forwarded."""
+        """The line of authorized_keys for the client key, without any forwarding."""
         blob = base64.b64encode(_public_blob(self._client))
         return (
             b"no-port-forwarding,no-agent-forwarding,no-X11-forwarding ssh-ed25519 " + blob + b"\n"
         )
 
     def prepare(self) -> None:
-        """Do now what `client_key` would take time for: importing paramiko."""
+        """Import paramiko and make `client_key` now, to save time later."""
         _ = self.client_key
 
     @cached_property
     def client_key(self) -> paramiko.PKey:
-        """The client key as paramiko wants it."""
+        """The client key for paramiko."""
         import io
 
         import paramiko

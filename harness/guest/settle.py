@@ -1,34 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a scenario does in its guest: load modules, and observe once ownership has settled."""
+"""Observe a guest once ownership has settled, and scan it for leaks."""
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.contract.iomem import Iomem, IomemError, parse_iomem
 from harness.contract.observed_owners import online
-from harness.contract.result import Finding
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestLostError
-from harness.core.kernel_modules import MODPROBE, module_name
 from harness.guest.ssh import GuestShell
 from harness.platform.memory_range import MemoryRange
 
-_LOAD_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 _LEAK_SECONDS = 300.0
-# kmemleak leaves out what is younger than 5 s, and what has changed since the scan before.
+# kmemleak ignores objects younger than 5 s, and those that changed since the previous scan.
 _LEAKS = (
     "mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null; cd /sys/kernel/debug && sleep 6 && "
     "echo scan > kmemleak && echo scan > kmemleak && cat kmemleak"
 )
 
-# Whatever a judgement rests on shows here when it changes: devices by the names of their mappings
-# and drivers, memory blocks that go online by the total of RAM.
-# iomem first and alone, so that it can be parsed; then what else moves while ownership settles.
+# Every change that matters for a judgement shows here: devices by the names of their mappings and
+# drivers, memory blocks that go online by the total of RAM. iomem comes first, to be parsed.
 _BORDER = "==\n"
 _STATE = (
     "cat /proc/iomem; echo ==; echo /sys/bus/dax/devices/*/mapping* /sys/bus/dax/drivers/*/* "
@@ -39,13 +34,13 @@ _STATE = (
 
 @dataclass(frozen=True)
 class Settling:
-    """How long nothing must change before ownership counts as settled, in seconds.
+    """Seconds without a change until ownership counts as settled.
 
     Attributes:
-        done: once all memory that should be online is.
-        otherwise: while some of it is not, or none should be: the kernel's deferred work may
-            still be waiting for something.
-        limit: after which the guest is given up.
+        done: once all expected memory is online.
+        otherwise: while some of it is offline, or none is expected: deferred work of the kernel
+            may be pending.
+        limit: after which the guest has failed.
     """
 
     done: float = 0.15
@@ -53,83 +48,44 @@ class Settling:
     limit: float = 120.0
 
     def slower(self, factor: float) -> Settling:
-        """For a guest that takes `factor` times as long."""
+        """The same for a guest that is `factor` times as slow."""
         return Settling(self.done, self.otherwise * factor, self.limit * factor)
 
 
-def take_away_modules(shell: GuestShell, names: Sequence[str]) -> None:
-    """Remove module files, so that neither a command nor the kernel itself can load them.
-
-    Raises:
-        GuestLostError: the guest is gone, or one of them is already loaded.
-        DeadlineExpiredError: the command does not end.
-    """
-    if not names:
-        return
-    deadline = Deadline(_LOAD_SECONDS, "module files to be removed in the guest")
-    files = " ".join(shlex.quote(f"{module_name(name)}.ko") for name in names)
-    done = shell.run(f"(cd /lib/modules/*/ && rm {files})", deadline)
-    if done.status != 0:
-        raise GuestLostError(
-            f"the guest's modules cannot be taken away: {done.output.strip()}",
-            hint="guest.missing must name modules that this kernel has as files",
-        )
-
-
-def load_module(shell: GuestShell, name: str) -> Finding | None:
-    """Load a module and its dependencies; the failure, or None.
-
-    Raises:
-        GuestLostError: the guest is gone.
-        DeadlineExpiredError: the module's initialisation does not return.
-    """
-    deadline = Deadline(_LOAD_SECONDS, f"modprobe {name} to end in the guest")
-    mark = shell.begin(f"modprobe {name}")
-    done = shell.run(f"{mark}; {MODPROBE} {shlex.quote(name)}", deadline)
-    if done.status == 0:
-        return None
-    return Finding(
-        "step",
-        f"modprobe {name} ended with status {done.status}: {done.output.strip()}",
-        kind="module_not_loaded",
-        subject=f"{name}: {done.output.strip()}",
-    )
-
-
 def scan_for_leaks(shell: GuestShell) -> str:
-    """Let the guest's kmemleak look for leaks, which it says in the log, and return its list.
+    """Let the guest's kmemleak scan for leaks, which it reports in the log, and return its list.
 
     Raises:
-        GuestLostError: the guest is gone, or its kernel has no kmemleak after all.
+        GuestLostError: the guest is gone, or kmemleak is off.
         DeadlineExpiredError: the scan does not end.
     """
     done = shell.run(_LEAKS, Deadline(_LEAK_SECONDS, "kmemleak to scan the guest's memory"))
     if done.status != 0:
         raise GuestLostError(
-            f"the guest's memory cannot be searched for leaks: {done.output.strip()}",
-            hint="did kmemleak turn itself off? see dmesg in the evidence",
+            f"cannot scan the guest's memory for leaks: {done.output.strip()}",
+            hint="has kmemleak turned itself off? see dmesg in the evidence",
         )
     return done.output
 
 
 def observe_settled(
     shell: GuestShell,
-    wanted_online: tuple[MemoryRange, ...],
+    expected_online: tuple[MemoryRange, ...],
     settling: Settling,
     observe: Callable[[], dict[str, str]],
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, str]:
-    """Observe the guest once nothing changes any more: not before, while or after it is observed.
+    """Observe the guest once nothing changes: not before, during or after the observation.
 
-    What is watched is iomem, the dax and cxl devices and the kernel log. Once all memory that
-    should be online is, the observation itself takes up the time of watching.
+    It watches iomem, the dax and cxl devices and the kernel log. Once all expected memory is
+    online, the time of the observation counts as watching.
 
     Args:
         shell: the guest.
-        wanted_online: the ranges that should become System RAM, empty when none should.
-        settling: for how long nothing must change.
-        observe: gives the sections of an observation.
-        clock: gives seconds.
+        expected_online: the ranges that should become System RAM.
+        settling: how long nothing must change.
+        observe: returns the sections of an observation.
+        clock: returns seconds.
 
     Raises:
         DeadlineExpiredError: the guest never stopped changing.
@@ -139,20 +95,20 @@ def observe_settled(
     sections: dict[str, str] | None = None
     before, since = "", clock()
     while True:
-        # What was read between `asked` and now was so at `asked` at the earliest.
-        asked = clock()
+        # The state is at most as old as `begun`.
+        begun = clock()
         state = shell.run(_STATE, deadline).output
         iomem = _whole_iomem(state)
         if state != before or iomem is None:
-            before, since, sections = state, asked, None
-        elif sections is not None and asked - since >= settling.done:
+            before, since, sections = state, begun, None
+        elif sections is not None and begun - since >= settling.done:
             if sections["iomem"] == state.partition(_BORDER)[0]:
                 return sections
             sections = None
-        # Not right after a change: the next one would only make the observation worthless.
-        if iomem is not None and sections is None and since < asked:
-            done = bool(wanted_online) and online(iomem, wanted_online)
-            if done or asked - since >= settling.otherwise:
+        # Not right after a change: another one would invalidate the observation.
+        if iomem is not None and sections is None and since < begun:
+            done = bool(expected_online) and online(iomem, expected_online)
+            if done or begun - since >= settling.otherwise:
                 sections = observe()
                 continue
         time.sleep(min(_POLL_SECONDS, deadline.check()))
@@ -161,7 +117,7 @@ def observe_settled(
 def _whole_iomem(state: str) -> Iomem | None:
     """The iomem in a state; None when it changed while it was read.
 
-    The kernel holds no lock from one piece of /proc/iomem to the next.
+    The kernel holds no lock between two reads of /proc/iomem.
     """
     try:
         return parse_iomem(state.partition(_BORDER)[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands in the guest over SSH, with the host key pinned and a deadline on everything."""
+"""Run commands in the guest over SSH, with the host key pinned and a deadline on everything."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 _RETRY_SECONDS = 0.02
 _POLL_SECONDS = 0.1
-# From the end of a connection to the news that the machine or the kernel has died.
-_PATIENCE_SECONDS = 1.0
+# From the end of a connection to the report that the machine or the kernel has crashed.
+_END_SECONDS = 1.0
 _MOST_OUTPUT = 16 << 20
 
-# The cheapest for a guest whose every instruction is translated.
+# The cheapest for an emulated CPU.
 _KEX = ("curve25519-sha256@libssh.org",)
 _CIPHERS = ("aes128-ctr",)
 _DIGESTS = ("hmac-sha2-256", "hmac-sha1")
@@ -36,7 +36,7 @@ _DIGESTS = ("hmac-sha2-256", "hmac-sha1")
 
 @dataclass(frozen=True)
 class GuestCommand:
-    """A command that has ended in the guest; its output has standard error in it."""
+    """A command that has ended in the guest; its output includes standard error."""
 
     command: str
     status: int
@@ -47,26 +47,26 @@ class GuestShell:
     """A shell in the guest. Made by `guest_shell`.
 
     Attributes:
-        marks: how the steps that `begin` began stand in the kernel's log.
-        step: the one that was begun last, empty before the first.
+        marks: of the steps in the kernel's log.
+        step: the current one, empty before the first.
 
     Args:
         channel: a channel that runs `sh`.
-        check_machine: raises when the machine or the guest's kernel is known to be gone; called
-            while waiting, so that a dead guest is noticed long before the deadline.
-        patience: how many times as long as others this guest may take for everything, >= 1.
+        check_machine: raises when QEMU has ended or the guest's kernel has crashed; called while
+            waiting, to notice that long before the deadline.
+        timeout_scale: multiplies every timeout, >= 1.
     """
 
     def __init__(
         self,
         channel: paramiko.Channel,
         check_machine: Callable[[], None],
-        patience: float = 1.0,
+        timeout_scale: float = 1.0,
     ) -> None:
         self._channel = channel
-        self._patience = patience
+        self._timeout_scale = timeout_scale
         self._check_machine = check_machine
-        # Nothing in the guest can print the end of a command before it is there.
+        # Secret, so that no program of the guest can imitate the end of a command.
         self._token = secrets.token_hex(16)
         self._count = 0
         self.marks = StepMarks(secrets.token_hex(16))
@@ -76,11 +76,11 @@ class GuestShell:
         """Begin a step of the scenario.
 
         Args:
-            step: what is done, as a person would say it: `modprobe kmem`.
+            step: its name, such as `modprobe kmem`.
 
         Returns:
-            The command that marks the step in the kernel's log: put it, with a semicolon, in front
-            of the step's own command, so that both take one way to the guest.
+            The command that writes the step's mark into the kernel's log. Put it in front of the
+            step's own command, separated by a semicolon, so that both are sent together.
         """
         self.step = " ".join(step.split())
         mark = shlex.quote(f"<6>{self.marks.begin(self.step)}")
@@ -88,11 +88,11 @@ class GuestShell:
 
     @contextmanager
     def beside(self, deadline: Deadline) -> Iterator[GuestShell]:
-        """Another shell over the same connection, for when a command of this one does not end.
+        """Open another shell on the same connection, while a command of this one does not end.
 
         Raises:
-            GuestLostError: the guest does not give one.
-            DeadlineExpiredError: it does not answer.
+            GuestLostError: the guest refuses.
+            DeadlineExpiredError: no reply in time.
         """
         import paramiko
 
@@ -105,25 +105,25 @@ class GuestShell:
             raise deadline.error() from None
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise GuestLostError(
-                f"the guest gives no other shell: {error}", hint=deadline.hint
+                f"the guest refuses another shell: {error}", hint=deadline.hint
             ) from None
         try:
-            yield GuestShell(channel, self._check_machine, self._patience)
+            yield GuestShell(channel, self._check_machine, self._timeout_scale)
         finally:
             channel.close()
 
     def run(self, command: str, deadline: Deadline) -> GuestCommand:
-        """Run a command line in the guest's shell; the deadline is for a guest of usual speed.
+        """Run a command line in the guest's shell; the deadline is for a kernel of normal speed.
 
         Raises:
-            GuestLostError: the connection broke, or the output has no end.
+            GuestLostError: the connection broke, or the output is too long.
             DeadlineExpiredError: the command did not end in time.
-            HarnessError: whatever `check_machine` raises.
+            HarnessError: `check_machine` raised it.
         """
         import paramiko
 
         self._count += 1
-        deadline = deadline.times(self._patience)
+        deadline = deadline.times(self._timeout_scale)
         mark = f"{self._token}-{self._count}"
         line = f"{{ {command}\n}} </dev/null 2>&1; printf '\\n%s %s\\n' {mark} $?\n"
         try:
@@ -134,11 +134,11 @@ class GuestShell:
             self._check_machine()
             raise deadline.error() from None
         except (OSError, EOFError, paramiko.SSHException) as error:
-            raise self._lost(deadline.what, str(error) or "it is closed") from None
+            raise self._lost(deadline.what, str(error) or "closed") from None
         return GuestCommand(command, status, output)
 
     def close(self) -> None:
-        """Log out, before the end of the block that has logged in."""
+        """Log out, before the end of the block of `guest_shell`."""
         transport = self._channel.get_transport()
         if transport is not None:
             transport.close()
@@ -162,24 +162,24 @@ class GuestShell:
             if at >= 0 and data.find(b"\n", at + len(end)) >= 0:
                 status = bytes(data[at + len(end) :]).split(b"\n", 1)[0]
                 if re.fullmatch(rb"\d{1,3}", status) is None:
-                    raise self._lost(deadline.what, f"its status is {status[:20]!r}")
+                    raise self._lost(deadline.what, f"invalid exit status {status[:20]!r}")
                 return data[:at].decode(errors="replace"), int(status)
             searched = max(0, at if at >= 0 else len(data) - len(end))
             if len(data) > _MOST_OUTPUT:
                 raise GuestLostError(
                     f"the guest printed more than {_MOST_OUTPUT >> 20} MiB while waiting for "
                     f"{deadline.what}",
-                    hint="the guest floods its own log; see serial.log in the evidence",
+                    hint="see in serial.log in the evidence what the guest prints",
                 )
 
     def _lost(self, what: str, why: str) -> GuestLostError:
-        end = time.monotonic() + _PATIENCE_SECONDS
+        end = time.monotonic() + _END_SECONDS
         while time.monotonic() < end:
             self._check_machine()
             time.sleep(_RETRY_SECONDS)
         return GuestLostError(
             f"the SSH connection broke while waiting for {what}: {why}",
-            hint="the guest's last words are in serial.log in the evidence",
+            hint="see the end of serial.log in the evidence",
         )
 
 
@@ -189,25 +189,25 @@ def guest_shell(
     keys: RunKeys,
     deadline: Deadline,
     check_machine: Callable[[], None],
-    patience: float = 1.0,
+    timeout_scale: float = 1.0,
 ) -> Iterator[GuestShell]:
-    """Log in to the guest that has said that its SSH server is about to start.
+    """Log in to a guest whose SSH server is about to start.
 
     Args:
-        port: the port on 127.0.0.1 that leads to the guest.
+        port: the port on 127.0.0.1 that is forwarded to the guest.
         keys: the run's keys; a server with another host key is refused.
-        deadline: by when.
+        deadline: for the login.
         check_machine: see `GuestShell`.
-        patience: see `GuestShell`; the login is given so much more time as well.
+        timeout_scale: see `GuestShell`; also for the login.
 
     Raises:
-        GuestLostError: the server has another key, or refuses ours.
+        GuestLostError: the server has another key, or refuses the client's.
         DeadlineExpiredError: no login in time.
     """
     import paramiko
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
-    deadline = deadline.times(patience)
+    deadline = deadline.times(timeout_scale)
     while True:
         check_machine()
         try:
@@ -215,14 +215,14 @@ def guest_shell(
             break
         except paramiko.AuthenticationException as error:
             raise GuestLostError(
-                f"the SSH server on the guest's port is not the one that was booted: {error}",
-                hint="does another program on this host answer on the port that QEMU chose?",
+                f"the SSH server on the guest's port is not the guest's: {error}",
+                hint="does another program on this host use the port that QEMU chose?",
             ) from None
         except (paramiko.SSHException, OSError, EOFError):
-            # Reset or cut off: the server is not there yet.
+            # Connection reset: the server has not started.
             time.sleep(min(_RETRY_SECONDS, deadline.check()))
     try:
-        yield GuestShell(channel, check_machine, patience)
+        yield GuestShell(channel, check_machine, timeout_scale)
     finally:
         transport.close()
 
@@ -245,7 +245,7 @@ def _log_in(
         transport.start_client(timeout=deadline.check())
         server = transport.get_remote_server_key()
         if server.asbytes() != keys.host_public_blob():
-            raise paramiko.AuthenticationException("it has another host key")
+            raise paramiko.AuthenticationException("unknown host key")
         transport.auth_publickey("root", keys.client_key)
         channel = transport.open_session(timeout=deadline.check())
         channel.exec_command("exec sh")

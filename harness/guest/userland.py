@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest's programs, busybox, dropbear, kmod, cxl and daxctl, of one Debian suite."""
+"""Get the guest's programs (busybox, dropbear, kmod, cxl, daxctl) from one Debian suite."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("busybox-static", "cxl", "daxctl", "dropbear-bin", "kmod", "util-lin
 
 # The first has the newest cxl among the stable ones; the others are for mirrors that lack it.
 _SUITES = ("trixie", "bookworm", "sid")
-# To be changed when the content of an entry changes: old entries are then not found any more.
+# Change it when the content of an entry changes: older entries are then no longer found.
 _KIND = "userland"
 _MERGED = ("bin", "sbin", "lib", "lib64")
 _PROGRAM_FOLDERS = ("usr/bin", "usr/sbin", "bin", "sbin")
@@ -30,24 +30,24 @@ _PROGRAM_FOLDERS = ("usr/bin", "usr/sbin", "bin", "sbin")
 _LIBRARY_FOLDERS = (
     "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64", "lib", "usr/lib",
 )  # fmt: skip
-# Tags of a dynamic section, and what pyelftools calls their strings.
+# Tags of a dynamic section, and the attributes of pyelftools with their strings.
 _TAGS = {"DT_NEEDED": "needed", "DT_RPATH": "rpath", "DT_RUNPATH": "runpath"}
-_BROKEN_HINT = "delete the store entry that it lies in, and it is fetched again"
+_BROKEN_HINT = "delete its store entry, and it is fetched again"
 
 
 def userland(store: Store, progress: Progress, refresh: bool = False) -> Path:
-    """The folder in which the guest's programs and their libraries are unpacked.
+    """The folder with the guest's unpacked programs and their libraries.
 
-    `bin`, `sbin`, `lib` and `lib64` in it are links into `usr`; no link leads out of it. The name
-    of its parent folder changes whenever its content does.
+    Its `bin`, `sbin`, `lib` and `lib64` are links into `usr`; no link leads out of it. The name of
+    its parent folder changes with its content.
 
     Args:
-        store: where it is kept.
-        progress: hears of downloads and of waits for other processes.
+        store: where it is stored.
+        progress: gets reports of downloads and of waits for other processes.
         refresh: look for newer packages.
 
     Raises:
-        UsageError: no mirror, or none of its suites has all programs.
+        UsageError: no mirror, or no suite of it has all programs.
         CommandError: a download failed.
     """
     name = "+".join(PACKAGES)
@@ -68,10 +68,10 @@ def userland(store: Store, progress: Progress, refresh: bool = False) -> Path:
 
 
 def find_program(root: Path, name: str) -> Path:
-    """Where a program is in an unpacked root.
+    """The path of a program in an unpacked root.
 
     Raises:
-        UsageError: it is not there.
+        UsageError: no such program.
     """
     for folder in _PROGRAM_FOLDERS:
         if (path := root / folder / name).is_file():
@@ -84,18 +84,17 @@ def find_program(root: Path, name: str) -> Path:
 
 
 def library_closure(root: Path, programs: Iterable[str]) -> tuple[Path, ...]:
-    """The ELF interpreter and shared libraries that programs need, and their libraries in turn.
+    """The ELF interpreter and shared libraries of programs, with the libraries' own libraries.
 
-    Each path is the one that the kernel or the dynamic loader asks for, below `root`; it may be a
-    link. Its content, put at the same path below another root, is found there. Libraries that a
-    program opens by itself at run time are not among them.
+    Each is the path below `root` at which the kernel or the dynamic loader opens it, possibly a
+    link. Libraries that a program loads by itself at run time are not included.
 
     Args:
         root: an unpacked root.
-        programs: names such as `cxl`, or paths relative to the root; a static one needs nothing.
+        programs: names such as `cxl`, or paths relative to the root.
 
     Raises:
-        UsageError: a program or library is not in the root, or is not an ELF file.
+        UsageError: a program or library is missing in the root, or is no ELF file.
     """
     found: dict[Path, None] = {}
     todo = [root / name if "/" in name else find_program(root, name) for name in programs]
@@ -144,7 +143,7 @@ def _library(root: Path, name: str, own: list[str], user: Path) -> Path:
         if path.is_file():
             return path
     raise UsageError(
-        f"the library {name}, which {user.name} needs, is not there",
+        f"no library {name}, which {user.name} needs",
         where=str(root),
         hint=_BROKEN_HINT,
     )
@@ -162,12 +161,12 @@ def _choose(store: Store, progress: Progress, refresh: bool) -> tuple[Package, .
                 packages = apt.closure(PACKAGES, suite)
             except UsageError as error:
                 refused.append(error.message)
-                progress.note(f"the guest's programs cannot come from {suite}: {error.message}")
+                progress.note(f"no guest programs from {suite}: {error.message}")
             else:
                 return packages
     raise UsageError(
         "no suite of Debian has the guest's programs: " + "; ".join(refused),
-        hint="use a mirror that carries one of " + ", ".join(_SUITES),
+        hint="use a mirror with one of " + ", ".join(_SUITES),
     )
 
 
@@ -201,7 +200,7 @@ def tidy(root: Path) -> None:
 
 
 def _merge(root: Path, name: str) -> None:
-    """Replace `/NAME` by a link to `/usr/NAME`, as on every Debian system since bookworm."""
+    """Replace `/NAME` with a link to `/usr/NAME`, as on every Debian system since bookworm."""
     old, new = root / name, root / "usr" / name
     new.mkdir(parents=True, exist_ok=True)
     if old.is_symlink():

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU with the firmware state that a scenario asks for."""
+"""QEMU with the firmware state of a scenario."""

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""KVM or TCG: KVM is believed in only after it has booted a kernel here.
+"""Select KVM or TCG; KVM only after a test boot succeeded on this host.
 
-Hosts exist on which /dev/kvm opens, virtual machines and CPUs can be made, and no kernel ever
-prints a line.
+On some hosts /dev/kvm works up to the creation of virtual CPUs, and no kernel ever prints a line.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from harness.platform.memory_range import MIB
 from harness.scenario.profile import NumaNode, Profile
 from harness.scenario.yaml_document import Size
 
-AskedAccelerator = Literal["auto", "kvm", "tcg"]
+AcceleratorOption = Literal["auto", "kvm", "tcg"]
 
 KVM = Path("/dev/kvm")
 _BOOT_SECONDS = 20.0
@@ -31,31 +30,31 @@ _SMALL = Profile(summary="As little as boots.", nodes=(NumaNode(memory=Size(512 
 
 
 def choose_accelerator(
-    asked: AskedAccelerator,
+    requested: AcceleratorOption,
     qemu: QemuBinary,
     kernel: Path,
     initramfs: Path,
     remember: Callable[[str, Callable[[], dict[str, str]]], dict[str, str]],
     device: Path = KVM,
 ) -> tuple[Accelerator, str]:
-    """What runs the guest's instructions, and one line that says why it is not KVM, or nothing.
+    """Select the accelerator; also returns the reason for TCG where that is not requested.
 
     Args:
-        asked: what the user wants; `auto` takes KVM where it works.
+        requested: `auto` takes KVM where it works.
         qemu: the QEMU.
-        kernel: something to boot in the trial.
-        initramfs: with it; must have busybox.
-        remember: returns the kept answer for a key, or calls the function given and keeps it.
+        kernel: a kernel for the test boot.
+        initramfs: the initramfs for the test boot, with busybox.
+        remember: returns the stored answer for a key, or calls the function and stores its result.
         device: the KVM device.
 
     Raises:
-        UsageError: KVM was asked for, and this machine cannot have it.
+        UsageError: KVM was requested and is not available.
     """
-    if asked == "tcg":
+    if requested == "tcg":
         return "tcg", ""
     if not os.access(device, os.R_OK | os.W_OK):
-        why = "is not there" if not device.exists() else "may not be opened by this user"
-        if asked == "kvm":
+        why = "does not exist" if not device.exists() else "is not accessible for this user"
+        if requested == "kvm":
             raise UsageError(
                 f"{device} {why}",
                 hint="join the group kvm, load kvm_intel or kvm_amd, or use --accel tcg",
@@ -64,10 +63,10 @@ def choose_accelerator(
     answer = remember(_trial_key(qemu), lambda: {"failure": _try_kvm(qemu, kernel, initramfs)})
     if not answer["failure"]:
         return "kvm", ""
-    if asked == "kvm":
+    if requested == "kvm":
         raise UsageError(
             f"KVM does not boot a kernel here: {answer['failure']}",
-            hint="use --accel tcg; a kernel update or reboot of the host makes KVM be tried again",
+            hint="use --accel tcg; KVM is tested again after a reboot of the host",
         )
     return "tcg", f"KVM does not boot a kernel here ({answer['failure']}): using TCG"
 
@@ -79,7 +78,7 @@ def _trial_key(qemu: QemuBinary) -> str:
 
 
 def _try_kvm(qemu: QemuBinary, kernel: Path, initramfs: Path) -> str:
-    """Boot to a poweroff under KVM; why that failed, or nothing."""
+    """Boot to a poweroff under KVM; returns the reason of a failure, or nothing."""
     line = "console=ttyS0 panic=-1 rdinit=/bin/poweroff -- -f"
     with tempfile.TemporaryFile() as log, tempfile.NamedTemporaryFile() as serial:
         try:

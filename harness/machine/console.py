@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest's serial console: lines as they come, and waiting for one of them."""
+"""Read the guest's serial console, and wait for lines."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _LONGEST_LINE = 4096
 _ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1bc|[\x00-\x08\x0b-\x1f\x7f]")
 
 
-# Far more than any guest says. QEMU writes all of it to serial.log, and knows no limit.
+# Far more than any guest prints. QEMU writes all of it to serial.log, without a limit.
 MOST_BYTES = 64 << 20
 
 # A busy host may leave the console unread for a while.
-_ROOM = 1 << 20
+_PIPE_SIZE = 1 << 20
 
 
 def console_pipe() -> tuple[int, int]:
     """A pipe for a console: the end that is read, and the guest's.
 
     Not a socket pair: QEMU writes byte by byte, each byte takes a buffer of its own in a socket,
-    and what finds no room for some 300 of them is lost (hw/char/serial.c).
+    and bytes beyond some 300 buffers are lost (hw/char/serial.c).
     """
     near, far = os.pipe()
-    with contextlib.suppress(OSError):  # the user has many pipes: 64 KiB is much as well
-        fcntl.fcntl(far, fcntl.F_SETPIPE_SZ, _ROOM)
+    with contextlib.suppress(OSError):  # the user has many pipes; 64 KiB are enough as well
+        fcntl.fcntl(far, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     return near, far
 
 
 class Console:
     """The harness's end of the console. QEMU itself writes everything to the serial log.
 
-    A thread reads it all the time: a guest whose console is full stands still.
+    A thread reads it all the time: a guest with a full console stops.
 
     Args:
-        fd: what to read; closed when the guest's end is.
+        fd: the pipe; closed when the guest's end is.
         watch: called in the reading thread with every line.
     """
 
@@ -61,7 +61,7 @@ class Console:
             self._thread.start()
         except RuntimeError as error:
             raise MachineLostError(
-                f"nobody can read the guest's console: {error}",
+                f"cannot start a thread for the guest's console: {error}",
                 hint="raise ulimit -u and -v, close something, or run fewer guests at once",
             ) from None
 
@@ -72,39 +72,39 @@ class Console:
 
     @property
     def closed(self) -> bool:
-        """Whether QEMU has closed its end."""
+        """True once QEMU has closed its end."""
         with self._changed:
             return self._closed
 
     def check(self) -> None:
-        """Raise when the guest has said so much that its log must not grow further.
+        """Raise when the guest's console log has become too large.
 
         Raises:
-            GuestLostError: it has said more than `MOST_BYTES`.
+            GuestLostError: it has more than `MOST_BYTES`.
         """
         if self._size > MOST_BYTES:
             raise GuestLostError(
                 f"the guest has printed more than {MOST_BYTES >> 20} MiB on its console",
-                hint="see in serial.log in the evidence what floods it",
+                hint="see in serial.log in the evidence what the guest prints",
             )
 
     def await_closed(self, seconds: float) -> None:
-        """Wait until everything that QEMU wrote has been seen, after its end."""
+        """Wait until all output of a QEMU that has ended is read."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed, seconds)
 
-    def await_line(self, wanted: Callable[[str], bool], deadline: Deadline) -> str:
-        """Wait for a line that `wanted` accepts, among those not waited through yet.
+    def await_line(self, accepts: Callable[[str], bool], deadline: Deadline) -> str:
+        """Wait for an accepted line, among those after the last accepted one.
 
         Raises:
             GuestLostError: the console closed, or the guest floods it.
-            DeadlineExpiredError: the line did not come.
+            DeadlineExpiredError: no such line in time.
         """
         with self._changed:
             while True:
                 while self._unread:
                     line = self._unread.popleft()
-                    if wanted(line):
+                    if accepts(line):
                         return line
                 self.check()
                 if self._closed:

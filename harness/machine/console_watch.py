@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Notices on the console that the guest's kernel has died, or that a part of it has."""
+"""Detect on the console that the guest's kernel, or a part of it, has crashed."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _END_OF_PANIC = re.compile(r"---\[ end Kernel panic|Rebooting in|reboot: |Kernel
 _END_OF_TRACE = re.compile(r"---\[ end trace")
 _CUT = "[ cut here ]"
 _TIME = re.compile(r"^\[ *(?P<time>\d+\.\d+)\](?:\[[^\]]*\])? ?")
-# With what a check does once it has seen a line, less than the two seconds that a reader may wait.
+# With the rest of a check, less than the two seconds that a reader may wait.
 _TRACE_SECONDS = 1.2
-# From the end of an oops to the panic that some kernels make of it.
+# From the end of an oops to the panic that follows on some kernels.
 _AFTERMATH_SECONDS = 0.2
 _BEFORE_LINES = 120
 _MOST_LINES = 400
 _PANICKED = "the guest's kernel panicked"
 _HINT = "the trace is in serial.log in the evidence"
 # Where a busy host keeps QEMU from running, Linux measures the TSC wrongly, and its clock runs many
-# times too fast: twenty-one seconds without a quiescent state are then one.
+# times too fast: twenty-one of its seconds without a quiescent state are then one.
 _FAST = 1.5
 _SURE_SECONDS = 2.0
 
 
 class CrashWatch:
-    """Sees every console line; `check` raises once the kernel cannot go on.
+    """Reads every console line; `check` raises once the kernel has crashed.
 
-    A panic always ends the guest. An oops, a stall or a hung task counts from the first step of the
-    scenario on, as it does in the kernel's log.
+    A panic always counts. An oops, a stall or a hung task counts from the first step of the
+    scenario on, as in the kernel's log.
 
     Args:
-        expected: messages that do not count; a panic does.
+        expected: messages that do not count; a panic always does.
         from_the_start: whether the boot is a step of the scenario.
     """
 
@@ -59,15 +59,15 @@ class CrashWatch:
         self._last = (0.0, 0.0)
 
     def steps_begin(self, step: Callable[[], str]) -> None:
-        """From now on everything counts.
+        """Count everything from now on.
 
         Args:
-            step: says which step the scenario is at.
+            step: returns the scenario's current step.
         """
         self._step = step
 
     def line(self, text: str) -> None:
-        """Look at one line; called in the console's thread."""
+        """Examine one line; called in the console's thread."""
         self._look_at_clock(text)
         text, printed = without_marks(text), text
         if text != printed and not _TIME.sub("", text).strip():
@@ -93,32 +93,32 @@ class CrashWatch:
 
     @property
     def panicked(self) -> bool:
-        """Whether a panic was seen."""
+        """True after a panic."""
         return self._panicked.is_set()
 
     @property
     def trace(self) -> tuple[str, ...]:
-        """What the kernel said about its end, as far as it has come; empty while it lives."""
+        """The kernel's messages about its crash so far; empty without one."""
         return tuple(self._trace)
 
     @property
     def clock_rate(self) -> float:
-        """How many seconds pass in the guest in one of the host; 1 while nobody can say."""
+        """The seconds of the guest in one of the host; 1 while unknown."""
         if self._first is None or self._last[0] - self._first[0] < _SURE_SECONDS:
             return 1.0
         return (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
 
     def check_clock(self) -> None:
-        """Refuse a guest that has said that something took too long, with a clock that runs fast.
+        """Refuse a guest that has reported a timeout, if its clock runs too fast.
 
         Raises:
-            GuestLostError: its clock does.
+            GuestLostError: its clock runs too fast.
         """
         rate = self.clock_rate
         if rate > _FAST:
             raise GuestLostError(
-                f"the guest says that something took too long, and its clock runs {rate:.1f} times "
-                "as fast as the host's",
+                f"the guest reports a timeout, and its clock runs {rate:.1f} times as fast as the "
+                "host's",
                 hint="the host is too busy: run fewer guests at once (--jobs), or try again",
             )
 
@@ -133,12 +133,12 @@ class CrashWatch:
             self._complete.wait(_TRACE_SECONDS)
 
     def check(self) -> None:
-        """Raise when the kernel cannot go on; its trace is on the console by then, if it ever is.
+        """Raise when the kernel has crashed, once its trace is complete.
 
         Raises:
-            GuestCrashedError: it broke in a step of the scenario.
-            GuestLostError: it panicked before the first, or its clock runs too fast for what it
-                says.
+            GuestCrashedError: it crashed in a step of the scenario.
+            GuestLostError: it panicked before the first, or it reports a timeout by a clock that
+                runs too fast.
         """
         if not self._seen.is_set():
             return
@@ -155,11 +155,11 @@ class CrashWatch:
         raise self._crashed(f"{_PANICKED}: {self._why}", "panic", self._why)
 
     def check_boot(self) -> None:
-        """Raise when the kernel cannot go on; to be called while it boots.
+        """Raise when the kernel has crashed during its boot.
 
         Raises:
-            GuestCrashedError: the boot is a step of the scenario, and the trace is of its drivers.
-            GuestLostError: it panicked of something else.
+            GuestCrashedError: the boot is a step of the scenario, and its drivers are in the trace.
+            GuestLostError: any other panic.
         """
         if not self._seen.is_set():
             return
@@ -173,7 +173,7 @@ class CrashWatch:
             )
 
     def ended(self, error: GuestEndedError) -> None:
-        """Raise what the guest's end means, once `check` has found nothing on the console.
+        """Raise for a guest that has ended without a message on the console.
 
         Raises:
             GuestCrashedError: the guest ended in a step of the scenario.
@@ -185,7 +185,7 @@ class CrashWatch:
         raise self._crashed(error.message, "guest_ended")
 
     def _await_trace(self) -> None:
-        """Wait for the end of the trace, and for the panic that some kernels make of an oops."""
+        """Wait for the end of the trace, and for the panic that follows an oops on some kernels."""
         self._complete.wait(max(0.0, self._when + _TRACE_SECONDS - time.monotonic()))
         if self._panicked.wait(_AFTERMATH_SECONDS):
             self._complete.wait(max(0.0, self._when + _TRACE_SECONDS - time.monotonic()))
@@ -208,7 +208,7 @@ class CrashWatch:
         return not any(pattern.search(_TIME.sub("", text)) for pattern in self._expected)
 
     def _headed(self) -> list[str]:
-        """The lines of the trace that has begun already: a warning that becomes a panic, say."""
+        """The lines of a trace that has begun before, as of a warning that becomes a panic."""
         lines = list(self._before)
         begins = [at for at, text in enumerate(lines) if _CUT in text]
         if not begins or any(_END_OF_TRACE.search(text) for text in lines[begins[-1] :]):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Plays the firmware: commits HDM decoders over qtest while the machine is paused at reset.
+"""Commit HDM decoders over qtest, as firmware does, while the machine is paused at reset.
 
-PCI bus numbers, bridge windows and BARs are set up along one path at a time, only as far as its
-component registers need them, and put back, so that the real firmware finds the machine as it
-came out of reset, with decoders that somebody committed.
+PCI bus numbers, bridge windows and BARs are set up along one path at a time, as far as its
+component registers need them, and restored, so that the real firmware finds the machine as after
+reset, with committed decoders.
 
 Source: CXL 3.1, 8.2.4 (component registers) and 8.2.4.20 (HDM decoders); PCI 3.0, 6.1 and PCI
 bridge 1.2, 3.2.
@@ -22,15 +22,15 @@ from harness.platform.firmware_state import PlacedDecoder
 from harness.platform.hdm_decoders import Component, DecoderSetting
 from harness.platform.memory_range import MemoryRange
 
-_WHERE_TO_LOOK = (
-    "what was written is in firmware.json in the evidence; is this QEMU newer than any the harness "
-    "knows? see harness doctor"
+_SEE_FIRMWARE = (
+    "the written values are in firmware.json in the evidence; is this QEMU version untested? see "
+    "harness doctor"
 )
-# 16 MiB of 32-bit PCI memory that no firmware has given out yet.
+# 16 MiB of 32-bit PCI memory, unused before the firmware runs.
 _MMIO = 0xE000_0000
 _MMIO_LIMIT = 0xE0FF_FFFF
 
-# Where SeaBIOS puts the PCI Express configuration space of a q35, and what its host bridge is.
+# SeaBIOS's address of the PCI Express configuration space of a q35, and the ID of its host bridge.
 ECAM = 0xB000_0000
 _HOST_BRIDGE_ID = 0x29C0_8086
 
@@ -42,7 +42,7 @@ _MEMORY_WINDOW = 0x20
 _CAPABILITIES = 0x34
 _PCI_EXPRESS = 0x10
 _LINK_CAPABILITIES = 0x0C
-# As many as fit into the configuration space: a longer list goes round in circles.
+# As many as fit into the configuration space: a longer list is circular.
 _MOST_CAPABILITIES = 48
 
 _CACHE_MEM = 0x1000
@@ -63,7 +63,7 @@ def commit_decoders(
     """Program and commit decoders, and enable their components' decoding.
 
     Raises:
-        MachineLostError: a component is not where the profile has it, or a decoder did not commit.
+        MachineLostError: a component is missing, or a decoder did not commit.
     """
     for component in dict.fromkeys(one.component for one in settings):
         with ExitStack() as stack:
@@ -77,10 +77,10 @@ def commit_decoders(
 def check_committed(
     qtest: Qtest, layout: MachineLayout, settings: Sequence[DecoderSetting]
 ) -> tuple[str, ...]:
-    """The decoders that are not as the firmware committed them, also while the guest runs.
+    """The decoders that differ from what the firmware committed, also while the guest runs.
 
-    Only reads, and only by the memory-mapped configuration space, so that the guest's own
-    accesses are not disturbed. Drivers may have changed decoders, as is their right.
+    It only reads, by the memory-mapped configuration space, so that the guest's own accesses are
+    not disturbed. Drivers are allowed to change decoders.
     """
     if settings and qtest.read32(ECAM) != _HOST_BRIDGE_ID:
         return (f"no PCI configuration space at {ECAM:#x}",)
@@ -93,9 +93,9 @@ def check_committed(
         except MachineLostError as error:
             problems.append(error.message)
             continue
-        found = tuple(qtest.read32(at + offset) for offset in range(0, 0x10, 4))
+        values = tuple(qtest.read32(at + offset) for offset in range(0, 0x10, 4))
         control = qtest.read32(at + 0x10)
-        if found != _range_registers(setting) or not control & _COMMITTED:
+        if values != _range_registers(setting) or not control & _COMMITTED:
             problems.append(
                 f"decoder {setting.index} of {component.name} is no longer committed over "
                 f"{setting.range}"
@@ -104,10 +104,10 @@ def check_committed(
 
 
 def commit_again(qtest: Qtest, layout: MachineLayout, settings: Sequence[DecoderSetting]) -> None:
-    """Commit decoders as `commit_decoders` does, where PCI buses and BARs are already set up.
+    """Commit decoders like `commit_decoders`, where PCI buses and BARs are already set up.
 
     Raises:
-        MachineLostError: a component is not where the profile has it, or a decoder did not commit.
+        MachineLostError: a component is missing, or a decoder did not commit.
     """
     for component in dict.fromkeys(one.component for one in settings):
         registers = _registers_after_boot(qtest, layout, component)
@@ -115,30 +115,27 @@ def commit_again(qtest: Qtest, layout: MachineLayout, settings: Sequence[Decoder
 
 
 def prove_paths(qtest: Qtest, decoders: Sequence[PlacedDecoder]) -> None:
-    """Write through the windows and read back: every way, at both ends, and steps between.
-
-    All is written before anything is read, so that two addresses that lead to the same memory are
-    found as well. The memory is as before afterwards.
+    """Write through the windows and read back, see `unanswered`.
 
     Raises:
-        MachineLostError: something else came back; the decoders do not do what they should.
+        MachineLostError: a decoder does not reach its memory.
     """
-    found = unanswered(qtest, [(one, one.range) for one in decoders])
-    for decoder, why in zip(decoders, found, strict=True):
+    failures = unanswered(qtest, [(decoder, decoder.range) for decoder in decoders])
+    for decoder, why in zip(decoders, failures, strict=True):
         if why:
             raise MachineLostError(
-                f"decoder {decoder.name} does not reach its memory: {why}", hint=_WHERE_TO_LOOK
+                f"decoder {decoder.name} does not reach its memory: {why}", hint=_SEE_FIRMWARE
             )
 
 
 def unanswered(qtest: Qtest, parts: Sequence[tuple[PlacedDecoder, MemoryRange]]) -> tuple[str, ...]:
-    """Write through the windows into parts of decoders' ranges, read back, and put back.
+    """Write through the windows into parts of decoders' ranges, read back, and restore.
 
-    All is written before anything is read, so that two addresses that lead to the same memory are
-    found as well. The guest must be stopped.
+    Every way is written, at both ends and in between. All is written before anything is read, to
+    find two addresses of the same memory as well. The guest must be stopped.
 
     Returns:
-        For each part what did not come back; empty for memory that answers.
+        For each part the first wrong value; empty for memory that answers.
     """
     places = [
         (part, address)
@@ -160,12 +157,12 @@ def unanswered(qtest: Qtest, parts: Sequence[tuple[PlacedDecoder, MemoryRange]])
 
 
 def _probed(decoder: PlacedDecoder, span: MemoryRange) -> tuple[int, ...]:
-    """Addresses of every way, at both ends of a part of a decoder's range, and steps between."""
+    """Addresses of every way, at both ends of a part of a decoder's range, and in between."""
     grain = decoder.granularity
     found = []
     for way in range(len(decoder.devices)):
         found += [span.start + way * grain, span.end + 1 - (way + 1) * grain]
-    # An endpoint that takes other address bits for the way makes two of these the same.
+    # Two of these are the same for an endpoint that decodes the way from other address bits.
     found += [span.start + (1 << bit) for bit in range(8, 21)]
     return tuple(dict.fromkeys(one for one in found if span.start <= one < span.end - 6))
 
@@ -176,7 +173,7 @@ def _pattern(address: int) -> int:
 
 @contextmanager
 def _component_registers(qtest: Qtest, component: Component) -> Iterator[int]:
-    """Open the way to a switch's or endpoint's component registers; yields their address."""
+    """Map a switch's or endpoint's component registers; yields their address."""
     with ExitStack() as stack:
         bus = component.bus
         for depth, number in enumerate(component.ports):
@@ -189,7 +186,7 @@ def _component_registers(qtest: Qtest, component: Component) -> Iterator[int]:
             bus += 1
         stack.enter_context(_kept(qtest, bus, 0, (_COMMAND, _BAR0, _BAR0 + 4)))
         if qtest.config_read(bus, 0, 0, 0) & 0xFFFF == 0xFFFF:
-            raise _not_there(component, f"no PCI device on its bus {bus:#x}")
+            raise _missing(component, f"no PCI device on its bus {bus:#x}")
         qtest.config_write(bus, 0, 0, _BAR0, _MMIO)
         qtest.config_write(bus, 0, 0, _BAR0 + 4, 0)
         qtest.config_write(bus, 0, 0, _COMMAND, 0x6)
@@ -210,7 +207,7 @@ def _open_bridge(qtest: Qtest, bus: int, slot: int, component: Component) -> Ite
 
 @contextmanager
 def _kept(qtest: Qtest, bus: int, slot: int, offsets: Sequence[int]) -> Iterator[None]:
-    """Put these registers back at the end, the last one named first."""
+    """Restore these registers at the end, in reverse order."""
     before = [(offset, qtest.config_read(bus, slot, 0, offset)) for offset in offsets]
     yield
     for offset, value in reversed(before):
@@ -239,22 +236,22 @@ def _find_port(
                     return slot
                 break
             at = head >> 8 & 0xFC
-    raise _not_there(component, f"no port number {number} on bus {bus:#x}")
+    raise _missing(component, f"no port number {number} on bus {bus:#x}")
 
 
 def _find_hdm(qtest: Qtest, registers: int, component: Component) -> int:
     head = qtest.read32(registers + _CACHE_MEM)
     if head & 0xFFFF != 1:
-        raise _not_there(component, f"no CXL capability header at {registers + _CACHE_MEM:#x}")
+        raise _missing(component, f"no CXL capability header at {registers + _CACHE_MEM:#x}")
     for entry in range(1, (head >> 24) + 1):
         capability = qtest.read32(registers + _CACHE_MEM + 4 * entry)
         if capability & 0xFFFF == _HDM_CAPABILITY:
             return registers + _CACHE_MEM + (capability >> 20)
-    raise _not_there(component, "no HDM decoder capability")
+    raise _missing(component, "no HDM decoder capability")
 
 
 def _registers_after_boot(qtest: Qtest, layout: MachineLayout, component: Component) -> int:
-    """The address of component registers, by the bus numbers and BARs of the real firmware."""
+    """The address of component registers, by the real firmware's bus numbers and BARs."""
 
     def read(bus: int, slot: int, function: int, offset: int) -> int:
         return qtest.read32(ECAM + (bus << 20 | slot << 15 | function << 12 | offset))
@@ -295,7 +292,7 @@ def _commit(qtest: Qtest, hdm: int, setting: DecoderSetting) -> None:
     if not qtest.read32(at + 0x10) & _COMMITTED:
         raise MachineLostError(
             f"decoder {setting.index} of {setting.component.name} did not commit {setting.range}",
-            hint=_WHERE_TO_LOOK,
+            hint=_SEE_FIRMWARE,
         )
 
 
@@ -308,8 +305,8 @@ def _range_registers(setting: DecoderSetting) -> tuple[int, int, int, int]:
     return (start & 0xF000_0000, start >> 32, size & 0xF000_0000, size >> 32)
 
 
-def _not_there(component: Component, what: str) -> MachineLostError:
+def _missing(component: Component, what: str) -> MachineLostError:
     return MachineLostError(
-        f"QEMU has {component.kind} {component.name} elsewhere than expected: {what}",
-        hint="is this QEMU newer than any the harness knows? see harness doctor",
+        f"QEMU does not have {component.kind} {component.name} at the expected place: {what}",
+        hint="is this QEMU version untested? see harness doctor",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading QEMU's fw_cfg files over qtest, by its DMA interface.
+"""Read QEMU's fw_cfg files over qtest, by its DMA interface.
 
 Source: QEMU, docs/specs/fw_cfg.rst. All its numbers are big-endian.
 """
@@ -17,7 +17,7 @@ _FILE_DIRECTORY = 0x19
 _READ = 0x02
 _SELECT = 0x08
 _ERROR = 0x01
-# Conventional memory that no firmware has touched yet: the machine is paused at reset.
+# Conventional memory, unused while the machine is paused at reset.
 _DESCRIPTOR = 0x1000
 _BUFFER = 0x10000
 
@@ -49,6 +49,6 @@ def _transfer(qtest: Qtest, key: int, size: int) -> bytes:
         kind = "refused" if left & _ERROR else "did not finish"
         raise MachineLostError(
             f"QEMU {kind} a fw_cfg transfer of {size} bytes",
-            hint="is this QEMU newer than any the harness knows? see harness doctor",
+            hint="is this QEMU version untested? see harness doctor",
         )
     return qtest.read_memory(_BUFFER, size)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A QEMU process for the length of a `with` block: its connections, its monitor, its end."""
+"""Run a QEMU process for the length of a `with` block, with its control connections."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import IO, Any
 from harness.core.deadline import Deadline
 from harness.core.errors import GuestEndedError, HarnessError, MachineLostError
 from harness.core.process import spawn
-from harness.core.stale_qemu import owner_environment, reap_orphans
+from harness.core.stale_qemu import owner_environment
 from harness.machine.console import Console, console_pipe
 from harness.machine.qemu_argv import Control
 from harness.machine.qmp import Monitor
 from harness.machine.qtest import Qtest
 
-PATIENCE = 1.0
-"""Seconds from the end of a connection to the end of its process, at most."""
+END_SECONDS = 1.0
+"""The maximum time from the end of a connection to the end of its process."""
 
-_LAST_WORDS = 2000
+_LOG_TAIL = 2000
 _GUEST_ENDS = {
-    "guest-reset": "reset its machine without a word: a triple fault?",
+    "guest-reset": "reset its machine without a message: a triple fault?",
     "guest-shutdown": "powered off",
-    "guest-panic": "told QEMU that it panicked",
+    "guest-panic": "reported a panic to QEMU",
 }
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s", re.ASCII)
 
@@ -39,7 +39,7 @@ class Qemu:
     Attributes:
         qtest: its qtest session.
         console: its serial console.
-        pid: its process number.
+        pid: its process ID.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Qemu:
         self._log = log
 
     def connect_monitor(self, seconds: float = 20.0) -> None:
-        """Take the QMP greeting, which comes once QEMU has built the machine.
+        """Wait for the QMP greeting, which comes once QEMU has built the machine.
 
         Raises:
-            MachineLostError: QEMU ended first, or did not greet in time.
+            MachineLostError: QEMU ended first, or the greeting did not come in time.
         """
         deadline = Deadline(
             seconds,
@@ -74,21 +74,21 @@ class Qemu:
         self._ask(self._monitor.connect)
 
     def command(self, name: str, **arguments: Any) -> Any:
-        """Run a QMP command and return what it returned.
+        """Run a QMP command and return its result.
 
         Raises:
-            MachineLostError: QEMU ended, refused, or did not answer in time.
+            MachineLostError: QEMU ended, refused, or did not respond in time.
         """
         monitor = self._monitor
         if monitor is None:
-            raise RuntimeError("connect_monitor() comes first")
+            raise RuntimeError("call connect_monitor() first")
         return self._ask(lambda: monitor.command(name, arguments))
 
     def forwarded_port(self) -> int:
-        """The TCP port on 127.0.0.1 that QEMU chose to lead to the guest's SSH server.
+        """The TCP port on 127.0.0.1 that QEMU forwards to the guest's SSH server.
 
         Raises:
-            MachineLostError: there is none.
+            MachineLostError: QEMU forwards none.
         """
         text = self.command("human-monitor-command", **{"command-line": "info usernet"})
         match = _FORWARD.search(text)
@@ -98,39 +98,39 @@ class Qemu:
             )
         return int(match["port"])
 
-    def last_words(self) -> str:
-        """The end of what QEMU wrote to its standard error."""
+    def log_tail(self) -> str:
+        """The end of QEMU's standard error."""
         try:
             size = os.fstat(self._log.fileno()).st_size
-            data = os.pread(self._log.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS))
+            data = os.pread(self._log.fileno(), _LOG_TAIL, max(0, size - _LOG_TAIL))
         except OSError:
             return ""
         return data.decode(errors="replace").strip()
 
-    def check_alive(self, patience: float = 0.0) -> None:
-        """Raise when the process has ended, or must.
+    def check_alive(self, seconds: float = 0.0) -> None:
+        """Raise when the process has ended, or must be ended.
+
+        Args:
+            seconds: how long to wait for its end. A process closes its connections a moment before
+                its exit status is available.
 
         Raises:
             GuestEndedError: the guest ended it.
             GuestLostError: the guest floods its console.
-            MachineLostError: it ended otherwise.
-
-        Args:
-            patience: seconds to wait for that. A process closes its connections a moment before it
-                can be waited for: who has seen one close waits, to say why it did.
+            MachineLostError: it ended for another reason.
         """
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=patience)
+            self._process.wait(timeout=seconds)
             raise self._ended()
         self.console.check()
 
     @contextmanager
     def telling_its_end(self) -> Iterator[None]:
-        """When QEMU has ended, say so, and not which connection has closed because of it."""
+        """Report the end of QEMU instead of a connection that closed because of it."""
         try:
             yield
         except MachineLostError:
-            self.check_alive(PATIENCE)
+            self.check_alive(END_SECONDS)
             raise
 
     def wait(self, deadline: Deadline) -> int:
@@ -141,11 +141,11 @@ class Qemu:
             raise deadline.error() from None
 
     def kill(self) -> None:
-        """End QEMU at once; whoever waits for it gets a MachineLostError."""
+        """End QEMU immediately; callers that wait for it get a MachineLostError."""
         self._process.kill()
 
     def close_monitor(self) -> None:
-        """End the QMP session; QEMU goes on until the block ends."""
+        """End the QMP session; QEMU runs until the block ends."""
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
@@ -177,10 +177,10 @@ class Qemu:
             )
         status = self._process.returncode
         how = f"killed by signal {-status}" if status < 0 else f"with status {status}"
-        words = self.last_words()
+        tail = self.log_tail()
         return MachineLostError(
-            f"QEMU ended {how}" + (f": {words}" if words else ""),
-            hint="its command line is in the evidence, ready to paste; see also harness doctor",
+            f"QEMU ended {how}" + (f": {tail}" if tail else ""),
+            hint="its command line is in qemu.argv in the evidence; see also harness doctor",
         )
 
 
@@ -194,23 +194,20 @@ def running_qemu(
 ) -> Iterator[Qemu]:
     """Start QEMU, paused, with its control connections; it ends with the block.
 
-    What a harness that is gone has left running is ended first.
-
     Args:
-        make_argv: gives the argument list, from QEMU's ends of the connections.
-        log: file for what QEMU prints, open for reading and writing.
+        make_argv: returns the argument list, for QEMU's ends of the connections.
+        log: file for QEMU's output, open for reading and writing.
         watch_console: called with every console line, in a thread of its own.
         pass_fds: more open files that QEMU inherits.
         terminal: whether QEMU gets the harness's own standard input and output.
     """
-    reap_orphans()
     with ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(2)]
         for pair in pairs:
             for end in pair:
                 stack.callback(end.close)
         (qtest, qtest_far), (qmp, qmp_far) = pairs
-        # Before the process, so that it is read until the process has ended.
+        # Opened before the process, to be read until the process has ended.
         near, far_fd = console_pipe()
         screen = Console(near, watch_console)
         stack.callback(screen.close)

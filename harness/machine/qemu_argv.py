@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A profile becomes QEMU's command line, by the Jinja template in qemu_profiles/."""
+"""Make QEMU's command line from a profile, by the Jinja template in qemu_profiles/."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ConsolePipe:
     """A console that the harness reads.
 
     Attributes:
-        fd: the end of the console's pipe that QEMU writes to.
+        fd: QEMU's end of the console's pipe.
         log: file to which QEMU itself writes the console.
-        append: whether the file keeps what it has.
+        append: whether QEMU appends to the file.
     """
 
     fd: int
@@ -34,7 +34,7 @@ class ConsolePipe:
 
 @dataclass(frozen=True)
 class Boot:
-    """What a machine boots, and where its console goes.
+    """The kernel and initramfs of a machine, and its console.
 
     Attributes:
         kernel: the bzImage.
@@ -53,7 +53,7 @@ class Boot:
 class Control:
     """QEMU's ends of the socket pairs by which the harness controls it.
 
-    Connected pairs are inherited, so that no socket has a name that could be guessed or left over.
+    Connected pairs are inherited, so that no socket has a name.
     """
 
     qtest_fd: int
@@ -74,10 +74,10 @@ def qemu_argv(
     Args:
         qemu: the QEMU to start.
         profile: the hardware.
-        accel: what executes the guest's instructions.
-        boot: kernel, initramfs and console; None for bare hardware.
+        accel: the accelerator.
+        boot: kernel, initramfs and console; None for hardware alone.
         control: the qtest and QMP connections; with them, the machine starts paused.
-        incoming: whether the machine waits for the state of another to be loaded into it.
+        incoming: whether the machine waits for the state of another.
     """
     text = _template().render(
         profile=profile,
@@ -94,7 +94,7 @@ def qemu_argv(
         for path in (boot.kernel, boot.initramfs, boot.console.log if boot.console else ""):
             if "\n" in str(path):
                 raise UsageError(
-                    "a path has a line break in it",
+                    "the path contains a line break",
                     where=repr(str(path)),
                     hint="rename the file or folder",
                 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which QEMU runs the machines, and whether it can: asked of QEMU itself, once a binary."""
+"""Find QEMU and query its version and features, once for each binary."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _NAME = "qemu-system-x86_64"
 _VARIABLE = "HARNESS_QEMU"
 _PROBE_SECONDS = 30.0
 
-# Part of the name of a cache entry: raise it when the questions below change.
-_QUESTIONS = 1
+# Part of the name of a cache entry. Increment it when the queries below change.
+_QUERIES = 1
 
 REQUIRED_FEATURES = (
     "cxl-type3",
@@ -39,9 +39,9 @@ REQUIRED_FEATURES = (
     "q35.hmat",
     "netdev.user",
 )
-"""What every machine of the harness is made of: a device, or its property, or a machine option."""
+"""Devices, their properties and machine options that every machine of the harness needs."""
 
-_ASKED_DEVICES = {
+_QUERIED_DEVICES = {
     "cxl-type3": ("volatile-memdev",),
     "cxl-rp": (),
     "cxl-upstream": (),
@@ -61,15 +61,15 @@ _INSTALL_QEMU = {
 
 @dataclass(frozen=True)
 class QemuBinary:
-    """One QEMU program and what it said about itself.
+    """A QEMU program and its features.
 
     Attributes:
         path: absolute path, symbolic links kept.
         version: major, minor, micro.
-        version_text: what `--version` prints after "version", the distribution's revision included.
+        version_text: the output of `--version` after "version", with the distribution's revision.
         identity: sha256 (hex) over the program's bytes and its version text.
         seccomp: whether `-sandbox on` works here.
-        features: what it has of REQUIRED_FEATURES and of the optional devices, sorted.
+        features: its REQUIRED_FEATURES and optional devices, sorted.
     """
 
     path: Path
@@ -80,136 +80,133 @@ class QemuBinary:
     features: tuple[str, ...]
 
     def has(self, feature: str) -> bool:
-        """Whether a feature, named as in REQUIRED_FEATURES, is there."""
+        """True if it has a feature, named as in REQUIRED_FEATURES."""
         return feature in self.features
 
     def too_old(self) -> bool:
-        """Whether it is older than MINIMUM."""
+        """True if it is older than MINIMUM."""
         return self.version[:2] < MINIMUM
 
     def lacking(self) -> tuple[str, ...]:
-        """The required features that are not there."""
+        """The required features that it lacks."""
         return tuple(name for name in REQUIRED_FEATURES if name not in self.features)
 
 
 def require_qemu(binary: str | None = None) -> QemuBinary:
-    """Find a QEMU that can be a CXL machine.
+    """Find a QEMU that supports CXL machines.
 
     Args:
         binary: path or name of the program; None means HARNESS_QEMU, or qemu-system-x86_64 on PATH.
 
     Raises:
-        UsageError: it is absent, older than MINIMUM, or built without what a CXL machine needs.
-        DeadlineExpiredError: it does not answer.
+        UsageError: it is missing, older than MINIMUM, or built without CXL.
+        DeadlineExpiredError: it does not respond.
     """
-    path, asked_by = find_qemu(binary)
-    found = examine(path)
-    if found.too_old():
+    path, source = find_qemu(binary)
+    qemu = examine(path)
+    if qemu.too_old():
         raise UsageError(
-            f"QEMU {found.version_text} is too old: {MINIMUM[0]}.{MINIMUM[1]} or later is needed",
-            where=asked_by,
+            f"QEMU {qemu.version_text} is too old: {MINIMUM[0]}.{MINIMUM[1]} or later is needed",
+            where=source,
             hint=install_qemu_hint(),
         )
-    if found.lacking():
+    if qemu.lacking():
         raise UsageError(
-            f"QEMU {found.version_text} is built without what a CXL machine needs: "
-            + ", ".join(found.lacking()),
-            where=asked_by,
+            f"QEMU {qemu.version_text} lacks features that a CXL machine needs: "
+            + ", ".join(qemu.lacking()),
+            where=source,
             hint=install_qemu_hint(),
         )
-    return found
+    return qemu
 
 
 def find_qemu(binary: str | None = None) -> tuple[Path, str]:
-    """The absolute path of QEMU, and words for who asked for that one.
+    """The absolute path of QEMU, and where it was configured.
 
     Raises:
-        UsageError: there is no such program.
+        UsageError: no such program.
     """
     from_environment = os.environ.get(_VARIABLE)
     if binary:
-        name, asked_by = binary, binary
+        name, source = binary, binary
     elif from_environment:
-        name, asked_by = from_environment, f"{_VARIABLE}={from_environment}"
+        name, source = from_environment, f"{_VARIABLE}={from_environment}"
     else:
-        name, asked_by = _NAME, f"{_NAME} on PATH"
+        name, source = _NAME, f"{_NAME} on PATH"
     found = shutil.which(name)
     if found is None:
         raise UsageError(
             "there is no such program; the harness needs "
             f"QEMU {MINIMUM[0]}.{MINIMUM[1]} or later for x86-64",
-            where=asked_by,
+            where=source,
             hint=install_qemu_hint(),
         )
-    return Path(found).absolute(), asked_by
+    return Path(found).absolute(), source
 
 
 def examine(path: Path) -> QemuBinary:
-    """Ask one QEMU program, or the store if it has been asked before. It may turn out unfit.
+    """Query a QEMU program, or take the stored result. It may lack required features.
 
     Raises:
         UsageError: it is not QEMU, or cannot start an empty PC.
-        DeadlineExpiredError: it does not answer.
+        DeadlineExpiredError: it does not respond.
     """
     entry = _cache_entry(path)
     known = _recall(entry)
     if known is not None:
         return known
     deadline = Deadline(
-        _PROBE_SECONDS, f"{path} to say what it can do", hint=f"try it by hand: {path} --version"
+        _PROBE_SECONDS, f"{path} to list its features", hint=f"try it by hand: {path} --version"
     )
-    version, version_text = _ask_version(path, deadline)
+    version, version_text = _query_version(path, deadline)
     found = QemuBinary(
         path=path,
         version=version,
         version_text=version_text,
         identity=_identity(path, version_text),
         seccomp=_start(path, "none", deadline, "-sandbox", "on").status == 0,
-        features=_ask_features(path, deadline),
+        features=_query_features(path, deadline),
     )
-    # An unfit one is asked again each time: it may have been the machine's fault.
+    # An unfit one is queried again each time: this host may have been the reason.
     if not found.too_old() and not found.lacking():
         _remember(entry, found)
     return found
 
 
 def install_qemu_hint() -> str:
-    """How to get a new enough QEMU on this machine's distribution."""
+    """The hint to install a new enough QEMU on this machine's distribution."""
     install = for_this_distribution(_INSTALL_QEMU, "install QEMU 10.0 or later")
     return f"{install}; or name another QEMU in {_VARIABLE}"
 
 
-def for_this_distribution(words: Mapping[str, str], otherwise: str) -> str:
-    """Pick from words keyed by the ID of os-release (debian, ubuntu, fedora, arch, suse).
-
-    A distribution that is not listed gets the words of the first one that it says it is like.
-    """
+def for_this_distribution(texts: Mapping[str, str], default: str) -> str:
+    """Pick a text by the ID of os-release (debian, ubuntu, fedora, arch, suse), or ID_LIKE."""
     try:
         release = platform.freedesktop_os_release()
     except OSError:
-        return otherwise
+        return default
     for name in (release.get("ID", ""), *release.get("ID_LIKE", "").split()):
-        if name in words:
-            return words[name]
-    return otherwise
+        if name in texts:
+            return texts[name]
+    return default
 
 
-def _ask_version(path: Path, deadline: Deadline) -> tuple[tuple[int, int, int], str]:
+def _query_version(path: Path, deadline: Deadline) -> tuple[tuple[int, int, int], str]:
     answer = run([path, "--version"], deadline=deadline, check=False)
     match = re.match(r"QEMU emulator version ((\d+)\.(\d+)(?:\.(\d+))?.*)", answer.stdout)
     if answer.status != 0 or match is None:
         raise UsageError(
-            f"--version is not answered as QEMU does: {_first_words(answer)}",
+            f"not QEMU: --version prints {_first_line(answer)}",
             where=str(path),
             hint=install_qemu_hint(),
         )
     return (int(match[2]), int(match[3]), int(match[4] or 0)), match[1]
 
 
-def _ask_features(path: Path, deadline: Deadline) -> tuple[str, ...]:
+def _query_features(path: Path, deadline: Deadline) -> tuple[str, ...]:
     features = []
-    for device, properties in _ASKED_DEVICES.items():
-        # An unknown device is only visible by its absent list: QEMU 10.0 exits with 0 for it.
+    for device, properties in _QUERIED_DEVICES.items():
+        # QEMU 10.0 exits with 0 for an unknown device: only the list of options is missing.
         answer = _help(path, "-device", f"{device},help", deadline)
         if f"{device} options:" not in answer.stdout:
             continue
@@ -221,19 +218,19 @@ def _ask_features(path: Path, deadline: Deadline) -> tuple[str, ...]:
         ]
     if re.search(r"^user$", _help(path, "-netdev", "help", deadline).stdout, re.MULTILINE):
         features.append("netdev.user")
-    features += [f"q35.{option}" for option in _ask_machine_options(path, deadline)]
+    features += [f"q35.{option}" for option in _query_machine_options(path, deadline)]
     return tuple(sorted(features))
 
 
-def _ask_machine_options(path: Path, deadline: Deadline) -> tuple[str, ...]:
-    # `-machine q35,help` lists neither of the two, so a machine has to be made.
+def _query_machine_options(path: Path, deadline: Deadline) -> tuple[str, ...]:
+    # `-machine q35,help` lists neither of the two, so try to create such machines.
     options = ("cxl", "hmat")
     if _start(path, "q35,cxl=on,hmat=on", deadline).status == 0:
         return options
     plain = _start(path, "q35", deadline)
     if plain.status != 0:
         raise UsageError(
-            f"QEMU cannot even start an empty q35 machine: {_first_words(plain)}",
+            f"QEMU cannot start an empty q35 machine: {_first_line(plain)}",
             where=shlex.join(plain.argv),
             hint=install_qemu_hint(),
         )
@@ -241,7 +238,7 @@ def _ask_machine_options(path: Path, deadline: Deadline) -> tuple[str, ...]:
 
 
 def _start(path: Path, machine: str, deadline: Deadline, *more: str) -> Completed:
-    """Start a machine that never runs, and let it quit: status 0 when it could be made."""
+    """Create a machine that never runs, and quit: status 0 when that succeeds."""
     quiet = ("-nodefaults", "-display", "none", "-S", "-monitor", "stdio")
     argv = [str(path), "-machine", machine, "-m", "64M", *more, *quiet]
     return run(argv, deadline=deadline, check=False, stdin="quit\n")
@@ -251,9 +248,9 @@ def _help(path: Path, option: str, argument: str, deadline: Deadline) -> Complet
     return run([path, option, argument], deadline=deadline, check=False)
 
 
-def _first_words(answer: Completed) -> str:
-    said = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
-    return said[0] if said else f"status {answer.status}, no output"
+def _first_line(answer: Completed) -> str:
+    lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+    return lines[0] if lines else f"status {answer.status}, no output"
 
 
 def _identity(path: Path, version_text: str) -> str:
@@ -265,7 +262,7 @@ def _identity(path: Path, version_text: str) -> str:
 
 def _cache_entry(path: Path) -> Path:
     stat = path.stat()
-    key = f"{_QUESTIONS}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    key = f"{_QUERIES}\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
     return store_root() / "qemu" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
@@ -283,7 +280,7 @@ def _decode_path(kind: type, value: object) -> object:
 
 
 def _remember(entry: Path, found: QemuBinary) -> None:
-    """Write a cache entry whole or not at all; a store that cannot be written is no cache."""
+    """Write a cache entry atomically, if the store is writable."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=entry.parent, delete=False) as draft:

@@ -15,11 +15,11 @@ _CLOSE_SECONDS = 1.0
 
 
 class Monitor:
-    """QEMU's own QMP client, driven to the end of each exchange.
+    """QEMU's own QMP client, with synchronous exchanges.
 
     Args:
         connection: the harness's end of the monitor's socket pair.
-        seconds: how long an answer may take.
+        seconds: how long a reply may take.
     """
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
@@ -32,25 +32,25 @@ class Monitor:
         self._client = QMPClient()
 
     def connect(self) -> None:
-        """Take the greeting and agree on capabilities.
+        """Wait for the greeting and negotiate capabilities.
 
         Raises:
-            MachineLostError: QEMU did not greet, or not in time.
+            MachineLostError: no greeting in time.
         """
         self._exchange("the QMP greeting", self._client.connect(self._connection))
 
     def command(self, name: str, arguments: Mapping[str, object]) -> Any:
-        """Run a QMP command and return what it returned.
+        """Run a QMP command and return its result.
 
         Raises:
-            MachineLostError: QEMU refused, did not answer in time, or is gone.
+            MachineLostError: QEMU refused, did not respond in time, or has ended.
         """
         return self._exchange(
             f"the QMP command {name}", self._client.execute(name, dict(arguments))
         )
 
     def shutdown_reason(self) -> str:
-        """Why QEMU has ended, in its own word (`guest-reset`, `host-signal`); empty: it is silent.
+        """QEMU's reason for its end (`guest-reset`, `host-signal`); empty without one.
 
         Source: QEMU, qapi/run-state.json, the event SHUTDOWN.
         """
@@ -70,7 +70,7 @@ class Monitor:
             await self._client.runstate_changed()
 
     def close(self) -> None:
-        """End the session, whatever state it is in."""
+        """End the session in any state."""
         with suppress(Exception):
             self._loop.run_until_complete(
                 asyncio.wait_for(self._client.disconnect(), _CLOSE_SECONDS)
@@ -97,7 +97,7 @@ class Monitor:
                 hint="is the host overloaded or suspended?",
             ) from None
         except (QMPError, OSError, EOFError, AssertionError) as error:
-            # The client asserts its own state when a session breaks in the middle.
+            # The client asserts its own state when a session breaks.
             raise MachineLostError(
                 f"the monitor connection broke at {what}: {error or type(error).__name__}",
                 hint="see qemu.log in the evidence",

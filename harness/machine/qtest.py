@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The qtest protocol: the harness's hands on QEMU's ports, registers and memory.
+"""Access QEMU's ports, registers and memory by the qtest protocol.
 
-Source: QEMU, system/qtest.c. Commands are lines of text; every answer starts with OK, FAIL or ERR.
+Source: QEMU, system/qtest.c. Commands are lines of text; every reply starts with OK, FAIL or ERR.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from harness.core.errors import MachineLostError
 _CONFIG_ADDRESS = 0xCF8
 _CONFIG_DATA = 0xCFC
 _BULK = 0x8000
-# Commands on their way at once: few enough that neither side fills the other's socket.
-_ON_THE_WAY = 512
+# Commands without a reply so far: few enough that neither side fills the other's socket.
+_PENDING = 512
 
 
 class Qtest:
     """A connected qtest session.
 
     Args:
-        connection: the harness's end; QEMU holds the other.
-        seconds: how long one answer may take.
+        connection: the harness's end.
+        seconds: how long a reply may take.
     """
 
     def __init__(self, connection: socket.socket, seconds: float = 10.0) -> None:
@@ -33,15 +33,15 @@ class Qtest:
         self._buffer = b""
 
     def command(self, line: str) -> list[str]:
-        """Send one command and return the words behind OK.
+        """Send one command and return the fields after OK.
 
         Raises:
-            MachineLostError: QEMU refused the command, closed the connection or did not answer.
+            MachineLostError: QEMU refused the command, closed the connection or did not respond.
         """
         return self._answered(line, line)
 
     def _answered(self, line: str, sent: str) -> list[str]:
-        """Send text, which may be nothing, and return the words of the answer to `line`."""
+        """Send text, possibly empty, and return the fields of the reply to `line`."""
         what = f"QEMU to answer the qtest command {line[:60]!r}"
         deadline = Deadline(self._seconds, what, hint="is the host overloaded or suspended?")
         try:
@@ -54,7 +54,7 @@ class Qtest:
                 if not more:
                     raise MachineLostError(
                         f"QEMU closed the qtest connection at {line[:60]!r}",
-                        hint="its last words are in qemu.log in the evidence",
+                        hint="see the end of qemu.log in the evidence",
                     )
                 self._buffer += more
         except TimeoutError:
@@ -62,14 +62,14 @@ class Qtest:
         except OSError as error:
             raise MachineLostError(
                 f"the qtest connection broke at {line[:60]!r}: {error.strerror}",
-                hint="QEMU's last words are in qemu.log in the evidence",
+                hint="see the end of qemu.log in the evidence",
             ) from None
         answer, _, self._buffer = self._buffer.partition(b"\n")
         words = answer.decode("ascii", "replace").split()
         if not words or words[0] != "OK":
             raise MachineLostError(
                 f"QEMU answered {answer[:80]!r} to the qtest command {line[:60]!r}",
-                hint="is this QEMU newer than any the harness knows? see harness doctor",
+                hint="is this QEMU version untested? see harness doctor",
             )
         return words[1:]
 
@@ -104,12 +104,12 @@ class Qtest:
     def read_registers(self, address: int, size: int) -> bytes:
         """Read `size` bytes of registers, 32 bits at a time.
 
-        `read_memory` reads 64 bits where it can, to which many registers answer with zero.
+        `read_memory` reads 64 bits where it can, and many registers then read as zero.
         """
         lines = [f"readl {at:#x}" for at in range(address, address + size, 4)]
         words = []
-        for first in range(0, len(lines), _ON_THE_WAY):
-            batch = lines[first : first + _ON_THE_WAY]
+        for first in range(0, len(lines), _PENDING):
+            batch = lines[first : first + _PENDING]
             sent = "\n".join(batch)
             for line in batch:
                 words.append(int(self._answered(line, sent)[0], 16))

@@ -20,7 +20,7 @@ from harness.matrix.plan import Combination
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import this_host
 from harness.runs.requirements import NotApplicableError
-from harness.runs.session import Session
+from harness.runs.session import Session, SessionOptions
 from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import load_known_issues
 from harness.scenario.scenario_files import load_case
@@ -107,13 +107,13 @@ class CombinationRun:
     def _result(self, evidence: Path) -> RunResult:
         one = self._combination
         host = this_host(self._progress, one.accel, one.qemu)
-        self._stop = host.live.stop
-        if self._stopped:
-            host.live.stop()
         case = load_case(one.scenario)
         judging = Judging(one.policy, evidence, load_known_issues(), one.timeout)
         request: KernelRequest = replace(one.request, stored=self._stored)
-        with Session(host, judging, jobs=1, repeat=one.repeat) as session:
+        with Session(host, judging, SessionOptions(repeat=one.repeat)) as session:
+            self._stop = session.stop
+            if self._stopped:
+                session.stop()
             return session.run(case, request)
 
 

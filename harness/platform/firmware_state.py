@@ -244,6 +244,15 @@ def _check_reserved(
                 f"memmap= makes {hole} RAM, but there is no memory behind it",
                 hint="commit a decoder over it (firmware.decoders)",
             )
+    for decoder in state.decoders:
+        rest = decoder.range.minus(state.firmware_ram)
+        if rest and rest != (decoder.range,):
+            raise document.error(
+                "kernel.cmdline",
+                f"memmap= gives a part of {decoder.name} to the kernel as RAM, and not {rest[0]}: "
+                "dax_cxl can own a region only as a whole",
+                hint=f"give all of {decoder.range}, or none of it",
+            )
     boot_ram = min((bank for bank in state.ram if bank.start > 0xFFFFF), default=None)
     for index, reserved in enumerate(state.soft_reserved):
         if reserved.range.start % _PAGE or (reserved.range.end + 1) % _PAGE:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,10 @@ from harness.core.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.contract.result import RunResult
+    from harness.runs.guest_pool import StartOption
     from harness.runs.guest_run import Judging
     from harness.runs.prepare import Host
     from harness.runs.session import Skipped
-    from harness.runs.warm_start import AskedStart
     from harness.scenario.kernel_request import KernelRequest
     from harness.scenario.scenario_files import Case
 
@@ -42,16 +41,12 @@ class ScenarioRuns:
         *,
         load: str | None,
         repeat: int,
-        start: AskedStart,
+        start: StartOption,
     ) -> None:
-        from harness.runs.running_vms import LiveMachines
-        from harness.runs.session import Session, default_jobs
+        from harness.runs.session import Session, SessionOptions, default_jobs
 
-        # With machines of its own, since they are ended with the session.
-        self._host = replace(host, live=LiveMachines())
-        self._session = Session(
-            self._host, judging, jobs=default_jobs(), repeat=repeat, start=start
-        )
+        options = SessionOptions(default_jobs(), repeat=repeat, start=start)
+        self._session = Session(host, judging, options)
         self._kernel = kernel
         self._names = list(names)
         self._load = load
@@ -68,7 +63,7 @@ class ScenarioRuns:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._host.live.stop()  # nobody asks any more
+        self._session.stop()  # no test needs the guests that still run
         self._session.__exit__(kind, error, trace)
 
     def case(self, name: str) -> Case:
@@ -77,11 +72,11 @@ class ScenarioRuns:
         Raises:
             UsageError: there is no such scenario, or it is wrong.
         """
-        from harness.runs.minimize import asked_load
+        from harness.runs.minimize import requested_load
         from harness.scenario.scenario_files import load_case
 
         case = load_case(name)
-        return asked_load(case, self._load) if self._load else case
+        return requested_load(case, self._load) if self._load else case
 
     def result(self, name: str) -> RunResult | Skipped:
         """The result of a scenario; those that come after it are run meanwhile.

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest on a prepared machine, up to the login, for the length of a `with` block."""
+"""Boot a guest on a prepared machine, up to the login, for the length of a `with` block."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,32 +13,94 @@ from dataclasses import asdict, dataclass, field
 from harness.contract.preflight import early_problems
 from harness.contract.result import Start
 from harness.core.deadline import Deadline
-from harness.core.errors import GuestEndedError, GuestLostError, PreflightError
+from harness.core.errors import (
+    GuestEndedError,
+    GuestLostError,
+    HarnessError,
+    PreflightError,
+)
 from harness.guest.initramfs import write_run_initramfs
 from harness.guest.keys import RunKeys
 from harness.guest.observe import early_messages
 from harness.guest.ssh import GuestShell, guest_shell
 from harness.machine.console_watch import CrashWatch
 from harness.machine.firmware import check_committed, commit_decoders, prove_paths
-from harness.machine.qemu import PATIENCE, Qemu, running_qemu
+from harness.machine.qemu import END_SECONDS, Qemu, running_qemu
 from harness.machine.qemu_argv import Boot, ConsolePipe, Control, qemu_argv
-from harness.runs.evidence import Evidence
-from harness.runs.evidence_layout import write_inputs
+from harness.runs.evidence import Evidence, Timings, write_inputs
 from harness.runs.prepare import Host, Prepared
-from harness.runs.timings import Timings
 
 _LOGIN_SECONDS = 60.0
 
 
+class StoppedError(Exception):
+    """The harness itself has ended a guest: its run has no result."""
+
+
+class RunningMachines:
+    """The running QEMUs, of all threads, so that all can be ended together. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._machines: set[Qemu] = set()
+        self._stopped = False
+
+    @contextmanager
+    def tracked(self, machine: Qemu) -> Iterator[None]:
+        """Track a machine for the length of the block.
+
+        Raises:
+            StoppedError: `stop` was called, in place of the error that this led to.
+        """
+        with self._lock:
+            if self._stopped:
+                machine.kill()
+                raise StoppedError
+            self._machines.add(machine)
+        try:
+            yield
+        except HarnessError:
+            if self._stopped:
+                raise StoppedError from None
+            raise
+        finally:
+            with self._lock:
+                self._machines.discard(machine)
+
+    def stop(self) -> None:
+        """End every machine, also those that start later, without waiting for them."""
+        with self._lock:
+            self._stopped = True
+            for machine in self._machines:
+                machine.kill()
+
+
+@dataclass(frozen=True)
+class BootSetup:
+    """All that the guests of one prepared scenario have in common when they start.
+
+    Attributes:
+        host: this machine.
+        prepared: what is booted.
+        machines: where the guests' machines are tracked.
+        seconds: how long a guest may take to become ready.
+    """
+
+    host: Host
+    prepared: Prepared
+    machines: RunningMachines
+    seconds: float = 120.0
+
+
 @dataclass(frozen=True)
 class BootedGuest:
-    """A guest that got the machine that was asked for, with a shell in it.
+    """A guest with the requested machine, and a shell in it.
 
     Attributes:
         machine: its QEMU.
         shell: a shell in it.
-        watch: sees its console.
-        start: `warm` for one that was restored after its boot.
+        watch: reads its console.
+        start: `warm` for a guest that was restored after its boot.
     """
 
     machine: Qemu
@@ -46,19 +109,19 @@ class BootedGuest:
     start: Start = "cold"
 
     def check(self) -> None:
-        """Raise when the kernel cannot go on or QEMU has ended."""
+        """Raise when the kernel has crashed or QEMU has ended."""
         _check(self.machine, self.watch)
 
 
 @dataclass(frozen=True)
 class GuestIdentity:
-    """What one guest is recognised by, and the initramfs that has it.
+    """The secrets of one guest, and the initramfs that contains them.
 
     Attributes:
-        initramfs: descriptor of an open file in memory: it holds keys, and must not outlive the
-            guests that have them.
+        initramfs: descriptor of an open file in memory: it contains keys, and must not outlive the
+            guests that use them.
         keys: its SSH keys.
-        token: the word that its messages on the console begin with.
+        token: the first word of its messages on the console.
     """
 
     initramfs: int
@@ -68,7 +131,7 @@ class GuestIdentity:
 
 @contextmanager
 def guest_identity(prepared: Prepared) -> Iterator[GuestIdentity]:
-    """New keys and a new token, in an initramfs that is gone after the block."""
+    """Create keys and a token, in an initramfs that is deleted after the block."""
     keys, token = RunKeys(), secrets.token_hex(16)
     with open(os.memfd_create("initramfs"), "w+b") as archive:
         write_run_initramfs(archive, prepared.bootable.initramfs, keys, token, prepared.acpi_tables)
@@ -78,38 +141,35 @@ def guest_identity(prepared: Prepared) -> Iterator[GuestIdentity]:
 
 @contextmanager
 def booted_guest(
-    host: Host,
-    prepared: Prepared,
+    setup: BootSetup,
     evidence: Evidence,
     timings: Timings,
-    boot_seconds: float,
     *,
     identity: GuestIdentity | None = None,
     pass_fds: Sequence[int] = (),
 ) -> Iterator[BootedGuest]:
-    """Start the machine, play its firmware, boot, log in, and check what the guest got.
+    """Start the machine, play its firmware, boot, log in, and check the guest's machine.
 
     Args:
-        host: this machine.
-        prepared: what is booted.
-        evidence: where it is written down.
-        timings: counts the phases.
-        boot_seconds: how long the guest may take to become ready.
-        identity: the guest's keys, where others know them too.
+        setup: what is booted.
+        evidence: where it is recorded.
+        timings: gets the phases.
+        identity: the guest's keys; None creates them.
         pass_fds: more open files that QEMU inherits.
 
     Raises:
         MachineLostError: QEMU failed.
-        GuestLostError: the guest never became ready, or its kernel died before it was.
-        PreflightError: the guest did not get the machine that was asked for.
+        GuestLostError: the guest never became ready, or its kernel crashed before.
+        PreflightError: the guest did not get the requested machine.
     """
+    prepared = setup.prepared
     watch = CrashWatch(prepared.expected_lines(), from_the_start=prepared.boot_counts)
-    patience = prepared.bootable.patience
+    timeout_scale = prepared.bootable.timeout_scale
     with ExitStack() as stack:
         with timings.phase("start"):
-            me = identity or stack.enter_context(guest_identity(prepared))
+            secret = identity or stack.enter_context(guest_identity(prepared))
             machine = stack.enter_context(
-                started_machine(host, prepared, evidence, watch, me, pass_fds=pass_fds)
+                started_machine(setup, evidence, watch, secret, pass_fds=pass_fds)
             )
             machine.connect_monitor()
         with timings.phase("firmware"), machine.telling_its_end():
@@ -118,19 +178,19 @@ def booted_guest(
             port = machine.forwarded_port()
         with timings.phase("boot"):
             machine.command("cont")
-            me.keys.prepare()  # takes about as long as the firmware in the guest
-            _await_ready(machine, watch, me.token, boot_seconds * patience)
+            secret.keys.prepare()  # takes about as long as the firmware in the guest
+            _await_ready(machine, watch, secret.token, setup.seconds * timeout_scale)
         with timings.phase("login"):
-            shell = stack.enter_context(logged_in(machine, watch, me, port, patience))
+            shell = stack.enter_context(logged_in(machine, watch, secret, port, timeout_scale))
         with timings.phase("preflight"):
             problems = early_problems(early_messages(shell), prepared.state, prepared.layout)
             if "cxl_acpi" in prepared.bootable.initramfs.modules:
-                # Built in, the drivers may have changed decoders already, as is their right.
+                # Built-in drivers may already have changed decoders, which is allowed.
                 problems += check_committed(machine.qtest, prepared.layout, prepared.settings)
             if problems:
                 raise PreflightError(
                     "; ".join(problems),
-                    hint="the firmware program and the kernel's command line are in the evidence",
+                    hint="see firmware.json and kernel.json (command line) in the evidence",
                 )
         watch.steps_begin(lambda: shell.step)
         yield BootedGuest(machine, shell, watch)
@@ -141,24 +201,23 @@ def _check(machine: Qemu, watch: CrashWatch) -> None:
     try:
         machine.check_alive()
     except GuestEndedError as error:
-        # After a panic the guest resets: then the panic is what happened.
-        machine.console.await_closed(PATIENCE)
+        # A guest resets after a panic: report the panic.
+        machine.console.await_closed(END_SECONDS)
         watch.check()
         watch.ended(error)
 
 
 def logged_in(
-    machine: Qemu, watch: CrashWatch, identity: GuestIdentity, port: int, patience: float = 1.0
+    machine: Qemu, watch: CrashWatch, identity: GuestIdentity, port: int, timeout_scale: float = 1.0
 ) -> AbstractContextManager[GuestShell]:
-    """A shell in a guest whose SSH server is about to start, or has."""
+    """Open a shell in a guest whose SSH server runs or is about to start."""
     deadline = Deadline(_LOGIN_SECONDS, "the SSH login to the guest")
-    return guest_shell(port, identity.keys, deadline, lambda: _check(machine, watch), patience)
+    return guest_shell(port, identity.keys, deadline, lambda: _check(machine, watch), timeout_scale)
 
 
 @contextmanager
 def started_machine(
-    host: Host,
-    prepared: Prepared,
+    setup: BootSetup,
     evidence: Evidence,
     watch: CrashWatch,
     identity: GuestIdentity,
@@ -166,27 +225,27 @@ def started_machine(
     pass_fds: Sequence[int] = (),
     incoming: bool = False,
 ) -> Iterator[Qemu]:
-    """QEMU with this machine, paused, for the length of the block.
+    """Start QEMU, paused, for the length of the block.
 
     Args:
-        host: this machine.
-        prepared: what it boots.
-        evidence: where it is written down.
-        watch: sees the console.
+        setup: what it boots.
+        evidence: where it is recorded.
+        watch: reads the console.
         identity: of its guest.
         pass_fds: more open files that QEMU inherits.
-        incoming: whether it waits for the state of another, whose serial log it continues.
+        incoming: whether it waits for the state of another machine, whose serial log it continues.
     """
+    host, prepared = setup.host, setup.prepared
     kernel = prepared.bootable.kernel
 
-    def argv(control: Control, console: int) -> tuple[str, ...]:
+    def argv_of(control: Control, console: int) -> tuple[str, ...]:
         boot = Boot(
             kernel=kernel.image,
             initramfs=f"/dev/fd/{identity.initramfs}",
             command_line=prepared.command_line,
             console=ConsolePipe(console, evidence.path("serial.log"), append=incoming),
         )
-        words = qemu_argv(
+        argv = qemu_argv(
             host.qemu,
             prepared.case.profile,
             prepared.bootable.accel,
@@ -194,20 +253,20 @@ def started_machine(
             control=control,
             incoming=incoming,
         )
-        evidence.command("qemu.argv", words)
-        return words
+        evidence.command("qemu.argv", argv)
+        return argv
 
     evidence.json(
         "kernel.json",
         {**asdict(kernel), "command_line": prepared.command_line, "qemu": asdict(host.qemu)},
     )
-    evidence.json("firmware.json", [asdict(one) for one in prepared.settings])
+    evidence.json("firmware.json", [asdict(setting) for setting in prepared.settings])
     write_inputs(evidence, prepared)
     inherited = (identity.initramfs, *pass_fds)
     with (
         evidence.path("qemu.log").open("w+b") as log,
-        running_qemu(argv, log, watch.line, pass_fds=inherited) as machine,
-        host.live.tracked(machine),
+        running_qemu(argv_of, log, watch.line, pass_fds=inherited) as machine,
+        setup.machines.tracked(machine),
     ):
         yield machine
 
@@ -215,25 +274,25 @@ def started_machine(
 def _await_ready(machine: Qemu, watch: CrashWatch, token: str, seconds: float) -> None:
     deadline = Deadline(
         seconds,
-        "the guest to say that it is ready",
-        hint="look at the end of serial.log in the evidence; a slow host or kernel needs --timeout",
+        "the guest to become ready",
+        hint="see the end of serial.log in the evidence; a slow host or kernel needs --timeout",
     )
 
     def is_ready(line: str) -> bool:
         watch.check_boot()
-        said = line.partition(f"{token} ")[2].strip()
-        if said and said != "ready":
+        status = line.partition(f"{token} ")[2].strip()
+        if status and status != "ready":
             raise GuestLostError(
-                f"the guest could not start: it {said}",
+                f"the guest could not start: it {status}",
                 hint="does this kernel have virtio network? see serial.log in the evidence",
             )
-        return said == "ready"
+        return status == "ready"
 
     try:
         machine.console.await_line(is_ready, deadline)
     except GuestLostError:
-        # After an early panic QEMU ends by itself: the panic is what happened.
+        # QEMU ends by itself after an early panic: report the panic.
         if machine.console.closed:
             watch.check_boot()
-            machine.check_alive(PATIENCE)
+            machine.check_alive(END_SECONDS)
         raise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Several guests of one scenario made into one result."""
+"""Combine the results of several guests of one scenario."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DIFFERENTLY = "different_outcomes"
 
 
 def attempt_of(result: RunResult) -> Attempt:
-    """What the list of a scenario's guests says about one of them."""
+    """The entry of one guest in the list of a scenario's guests."""
     return Attempt(
         load=result.load,
         verdict=result.verdict,
@@ -27,7 +27,7 @@ def attempt_of(result: RunResult) -> Attempt:
 
 
 def outcome(result: RunResult) -> str:
-    """Who owns what, in one line; the same for two guests in which the same came out."""
+    """All observed owners in one line, to compare guests."""
     owned = []
     for one in result.owners:
         pieces = [f"{piece.range} {piece.ownership}" for piece in one.observed]
@@ -39,11 +39,11 @@ def combine(results: Sequence[RunResult], seconds: float) -> RunResult:
     """One result for all guests of a scenario.
 
     It is the result of the first guest with a new failure; without one, of the first with a known
-    failure, then of the first that was not judged, then of the first. That different guests ended
-    differently is a finding of its own (rule 7).
+    failure, then of the first that was not judged, then of the first. Different outcomes are a
+    finding too (rule 7).
 
     Args:
-        results: of each guest, at least one, in the order in which loads were asked for.
+        results: of each guest, at least one, in the order of the loads.
         seconds: from the first guest's start to the last one's end.
     """
     if len(results) == 1:
@@ -76,7 +76,7 @@ def combine(results: Sequence[RunResult], seconds: float) -> RunResult:
 
 
 def of_one_guest(combined: RunResult) -> RunResult:
-    """The same without the finding that its guests ended differently, which no single guest has."""
+    """The result without the finding of different outcomes, which no single guest can have."""
     own = tuple(one for one in combined.findings if one.kind != _DIFFERENTLY)
     return replace(combined, findings=own)
 

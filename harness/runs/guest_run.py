@@ -1,63 +1,45 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One guest: a machine is started, loads and does what the scenario asks for, and is judged."""
+"""One guest of a scenario as a value, and its observation and judgement once it is booted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from harness.contract.dmesg import without_marks
-from harness.contract.driverless import driverless
-from harness.contract.observation import Observation
-from harness.contract.oracle import DRIVER_OPTIONS
-from harness.contract.preflight import absent_windows, window_problems
-from harness.contract.result import Finding, RunKernel, RunResult, Verdict
-from harness.core.errors import (
-    DeadlineExpiredError,
-    GuestCrashedError,
-    GuestLostError,
-    HarnessError,
-    MomentMissedError,
-    PreflightError,
-    UsageError,
-)
-from harness.core.kernel_modules import module_name
-from harness.guest.modules import load_modules
-from harness.guest.observe import observe, read_sections
-from harness.guest.settle import Settling, observe_settled, scan_for_leaks, take_away_modules
-from harness.guest.ssh import GuestShell
+from harness.contract.dmesg import TIMED, in_phases
+from harness.contract.expected import Expected
+from harness.contract.judge import Judgement, judge
+from harness.contract.observation import Observation, Undecoded
+from harness.contract.observed_owners import pieces_of
+from harness.contract.result import Piece, RunResult, Verdict
+from harness.core.errors import GuestEndedError, MachineLostError
+from harness.guest.observe import observe, read_sections, require_whole_log
+from harness.guest.settle import Settling, observe_settled, scan_for_leaks
+from harness.machine.firmware import check_committed, unanswered
+from harness.machine.qemu import Qemu
 from harness.runs.boot import BootedGuest
-from harness.runs.evidence import Evidence, new_evidence
-from harness.runs.evidence_layout import JUDGING
-from harness.runs.hang_diagnosis import explain_silence
-from harness.runs.judged import judge_guest, judging_inputs, with_undecoded
-from harness.runs.post_boot import Life, live_on
-from harness.runs.prepare import Prepared, in_use
-from harness.runs.timings import Timings
-from harness.runs.traces import with_decoded_traces
+from harness.runs.evidence import Evidence, Timings
+from harness.runs.prepare import Prepared
 from harness.scenario.issue_conditions import Circumstances
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.module_load import Load
 from harness.scenario.scenario import Ownership, Policy
 
-_TAIL_LINES = 60
 _SETTLING = Settling()
-_TRIES = 3
-
-StartGuest = Callable[[Evidence, Timings], AbstractContextManager[BootedGuest]]
-"""Starts a guest of a prepared scenario, ready for its steps."""
+# These must answer: drivers use them, or the kernel as its RAM.
+_IN_USE = ("dax_cxl", "dax_hmem", "firmware_ram")
 
 
 @dataclass(frozen=True)
 class Judging:
-    """By what guests are judged, and where that is written down.
+    """The rules that guests are judged by, and the place of their evidence.
 
     Attributes:
-        policy: whose rules.
-        evidence_root: folder in which each guest's run makes its own.
-        known_issues: failures that have a reason.
+        policy: the policy of the contract.
+        evidence_root: folder in which each guest gets its own.
+        known_issues: failures with a known reason.
         boot_seconds: how long a guest may take to become ready.
         settling: how long nothing must change before a guest is judged.
     """
@@ -69,257 +51,183 @@ class Judging:
     settling: Settling = _SETTLING
 
 
-def run_guest(
-    prepared: Prepared,
-    load: Load,
-    judging: Judging,
-    result: RunResult,
-    start: StartGuest,
-    spent: Mapping[str, float],
-) -> RunResult:
-    """Start a guest, load modules in one way, do the scenario's steps, and judge.
+@dataclass(frozen=True)
+class GuestRun:
+    """One guest to be run.
 
-    Whatever happens after the first evidence is written ends in a verdict. A guest that could not
-    be caught in the state that a step is about tells nothing: it is done again, twice at most.
-
-    Args:
+    Attributes:
         prepared: the scenario.
-        load: what this guest loads.
-        judging: by what it is judged.
-        result: what is known of the run before it.
-        start: starts the guest.
-        spent: seconds by phase that count as this guest's, such as for getting its kernel.
-
-    Raises:
-        UsageError: the evidence cannot be written; nothing was started.
+        load: what the guest loads, and how.
+        judging: how it is judged.
+        before: the result so far: names of scenario, kernel and policy.
+        prepare_seconds: time for its kernel, to be counted as this guest's.
     """
-    notes: tuple[str, ...] = ()
-    for retried in range(_TRIES):
-        ended_with, missed = _one_guest(prepared, load, judging, result, start, spent)
-        ended_with = replace(ended_with, notes=(*notes, *ended_with.notes), retried=retried)
-        if missed is None:
-            break
-        notes += (f"a guest told nothing: {missed.message}; its evidence: {ended_with.evidence}",)
-        spent = {}
-    return ended_with
+
+    prepared: Prepared
+    load: Load
+    judging: Judging
+    before: RunResult
+    prepare_seconds: float = 0.0
+
+    @property
+    def settling(self) -> Settling:
+        """The seconds without a change, for a kernel of this speed."""
+        return self.judging.settling.slower(self.prepared.bootable.timeout_scale)
+
+    def explained(self, result: RunResult) -> RunResult:
+        """The result with the known issues of its scenario and of each finding."""
+        issues, release = self.judging.known_issues, result.kernel.release
+        if release is None or not issues.issues:
+            return result
+        prepared = self.prepared
+        owners = {one.name: one.expected for one in result.owners} or prepared.expectations(
+            result.policy
+        )[0].owners
+        scenario = prepared.as_run(result.drivers)
+        case = Circumstances(scenario, prepared.state, result.policy, owners, result.load)
+        about = tuple(issue.name for issue in issues.about(case, release))
+        result = replace(result, issues=about, known_issue=None)
+        if result.verdict is not Verdict.FAIL:
+            return result
+        covering = issues.explain(result.findings, case, release)
+        findings = tuple(
+            replace(finding, known=issue.name if issue else None)
+            for finding, issue in zip(result.findings, covering, strict=True)
+        )
+        why = dict.fromkeys(issue.why.strip() for issue in covering if issue)
+        known = None if None in covering else "\n".join(why) or None
+        return replace(result, findings=findings, known_issue=known)
 
 
-def _one_guest(
-    prepared: Prepared,
-    load: Load,
-    judging: Judging,
-    result: RunResult,
-    start: StartGuest,
-    spent: Mapping[str, float],
-) -> tuple[RunResult, MomentMissedError | None]:
-    """One guest; its result, and what it was not caught in."""
-    timings = Timings(spent)
-    missed = None
-    found = prepared.bootable.kernel
-    evidence = new_evidence(judging.evidence_root, prepared.case.name, found.release)
-    result = replace(
-        result,
-        kernel=RunKernel(found.release, prepared.bootable.config_sha256),
-        accel=prepared.bootable.accel,
-        evidence=str(evidence.folder),
-        load=load,
-    )
-    try:
-        with in_use(prepared.bootable), start(evidence, timings) as guest:
-            result = replace(result, start=guest.start)
-            try:
-                result = _run_steps(guest, prepared, load, result, evidence, timings, judging)
-            except DeadlineExpiredError as error:
-                raise explain_silence(guest, error, evidence) from error
-    except GuestCrashedError as error:
-        result = _crashed(result, error, evidence)
-    except UsageError:
-        raise
-    except HarnessError as error:
-        missed = error if isinstance(error, MomentMissedError) else None
-        result = ended(result, Verdict.INCONCLUSIVE, error)
-    result = replace(result, timings=timings.seconds())
-    if result.findings:
-        result = with_decoded_traces(result, found, evidence)
-    result = _explained(judging.known_issues, prepared, result)
-    evidence.json("verdict.json", result.as_json())
-    return result, missed
+@dataclass(frozen=True)
+class RunningGuest:
+    """A booted guest of a run.
 
+    Attributes:
+        run: its scenario, load and judging.
+        guest: the guest.
+        evidence: where its run is recorded.
+        timings: gets its phases.
+    """
 
-def ended(result: RunResult, verdict: Verdict, error: HarnessError) -> RunResult:
-    """The result of a run that an error has ended."""
-    where = f"{error.where}: " if error.where else ""
-    return replace(result, verdict=verdict, reason=f"{where}{error.message}", hint=error.hint)
+    run: GuestRun
+    guest: BootedGuest
+    evidence: Evidence
+    timings: Timings
 
+    def observe(
+        self, owners: Mapping[str, Ownership], folder: str, *, leaks: bool = True
+    ) -> Observation:
+        """Observe the guest once its owners have settled.
 
-def _run_steps(
-    guest: BootedGuest,
-    prepared: Prepared,
-    load: Load,
-    result: RunResult,
-    evidence: Evidence,
-    timings: Timings,
-    judging: Judging,
-) -> RunResult:
-    scenario = prepared.case.scenario
-    hoped_for = prepared.expectations(judging.policy)[0].owners
-    settling = judging.settling.slower(prepared.bootable.patience)
-    with timings.phase("load"):
-        take_away_modules(guest.shell, scenario.guest.missing)
-        failed_steps = load_modules(guest.shell, load)
-    wanted = tuple(
-        one.range
-        for one in prepared.state.judged_ranges()
-        if one.name in hoped_for and hoped_for[one.name].use == "system_ram"
-    )
-    with timings.phase("observe"):
+        Args:
+            owners: the expected ones: those that are System RAM are waited for.
+            folder: where the observation is recorded, below the evidence.
+            leaks: whether kmemleak scans for leaks first, where the kernel has it.
+
+        Raises:
+            GuestCrashedError: the guest's kernel crashed.
+            GuestLostError: the guest is gone.
+            DeadlineExpiredError: its owners never settle.
+        """
+        shell, prepared = self.guest.shell, self.run.prepared
+        online = tuple(
+            named.range
+            for named in prepared.state.judged_ranges()
+            if named.name in owners and owners[named.name].use == "system_ram"
+        )
 
         def settle() -> dict[str, str]:
-            return observe_settled(
-                guest.shell, wanted, settling, lambda: _observe(guest.shell, evidence)
-            )
+            return observe_settled(shell, online, self.run.settling, lambda: self._record(folder))
 
         sections = settle()
-        if prepared.bootable.finds_leaks:
-            evidence.text("observation/kmemleak", scan_for_leaks(guest.shell))
+        if leaks and prepared.bootable.finds_leaks:
+            self.evidence.text(f"{folder}/kmemleak", scan_for_leaks(shell))
             sections = settle()
-        observation = read_sections(sections)
-    guest.check()
-    require_kernel(prepared.bootable.kernel.release, observation)
-    if not failed_steps:
-        require_loaded(load, prepared.bootable.initramfs.modules, observation)
-    _require_none(window_problems(observation, prepared.state))
-    observation = with_undecoded(guest, prepared, observation)
-    evidence.json(JUDGING, judging_inputs(guest, prepared, observation))
-    expected = prepared.expectations(judging.policy, observation.modules)
-    judgement = judge_guest(guest, prepared, observation, expected[0])
-    findings = (*failed_steps, *judgement.findings)
-    if not findings:
-        _require_none(absent_windows(observation, prepared.state))
-    result = replace(
-        result,
-        drivers=tuple(one for one in DRIVER_OPTIONS if one in observation.modules),
-        verdict=Verdict.FAIL if findings else judgement.verdict,
-        owners=judgement.owners,
-        findings=findings,
-        notes=(
-            *(f"does not count, before the first step: {one}" for one in judgement.earlier),
-            *_brought_along(prepared, observation, expected[0].owners, hoped_for),
-            *(driverless(observation, expected[0].owners) if findings else ()),
-        ),
-    )
-    life = Life(
-        guest,
-        prepared,
-        evidence,
-        settling,
-        observation,
-        lambda so_far: _explained(judging.known_issues, prepared, so_far).known_issue is not None,
-    )
-    return live_on(life, result, expected[1:], timings)
+        self.guest.check()
+        return self._with_undecoded(read_sections(sections))
 
+    def judge(self, observation: Observation, expected: Expected) -> Judgement:
+        """Compare an observation with the expectation.
 
-def _brought_along(
-    prepared: Prepared,
-    observation: Observation,
-    expected: Mapping[str, Ownership],
-    hoped_for: Mapping[str, Ownership],
-) -> tuple[str, ...]:
-    """A note where modules that the scenario does not name decide who must own what."""
-    if expected == hoped_for:
-        return ()
-    named = {module_name(one) for one in prepared.case.scenario.guest.modules}
-    also = [one for one in prepared.as_run(observation.modules).guest.modules if one not in named]
-    what = f"{', '.join(also)} loaded as well" if also else "the kernel's configuration"
-    owners = ", ".join(f"{name} {one}" for name, one in expected.items())
-    return (f"expected owners follow from what the guest has, {what}: {owners}",)
-
-
-def require_loaded(load: Load, files: Collection[str], observation: Observation) -> None:
-    """Refuse a guest that says that it has loaded modules, and has not.
-
-    Raises:
-        GuestLostError: it lacks some of those that it has files of.
-    """
-    names = dict.fromkeys(module_name(name) for name in load.modules)
-    absent = [name for name in names if name in files and name not in observation.modules]
-    if absent:
-        raise GuestLostError(
-            f"every modprobe succeeded, but /proc/modules lacks {', '.join(absent)}",
-            hint="does something in the guest unload modules? see observation/ in the evidence",
+        Raises:
+            GuestLostError: a line that counts may be missing from the guest's log, or the log
+                reports something slow by a clock that runs too fast.
+        """
+        marks, prepared = self.guest.shell.marks, self.run.prepared
+        require_whole_log(observation.dmesg, marks, from_boot=prepared.boot_counts)
+        judgement = judge(
+            replace(observation, dmesg=in_phases(observation.dmesg, marks)),
+            prepared.state,
+            expected,
+            prepared.expected_lines(),
+            boot_counts=prepared.boot_counts,
         )
+        if any(finding.kind in TIMED for finding in judgement.findings):
+            self.guest.watch.check_clock()
+        return judgement
 
+    def judging_inputs(self, observation: Observation) -> dict[str, Any]:
+        """For the evidence: inputs of the judgement besides the observation and the scenario."""
+        prepared = self.run.prepared
+        return {
+            "step_marks": self.guest.shell.marks.token,
+            "boot_counts": prepared.boot_counts,
+            "built_in": list(prepared.built_in_drivers()),
+            "driver_options": prepared.bootable.driver_options,
+            "expected_messages": [line.pattern for line in prepared.expected_lines()],
+            "undecoded": [
+                {"range": str(part.range), "text": part.text} for part in observation.undecoded
+            ],
+        }
 
-def require_kernel(release: str, observation: Observation) -> None:
-    """Refuse a guest that runs another kernel than the one that its verdict would be about.
+    def _record(self, folder: str) -> dict[str, str]:
+        sections = observe(self.guest.shell)
+        for name, content in sections.items():
+            if name != "end":
+                self.evidence.text(f"{folder}/{name}", content)
+        return sections
 
-    Raises:
-        GuestLostError: it does.
-    """
-    if observation.release != release:
-        raise GuestLostError(
-            f"the guest runs Linux {observation.release!r}, and {release} was to be tested",
-            hint="is the image the one of these modules? see kernel.json in the evidence",
+    def _with_undecoded(self, observation: Observation) -> Observation:
+        """Add the memory in use that does not answer through its window.
+
+        The guest is stopped meanwhile, so that nothing else reads or writes that memory.
+
+        Raises:
+            HarnessError: QEMU or the guest has ended.
+        """
+        owned = [
+            (decoder, piece)
+            for decoder in self.run.prepared.state.decoders
+            for piece in pieces_of(decoder.range, observation)
+            if piece.owner in _IN_USE
+        ]
+        if not owned:
+            return observation
+        machine = self.guest.machine
+        try:
+            machine.command("stop")
+            try:
+                with machine.telling_its_end():
+                    parts = [(decoder, piece.range) for decoder, piece in owned]
+                    answers = unanswered(machine.qtest, parts)
+                    undecoded = tuple(
+                        self._undecoded(machine, piece, why)
+                        for (_, piece), why in zip(owned, answers, strict=True)
+                        if why
+                    )
+            finally:
+                machine.command("cont")
+        except (MachineLostError, GuestEndedError):
+            self.guest.check()
+            raise
+        return replace(observation, undecoded=undecoded)
+
+    def _undecoded(self, machine: Qemu, piece: Piece, why: str) -> Undecoded:
+        prepared = self.run.prepared
+        settings = [one for one in prepared.settings if one.range.overlaps(piece.range)]
+        problems = check_committed(machine.qtest, prepared.layout, settings)
+        return Undecoded(
+            piece.range,
+            f"memory of {piece.owner} ({piece.via}) is not decoded: {'; '.join((*problems, why))}",
         )
-
-
-def _require_none(problems: Sequence[str]) -> None:
-    if problems:
-        raise PreflightError(
-            "; ".join(problems), hint="the kernel or its ACPI tables are not what was asked for"
-        )
-
-
-def _observe(shell: GuestShell, evidence: Evidence) -> dict[str, str]:
-    sections = observe(shell)
-    for name, content in sections.items():
-        if name != "end":
-            evidence.text(f"observation/{name}", content)
-    return sections
-
-
-def _crashed(result: RunResult, error: GuestCrashedError, evidence: Evidence) -> RunResult:
-    try:
-        serial = evidence.path("serial.log").read_text(errors="replace")
-        lines = [without_marks(line) for line in serial.splitlines()]
-    except OSError:
-        lines = []
-    finding = Finding(
-        "step" if error.kind == "hang" else "6",
-        error.message,
-        dmesg=error.trace or tuple(lines[-_TAIL_LINES:]),
-        phase=error.step or None,
-        kind=error.kind,
-        subject=error.subject,
-    )
-    return replace(
-        result, verdict=Verdict.FAIL, findings=(finding,), reason=error.message, hint=error.hint
-    )
-
-
-def _explained(issues: KnownIssues, prepared: Prepared, result: RunResult) -> RunResult:
-    """The result with the known issues of its scenario, and which of them covers each finding."""
-    if result.kernel.release is None or not issues.issues:
-        return result
-    scenario = prepared.as_run(result.drivers)
-    owners = {one.name: one.expected for one in result.owners} or prepared.expectations(
-        result.policy
-    )[0].owners
-    case = Circumstances(scenario, prepared.state, result.policy, owners, result.load)
-    release = result.kernel.release
-    result = replace(
-        result, issues=tuple(issue.name for issue in issues.about(case, release)), known_issue=None
-    )
-    if result.verdict is not Verdict.FAIL:
-        return result
-    covering = issues.explain(result.findings, case, release)
-    findings = tuple(
-        replace(finding, known=issue.name if issue else None)
-        for finding, issue in zip(result.findings, covering, strict=True)
-    )
-    why = dict.fromkeys(issue.why.strip() for issue in covering if issue)
-    return replace(
-        result,
-        findings=findings,
-        known_issue=None if None in covering else "\n".join(why) or None,
-    )

@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Why a guest does not answer: its kernel hangs, or nobody can say."""
+"""Diagnose an unresponsive guest: kernel hang, or unknown."""
 
 from __future__ import annotations
 
-from harness.contract.blocked_tasks import blocked_tasks, names_the_drivers
+import time
+
+from harness.contract.blocked_tasks import (
+    Task,
+    blocked_tasks,
+    names_the_drivers,
+    parse_tasks,
+    stuck,
+)
+from harness.core.deadline import Deadline
 from harness.core.errors import (
     DeadlineExpiredError,
     GuestCrashedError,
@@ -11,101 +20,147 @@ from harness.core.errors import (
     HarnessError,
     MachineLostError,
 )
-from harness.guest.blocked_tasks import stuck_tasks
+from harness.guest.ssh import GuestShell
 from harness.runs.boot import BootedGuest
 from harness.runs.evidence import Evidence
 
-# The kernel gives CPUs that do not stop ten seconds, and only then writes to the console.
+# The kernel waits ten seconds for CPUs that do not stop, and only then writes to the console.
 _NMI_SECONDS = 25.0
+_TASKS_SECONDS = 15.0
+_BETWEEN_SECONDS = 1.0
+
+# Not ps: it reads command lines, for which a hanging task may hold the lock.
+_TASKS = 'for p in /proc/[0-9]*; do read -r line < $p/stat && echo "$line"; done 2>/dev/null'
+# Without CONFIG_STACKTRACE there is no stack, only the function that waits.
+_STACK = "cat /proc/{pid}/stack 2>/dev/null || echo $(cat /proc/{pid}/wchan)"
+
+StuckTasks = tuple[tuple[Task, tuple[str, ...]], ...]
 
 
 def explain_silence(
-    guest: BootedGuest, error: DeadlineExpiredError, evidence: Evidence
+    guest: BootedGuest,
+    error: DeadlineExpiredError,
+    evidence: Evidence,
+    between: float = _BETWEEN_SECONDS,
 ) -> HarnessError:
-    """What a step that does not end means.
+    """Explain a step that does not end.
 
-    A guest that answers otherwise is asked for the tasks that its kernel keeps: with one, the
-    kernel hangs. A guest that answers nothing gets an NMI, of which its kernel panics with a trace:
-    with the drivers under test in it, they hang. Else nobody can say.
+    If another shell of the guest answers, its tasks are examined: a stuck one means that the
+    kernel hangs. Otherwise the guest gets an NMI, on which its kernel panics with a trace: if the
+    trace contains the drivers under test, they hang. Anything else remains unknown.
 
     Args:
         guest: the guest.
-        error: what was waited for.
-        evidence: gets what the CPUs are at.
+        error: the expired deadline.
+        evidence: gets the registers and the stuck tasks.
+        between: seconds between two looks at the tasks.
 
     Returns:
-        GuestCrashedError for a kernel that hangs, else what makes the run inconclusive.
+        GuestCrashedError for a kernel that hangs, else an error that makes the run inconclusive.
     """
     try:
         guest.check()
         status = guest.machine.command("query-status")["status"]
         if status != "running":
             return MachineLostError(
-                f"QEMU has stopped the guest ({status}) while {error.message}",
+                f"QEMU has stopped the guest ({status}): {error.message}",
                 hint="internal-error: this accelerator cannot run it; try --accel tcg",
             )
         registers = guest.machine.command(
             "human-monitor-command", **{"command-line": "info registers -a"}
         )
         evidence.text("cpus.txt", registers)
-        return _ask_the_guest(guest, error, evidence)
-    except (GuestCrashedError, GuestLostError, MachineLostError) as found:
-        return found
+        try:
+            tasks = stuck_tasks(guest.shell, error.seconds, between)
+        except (DeadlineExpiredError, GuestLostError):
+            return _of_the_nmi(guest, error)
+        return _of_the_tasks(guest, error, tasks, evidence) if tasks else error
+    except (GuestCrashedError, GuestLostError, MachineLostError) as cause:
+        return cause
 
 
-def _ask_the_guest(
-    guest: BootedGuest, error: DeadlineExpiredError, evidence: Evidence
+def stuck_tasks(shell: GuestShell, seconds: float, between: float) -> StuckTasks:
+    """The tasks that are stuck in the guest's kernel, each with its stack.
+
+    Args:
+        shell: a shell whose last command did not end.
+        seconds: how long it has been waited for.
+        between: seconds between two looks at the tasks.
+
+    Raises:
+        GuestLostError: the guest gives no other shell.
+        DeadlineExpiredError: no reply in time.
+    """
+    deadline = Deadline(_TASKS_SECONDS, "another shell of the guest to list the tasks")
+    with shell.beside(deadline) as second:
+        before = parse_tasks(second.run(_TASKS, deadline).output)
+        time.sleep(min(between, deadline.check()))
+        after = parse_tasks(second.run(_TASKS, deadline).output)
+        return tuple(
+            (task, _stack(second, task, deadline)) for task in stuck(before, after, seconds)
+        )
+
+
+def _stack(shell: GuestShell, task: Task, deadline: Deadline) -> tuple[str, ...]:
+    output = shell.run(_STACK.format(pid=task.pid), deadline).output
+    return tuple(line.strip() for line in output.splitlines() if line.strip())
+
+
+def _of_the_tasks(
+    guest: BootedGuest, error: DeadlineExpiredError, tasks: StuckTasks, evidence: Evidence
 ) -> HarnessError:
-    during = f" (during {guest.shell.step})" if guest.shell.step else ""
-    try:
-        tasks = stuck_tasks(guest.shell, error.seconds)
-    except (DeadlineExpiredError, GuestLostError):
-        return _ask_the_kernel(guest, error, during)
-    if not tasks:
-        return error
     trace = tuple(
         line
         for task, stack in tasks
         for line in (f"task {task.name}:{task.pid} state:{task.state}", *stack)
     )
     if not any("+0x" in line for line in trace):
-        # Without CONFIG_STACKTRACE only a panic shows the stacks of tasks that wait.
-        trace = (*trace, *blocked_tasks(_panic_of_nmi(guest)))
+        # Without CONFIG_STACKTRACE only a panic shows the stacks of waiting tasks.
+        trace = (*trace, *blocked_tasks(_panic_by_nmi(guest)))
     evidence.text("stuck_tasks.txt", "\n".join(trace) + "\n")
     names = ", ".join(f"{task.name}:{task.pid}" for task, _ in tasks)
-    return GuestCrashedError(
-        f"the guest's kernel hangs: {names} did not go on in {error.seconds:g} s{during}",
-        hint="their stacks are in stuck_tasks.txt in the evidence",
-        trace=trace,
-        step=guest.shell.step,
-        kind="hang",
-        subject=", ".join(sorted({task.name for task, _ in tasks})),
+    return _hang(
+        guest,
+        f"{names} did not go on in {error.seconds:g} s",
+        "the stacks are in stuck_tasks.txt in the evidence",
+        trace,
+        ", ".join(sorted({task.name for task, _ in tasks})),
     )
 
 
-def _ask_the_kernel(guest: BootedGuest, error: DeadlineExpiredError, during: str) -> HarnessError:
-    trace = _panic_of_nmi(guest)
+def _of_the_nmi(guest: BootedGuest, error: DeadlineExpiredError) -> HarnessError:
+    trace = _panic_by_nmi(guest)
     if not trace:
         return DeadlineExpiredError(
-            f"{error.message}; the guest answers nothing, not even an NMI",
-            hint="what its CPUs were at is in cpus.txt in the evidence",
+            f"{error.message}; the guest does not respond, not even to an NMI",
+            hint="the state of its CPUs is in cpus.txt in the evidence",
         )
+    hint = "the stacks of its CPUs are at the end of serial.log in the evidence"
     if not names_the_drivers(trace):
         return DeadlineExpiredError(
-            f"{error.message}; the guest answers nothing, and was not in the drivers under test",
-            hint="what its CPUs were at is at the end of serial.log in the evidence",
+            f"{error.message}; the guest does not respond, and was not in the drivers under test",
+            hint=hint,
         )
+    return _hang(guest, "it responds only to an NMI", hint, trace)
+
+
+def _hang(
+    guest: BootedGuest, how: str, hint: str, trace: tuple[str, ...], tasks: str = ""
+) -> GuestCrashedError:
+    step = guest.shell.step
+    during = f" (during {step})" if step else ""
     return GuestCrashedError(
-        f"the guest's kernel hangs: it answers nothing but an NMI{during}",
-        hint="what its CPUs were at is at the end of serial.log in the evidence",
+        f"the guest's kernel hangs: {how}{during}",
+        hint=hint,
         trace=trace,
-        step=guest.shell.step,
+        step=step,
         kind="hang",
+        subject=tasks,
     )
 
 
-def _panic_of_nmi(guest: BootedGuest) -> tuple[str, ...]:
-    """Send an NMI, of which the kernel panics (it has unknown_nmi_panic), and what it then says."""
+def _panic_by_nmi(guest: BootedGuest) -> tuple[str, ...]:
+    """Send an NMI, on which the kernel panics (unknown_nmi_panic); returns the panic's trace."""
     guest.machine.command("inject-nmi")
     guest.watch.await_panic(_NMI_SECONDS)
     if guest.watch.panicked:

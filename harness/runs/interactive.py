@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The machine of a profile or scenario with its console on the user's terminal."""
+"""Boot the machine of a profile or scenario with its console on the user's terminal."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class _Machine:
 
 
 def printed_command_line(host: Host, name: str, kernel: KernelRequest) -> str:
-    """The command that starts this machine with its console on the terminal, ready to paste.
+    """The shell command that starts this machine with its console on the terminal.
 
-    Decoders and ACPI overrides are not in it: they are the harness's work, see `harness boot`.
+    It has neither decoders nor ACPI overrides: `harness boot` sets these up.
     """
     machine = _find(host, name, kernel, profile_first=True)
     boot = Boot(
@@ -57,7 +57,7 @@ def printed_command_line(host: Host, name: str, kernel: KernelRequest) -> str:
 
 
 def boot_interactive(host: Host, name: str, kernel: KernelRequest) -> int:
-    """Boot a machine, with its firmware played, and leave the terminal to it until it ends.
+    """Boot a machine with its firmware state, on the terminal, until it ends.
 
     Returns:
         QEMU's exit status.
@@ -92,20 +92,20 @@ def boot_interactive(host: Host, name: str, kernel: KernelRequest) -> int:
                 prove_paths(qemu.qtest, prepared.state.decoders)
                 order = " ".join(prepared.case.scenario.guest.modules)
                 host.progress.note(f"the scenario loads: {order}")
-            host.progress.note("leave with Ctrl-A x, or poweroff -f in the guest")
+            host.progress.note("quit with Ctrl-A x, or poweroff -f in the guest")
             qemu.command("cont")
             return qemu.wait(
                 Deadline(
                     _SESSION_SECONDS,
                     "the guest to power off",
-                    hint="start harness boot again; Ctrl-A x leaves a guest",
+                    hint="start harness boot again; Ctrl-A x quits a guest",
                 )
             )
 
 
 @contextmanager
 def _terminal_kept() -> Iterator[None]:
-    """Give the terminal its modes back: a QEMU that is killed leaves it raw."""
+    """Restore the modes of the terminal: a killed QEMU leaves it raw."""
     if not sys.stdin.isatty():
         yield
         return
@@ -117,7 +117,7 @@ def _terminal_kept() -> Iterator[None]:
 
 
 def _find(host: Host, name: str, kernel: KernelRequest, profile_first: bool = False) -> _Machine:
-    """The scenario or profile of a name, and of two the one that is wanted first."""
+    """The scenario or profile of this name; `profile_first` decides where both exist."""
     if name in profile_names() and (profile_first or name not in scenario_names()):
         bootable = prepare_kernel(host, kernel)
         return _Machine(load_profile(name), bootable, kernel_command_line(_NO_FIRMWARE), None)

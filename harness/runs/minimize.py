@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The shortest load that still shows a failure, and cases that load otherwise than stated."""
+"""Find the shortest load that still shows a failure, and replace the load of a scenario."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from harness.scenario.scenario_files import Case
 def loading(case: Case, load: tuple[str, ...] | LoadPlan) -> Case:
     """The same scenario with another load.
 
-    Where the modules are not the same, the owners that the scenario states do not hold any more,
-    and the oracle's do.
+    With other modules, the owners that the scenario states no longer hold: the oracle's count.
     """
     scenario = case.scenario
     guest = msgspec.structs.replace(scenario.guest, load=load)
@@ -34,16 +33,16 @@ def loading(case: Case, load: tuple[str, ...] | LoadPlan) -> Case:
     return replace(case, document=document, as_stated=case.as_stated and same)
 
 
-def asked_load(case: Case, text: str) -> Case:
-    """The scenario with what `--load` asks for.
+def requested_load(case: Case, text: str) -> Case:
+    """The scenario with the load of `--load`.
 
     Args:
         case: the scenario.
-        text: `all_orders`, `parallel`, `modalias`, `none`, or modules in order, with commas
-            between.
+        text: `all_orders`, `parallel`, `modalias`, `none`, or modules in order, separated by
+            commas.
 
     Raises:
-        UsageError: the text is not one of these, or names a module that the scenario keeps out.
+        UsageError: the text is something else, or names a module that the scenario removes.
     """
     modules = case.scenario.guest.modules
     plans = {
@@ -66,7 +65,7 @@ def asked_load(case: Case, text: str) -> Case:
 
 
 def with_case(prepared: Prepared, case: Case) -> Prepared:
-    """The same machine and kernel for a case that differs only in what it loads."""
+    """The same machine and kernel for a case that differs only in its load."""
     return replace(prepared, case=case)
 
 
@@ -75,8 +74,8 @@ def shortest_failing(
 ) -> Load:
     """The load of a failed run, without the modules that the failure does not need.
 
-    One module after the other is left out, from the last, as long as the same rules stay broken
-    for the same ranges. Where nothing that broke has a range, what was said must stay the same.
+    Modules are left out one by one, from the last, as long as the same rules stay broken for the
+    same ranges; for findings without a range, as long as their signature stays the same.
 
     Args:
         failed: the result with the failure.
@@ -84,19 +83,19 @@ def shortest_failing(
         run: runs a guest of a scenario with a load.
     """
     load = failed.load
-    assert load is not None, "it has been run"
+    assert load is not None, "the guest was run"
     if load.how != "in_order":
         return load
-    wanted = of_one_guest(failed)
+    expected = of_one_guest(failed)
     for name in reversed(load.modules):
         fewer = Load("in_order", tuple(one for one in load.modules if one != name))
         again = run(with_case(prepared, loading(prepared.case, fewer.modules)), fewer)
-        if again.verdict is Verdict.FAIL and _fails_alike(wanted, again):
+        if again.verdict is Verdict.FAIL and _fails_alike(expected, again):
             load = fewer
     return load
 
 
-def _fails_alike(wanted: RunResult, again: RunResult) -> bool:
-    if any(one.range is not None for one in wanted.findings):
-        return set(failures_of(wanted)) <= set(failures_of(again))
-    return signature(wanted.findings) <= signature(again.findings)
+def _fails_alike(expected: RunResult, again: RunResult) -> bool:
+    if any(finding.range is not None for finding in expected.findings):
+        return set(failures_of(expected)) <= set(failures_of(again))
+    return signature(expected.findings) <= signature(again.findings)

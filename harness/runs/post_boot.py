@@ -1,126 +1,110 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest's life after boot: the scenario's further steps, each judged once its owners settle."""
+"""Run a scenario's steps after boot, and judge the guest after each once its owners settle."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.contract.expected import Expected
 from harness.contract.module_holders import HeldError, check_unloadable, workable_orders
 from harness.contract.observation import Observation
 from harness.contract.result import Finding, RunResult, StepOutcome, Verdict
-from harness.guest.observe import observe, read_sections
 from harness.guest.post_boot import (
-    StepDone,
-    read_module_holders,
-    read_region_makeup,
-    run_commands,
-    run_while_pending,
-)
-from harness.guest.post_boot_plan import (
-    Command,
     RegionMakeup,
+    StepDone,
     StepError,
     binding_command,
     commands_of,
+    read_module_holders,
+    read_region_makeup,
     region_over,
     reload_commands,
+    run_commands,
+    run_while_pending,
 )
-from harness.guest.settle import Settling, observe_settled, scan_for_leaks
-from harness.runs.boot import BootedGuest
-from harness.runs.evidence import Evidence
-from harness.runs.judged import judge_guest, with_undecoded
-from harness.runs.prepare import Prepared
-from harness.runs.timings import Timings
+from harness.runs.guest_run import RunningGuest
 from harness.scenario.post_boot_steps import GuestStep
 
-# Rules whose break after a step means that the outcome is no longer the same.
+# Rules whose violation after a step means that the outcome has changed: rule 7.
 _OUTCOME = ("1", "2", "3", "5", "node", "use")
 
 
-@dataclass
-class Life:
-    """A guest whose steps are done one after the other.
-
-    Attributes:
-        guest: the guest.
-        prepared: the scenario.
-        evidence: each step gets a folder in it.
-        settling: how long nothing must change before the guest is judged.
-        observation: what was observed last.
-        is_known: whether known issues explain every finding of a result.
-        reported: what was found before, which is not found again.
-        makeups: of regions that steps have destroyed, by decoder.
-    """
-
-    guest: BootedGuest
-    prepared: Prepared
-    evidence: Evidence
-    settling: Settling
-    observation: Observation
-    is_known: Callable[[RunResult], bool]
-    reported: set[tuple[object, ...]] = field(default_factory=set)
-    makeups: dict[str, RegionMakeup | None] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
-class _Act:
-    """A step, or one of the orders that it stands for."""
+class _Action:
+    """A step, or one of the orders of a step that stands for several."""
 
     step: GuestStep
     title: str
     order: tuple[str, ...] = ()
 
 
-def live_on(
-    life: Life, result: RunResult, expected: Sequence[Expected], timings: Timings
-) -> RunResult:
-    """Do the steps of `guest.then`, judging after each, up to the first after which it is broken.
+@dataclass
+class _Progress:
+    """The state of a guest between its steps.
 
-    Nothing is done to a guest that had broken the contract before, except by known messages.
+    Attributes:
+        observation: the last one.
+        reported: findings so far, which are not reported again.
+        makeups: of regions that steps have destroyed, by decoder.
+    """
+
+    observation: Observation
+    reported: set[tuple[object, ...]]
+    makeups: dict[str, RegionMakeup | None] = field(default_factory=dict)
+
+
+def run_steps(
+    running: RunningGuest,
+    result: RunResult,
+    expected: Sequence[Expected],
+    observation: Observation,
+) -> RunResult:
+    """Run the steps of `guest.then`, judging after each, up to the first that breaks the contract.
+
+    A guest that has broken the contract before gets no step, known kernel messages aside.
 
     Args:
-        life: a guest whose owners have settled.
+        running: a guest whose owners have settled.
         result: the judgement so far.
-        expected: what must be so after each step.
-        timings: gets the phase `steps`.
+        expected: what is expected after each step.
+        observation: of the guest before the first step.
 
     Raises:
-        GuestCrashedError: the guest's kernel broke; it knows in which step.
+        GuestCrashedError: the guest's kernel crashed, with the step.
         GuestLostError: the guest is gone.
-        DeadlineExpiredError: a step does not end, or its owners never settle.
+        DeadlineExpiredError: a step does not end, or the owners never settle.
     """
-    steps = life.prepared.case.scenario.guest.then
+    steps = running.run.prepared.case.scenario.guest.then
     if not steps:
         return result
-    life.reported.update(map(_identity, result.findings))
+    progress = _Progress(observation, set(map(_identity, result.findings)))
     done: list[StepOutcome] = []
-    with timings.phase("steps"):
+    with running.timings.phase("steps"):
         for step, after in zip(steps, expected, strict=True):
-            if not _goes_on(result, life.is_known):
+            if not _goes_on(running, result):
                 done.append(StepOutcome(str(step), "not_done"))
                 continue
-            for outcome in _outcomes(life, step, after, len(done)):
+            for outcome in _outcomes(running, progress, step, after, len(done)):
                 done.append(outcome)
                 result = replace(result, findings=(*result.findings, *outcome.findings))
-                if not _goes_on(result, life.is_known):
+                if not _goes_on(running, result):
                     break
     verdict = Verdict.FAIL if result.findings else result.verdict
     return replace(result, verdict=verdict, steps=tuple(done))
 
 
-def _goes_on(result: RunResult, is_known: Callable[[RunResult], bool]) -> bool:
-    """Whether the guest is still what the next step is about.
+def _goes_on(running: RunningGuest, result: RunResult) -> bool:
+    """True if the next step makes sense: nothing is broken except by known kernel messages.
 
-    It is where nothing is broken but by kernel messages that are known. A range with another owner
-    than expected ends the steps, known or not.
+    A range with another owner than expected ends the steps, known or not.
     """
     if not result.findings:
         return result.verdict is Verdict.PASS
-    return all(one.rule == "6" for one in result.findings) and is_known(
-        replace(result, verdict=Verdict.FAIL)
-    )
+    if any(finding.rule != "6" for finding in result.findings):
+        return False
+    explained = running.run.explained(replace(result, verdict=Verdict.FAIL))
+    return explained.known_issue is not None
 
 
 def _identity(finding: Finding) -> tuple[object, ...]:
@@ -128,98 +112,76 @@ def _identity(finding: Finding) -> tuple[object, ...]:
 
 
 def _outcomes(
-    life: Life, step: GuestStep, expected: Expected, before: int
+    running: RunningGuest, progress: _Progress, step: GuestStep, expected: Expected, before: int
 ) -> Iterator[StepOutcome]:
-    """The outcome of a step; of several, for one that stands for several orders."""
+    """The outcome of each action of a step."""
     try:
-        acts = _acts(life, step)
+        actions = _actions(running, step)
     except HeldError as error:
         finding = Finding("step", f"{step}: {error}", kind="module_held", subject=str(step))
         yield StepOutcome(str(step), "broke", (), (finding,))
         return
-    is_last = step is life.prepared.case.scenario.guest.then[-1]
-    for number, act in enumerate(acts, before + 1):
-        ends = is_last and act is acts[-1]
-        yield _outcome(life, act, expected, number, ends=ends)
+    is_last = step is running.run.prepared.case.scenario.guest.then[-1]
+    for number, action in enumerate(actions, before + 1):
+        folder = f"step-{number:02d}-{step.verb}"
+        problem = _run(running, progress, action, folder)
+        running.guest.check()
+        progress.observation = running.observe(
+            expected.owners, folder, leaks=is_last and action is actions[-1]
+        )
+        judgement = running.judge(progress.observation, expected)
+        new = [one for one in judgement.findings if _identity(one) not in progress.reported]
+        progress.reported.update(map(_identity, new))
+        findings = (
+            *([problem] if problem else []),
+            *(_after_step(finding, number, action.title) for finding in new),
+        )
+        yield StepOutcome(
+            action.title, "broke" if findings else "held", judgement.owners, findings, folder
+        )
 
 
-def _acts(life: Life, step: GuestStep) -> tuple[_Act, ...]:
+def _after_step(finding: Finding, number: int, step: str) -> Finding:
+    rule = "7" if finding.rule in _OUTCOME else finding.rule
+    text = f"after step {number}, {step}: {finding.text}"
+    return replace(finding, rule=rule, text=text, phase=finding.phase or step)
+
+
+def _actions(running: RunningGuest, step: GuestStep) -> tuple[_Action, ...]:
+    """A step's actions.
+
+    Raises:
+        HeldError: a module that the step unloads is in use.
+    """
     if step.reload_every_order is not None:
-        holders = read_module_holders(life.guest.shell)
+        holders = read_module_holders(running.guest.shell)
         orders = workable_orders(step.reload_every_order, holders)
-        return tuple(_Act(step, f"reload {', '.join(order)}", order) for order in orders)
+        return tuple(_Action(step, f"reload {', '.join(order)}", order) for order in orders)
     if step.reload is not None or (step.unload is not None and step.fails is None):
-        check_unloadable(step.modules(), read_module_holders(life.guest.shell))
-    return (_Act(step, str(step), step.reload or ()),)
+        check_unloadable(step.modules(), read_module_holders(running.guest.shell))
+    return (_Action(step, str(step), step.reload or ()),)
 
 
-def _outcome(life: Life, act: _Act, expected: Expected, number: int, *, ends: bool) -> StepOutcome:
-    folder = f"step-{number:02d}-{act.step.verb}"
+def _run(
+    running: RunningGuest, progress: _Progress, action: _Action, folder: str
+) -> Finding | None:
+    """Run an action and record its commands; returns what failed."""
     try:
-        done = _do(life, act)
+        done = _run_commands(running, progress, action)
     except StepError as error:
-        text = f"{act.title}: {error}"
-        done = StepDone("", Finding("step", text, kind="impossible", subject=act.title))
-    life.evidence.text(f"{folder}/commands", f"{act.title}\n\n{done.transcript}")
-    findings = [done.problem] if done.problem else []
-    wanted = tuple(
-        one.range
-        for one in life.prepared.state.judged_ranges()
-        if one.name in expected.owners and expected.owners[one.name].use == "system_ram"
-    )
-    life.guest.check()
-
-    def settle() -> dict[str, str]:
-        return observe_settled(
-            life.guest.shell, wanted, life.settling, lambda: _observe(life, folder)
-        )
-
-    sections = settle()
-    if ends and life.prepared.bootable.finds_leaks:
-        life.evidence.text(f"{folder}/kmemleak", scan_for_leaks(life.guest.shell))
-        sections = settle()
-    life.guest.check()
-    life.observation = with_undecoded(life.guest, life.prepared, read_sections(sections))
-    judgement = judge_guest(life.guest, life.prepared, life.observation, expected)
-    new = [one for one in judgement.findings if _identity(one) not in life.reported]
-    life.reported.update(map(_identity, new))
-    findings += [
-        replace(
-            one,
-            rule="7" if one.rule in _OUTCOME else one.rule,
-            text=f"after step {number}, {act.title}: {one.text}",
-            phase=one.phase or act.title,
-        )
-        for one in new
-    ]
-    return StepOutcome(
-        act.title,
-        "broke" if findings else "held",
-        judgement.owners,
-        tuple(findings),
-        folder,
-    )
+        text = f"{action.title}: {error}"
+        done = StepDone("", Finding("step", text, kind="impossible", subject=action.title))
+    running.evidence.text(f"{folder}/commands", f"{action.title}\n\n{done.transcript}")
+    return done.problem
 
 
-def _do(life: Life, act: _Act) -> StepDone:
-    shell, step = life.guest.shell, act.step
+def _run_commands(running: RunningGuest, progress: _Progress, action: _Action) -> StepDone:
+    shell, step, state = running.guest.shell, action.step, running.run.prepared.state
     if step.while_pending is not None:
         return run_while_pending(shell, [binding_command(one) for one in step.while_pending])
     if step.destroy_region is not None:
-        region = region_over(step.destroy_region, life.prepared.state, life.observation)
-        life.makeups[step.destroy_region] = read_region_makeup(shell, region)
-    return run_commands(shell, _commands(life, act))
-
-
-def _commands(life: Life, act: _Act) -> tuple[Command, ...]:
-    if act.order:
-        return reload_commands(act.order, life.observation)
-    return commands_of(act.step, life.observation, life.prepared.state, life.makeups)
-
-
-def _observe(life: Life, folder: str) -> dict[str, str]:
-    sections = observe(life.guest.shell)
-    for name, content in sections.items():
-        if name != "end":
-            life.evidence.text(f"{folder}/{name}", content)
-    return sections
+        region = region_over(step.destroy_region, state, progress.observation)
+        progress.makeups[step.destroy_region] = read_region_makeup(shell, region)
+    if action.order:
+        return run_commands(shell, reload_commands(action.order, progress.observation))
+    return run_commands(shell, commands_of(step, progress.observation, state, progress.makeups))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Everything that a run needs, found or made before anything is written down or started."""
+"""Prepare everything that a run needs, before evidence is written or a guest is started."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from harness.core.kernel import Kernel
 from harness.core.kernel_modules import ModulePlan, module_name
 from harness.core.paths import store_root
 from harness.core.progress import Progress
+from harness.core.stale_qemu import reap_orphans
 from harness.guest.initramfs import (
     BOOT_MODULES,
     SCENARIO_MODULES,
@@ -37,7 +38,7 @@ from harness.kernels.store import (
     kernel_in_use,
     require_whole_modules,
 )
-from harness.machine.accelerator import AskedAccelerator, choose_accelerator
+from harness.machine.accelerator import AcceleratorOption, choose_accelerator
 from harness.machine.address_probe import machine_layout
 from harness.machine.qemu_argv import Accelerator
 from harness.machine.qemu_binary import QemuBinary, require_qemu
@@ -52,19 +53,19 @@ from harness.runs.requirements import (
     check_removable,
     not_about,
 )
-from harness.runs.running_vms import LiveMachines
 from harness.scenario.allowed_messages import allowed_messages
 from harness.scenario.guest_memory import check_acpi_tables, check_page_structs
 from harness.scenario.kernel_request import KernelRequest, with_configs
 from harness.scenario.scenario import POLICIES, Policy, Scenario
 from harness.scenario.scenario_files import Case, load_quirks
 
-# They answer to an ACPI device, a PCI function and the platform device of Soft Reserved memory.
+# These probe by themselves: an ACPI device, a PCI function, the platform device of Soft Reserved
+# memory. The other drivers wait for devices that these create.
 _FIRST_DRIVERS = ("cxl_acpi", "cxl_pci", "dax_hmem")
 
-# With its own checks a kernel is five to ten times as slow.
-_PATIENCE_WITH_CHECKS = 10.0
-# Two minutes each: a soft lockup is reported after twice its threshold, in seconds.
+# Debug checks make a kernel five to ten times as slow.
+_SCALE_WITH_CHECKS = 10.0
+# Two minutes each: the kernel reports a soft lockup after twice the threshold, in seconds.
 _WATCHDOGS = {
     b"SOFTLOCKUP_DETECTOR": "watchdog_thresh=60",
     b"WQ_WATCHDOG": "workqueue.watchdog_thresh=120",
@@ -78,43 +79,41 @@ class MissingModuleError(UsageError):
     """The kernel lacks a module that the scenario names."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Host:
-    """What this machine offers to every run.
+    """This machine: its QEMU, its store, and how it runs guests.
 
     Attributes:
         qemu: the QEMU.
-        store: kernels and everything else worth keeping.
-        progress: hears of what takes time.
-        accel: what the user wants to run guests with.
-        live: the guests that run.
-        asked_qemu: the QEMU that the user named for these runs, None for the usual one.
+        store: kernels and other kept files.
+        progress: gets reports of long operations.
+        accel: the requested accelerator.
+        requested_qemu: the QEMU that the user named for these runs, None for the default one.
     """
 
     qemu: QemuBinary
     store: Store
     progress: Progress
-    accel: AskedAccelerator
-    live: LiveMachines = field(default_factory=LiveMachines, repr=False)
-    asked_qemu: str | None = None
-    _said: set[str] = field(default_factory=set, repr=False)
+    accel: AcceleratorOption
+    requested_qemu: str | None = None
+    _noted: set[str] = field(default_factory=set, init=False, repr=False)
 
-    def say_once(self, text: str) -> None:
-        """Tell the user, but not again for every run."""
-        if text and text not in self._said:
-            self._said.add(text)
+    def note_once(self, text: str) -> None:
+        """Report a text to the user, once for all runs."""
+        if text and text not in self._noted:
+            self._noted.add(text)
             self.progress.note(text)
 
     def again_if_damaged(self, get: Callable[[], Result]) -> Result:
-        """What a function gets of the store, made again first where that is damaged.
+        """Get something from the store; damaged entries are made again first.
 
         Raises:
-            UsageError: it is damaged, and a run uses it.
+            UsageError: an entry is damaged, and a run uses it.
         """
         return made_again(get, lambda error: discard_damaged(error, self.store, self.progress))
 
     def remember(self, kind: str) -> Callable[[str, Callable[[], dict[str, str]]], dict[str, str]]:
-        """A function that returns the kept answer for a key, or asks and keeps it."""
+        """A function that returns the stored answer for a key, or gets and stores it."""
 
         def recall(key: str, ask: Callable[[], dict[str, str]]) -> dict[str, str]:
             def get() -> dict[str, str]:
@@ -134,18 +133,19 @@ class Host:
         return recall
 
 
-def this_host(progress: Progress, accel: AskedAccelerator, qemu: str | None = None) -> Host:
-    """The machine that the harness runs on.
+def this_host(progress: Progress, accel: AcceleratorOption, qemu: str | None = None) -> Host:
+    """The machine that the harness runs on. Ends the QEMUs that a killed harness has left.
 
     Raises:
         UsageError: QEMU is missing, too old, or was built without CXL.
     """
-    return Host(require_qemu(qemu), Store(store_root()), progress, accel, asked_qemu=qemu)
+    reap_orphans()
+    return Host(require_qemu(qemu), Store(store_root()), progress, accel, qemu)
 
 
 @dataclass(frozen=True)
 class Bootable:
-    """A kernel that can be booted on this host: with its initramfs, and what executes it."""
+    """A kernel that can be booted on this host, with its initramfs and accelerator."""
 
     kernel: Kernel
     initramfs: SharedInitramfs
@@ -153,12 +153,12 @@ class Bootable:
 
     @cached_property
     def config_sha256(self) -> str | None:
-        """Digest of the kernel's configuration, None where its packager ships none."""
+        """Digest of the kernel's configuration, None for a kernel without one."""
         return None if self._config is None else hashlib.sha256(self._config).hexdigest()
 
     @cached_property
     def driver_options(self) -> dict[str, Literal["y", "m", "n"]]:
-        """The options that decide which drivers there are; empty where they are not known."""
+        """The configuration options of the drivers; empty for a kernel without a configuration."""
         if self._config is None:
             return {}
         config = parse_config(self._config.decode(errors="replace"))
@@ -170,32 +170,33 @@ class Bootable:
 
     @property
     def finds_leaks(self) -> bool:
-        """Whether the kernel has kmemleak."""
+        """True if the kernel has kmemleak."""
         return self._config is not None and b"\nCONFIG_DEBUG_KMEMLEAK=y\n" in self._config
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """What this kernel needs on its command line, whatever the scenario."""
-        # With five levels, KASAN was seen to report a wild access while the boot CPU is identified
-        # (its features are forgotten for a moment), which taints the kernel and ends lockdep.
+        """The command line parameters that this kernel needs in every scenario."""
+        # With five page table levels, KASAN was seen to report a wild access while the boot CPU is
+        # identified (its features are cleared for a moment), which taints the kernel and turns
+        # lockdep off.
         config = self._config or b""
         found = ["no5lvl"] if b"\nCONFIG_KASAN=y\n" in config else []
-        # What the kernel takes for a lockup after 20 or 30 s may be the slowness of its own checks.
+        # A lockup that the kernel reports after 20 or 30 s may be the slowness of its own checks.
         for option, parameter in _WATCHDOGS.items():
-            if self.patience > 1 and b"\nCONFIG_%s=y\n" % option in config:
+            if self.timeout_scale > 1 and b"\nCONFIG_%s=y\n" % option in config:
                 found.append(parameter)
         return tuple(found)
 
     @property
-    def patience(self) -> float:
-        """How many times as long as others a guest with this kernel may take for everything."""
+    def timeout_scale(self) -> float:
+        """The timeout scale of guests with this kernel, 1 or more."""
         slow = (
             b"\nCONFIG_KASAN=y\n",
             b"\nCONFIG_PROVE_LOCKING=y\n",
             b"\nCONFIG_DEBUG_KMEMLEAK=y\n",
         )
         found = self._config is not None and any(line in self._config for line in slow)
-        return _PATIENCE_WITH_CHECKS if found else 1.0
+        return _SCALE_WITH_CHECKS if found else 1.0
 
     @cached_property
     def _config(self) -> bytes | None:
@@ -204,44 +205,44 @@ class Bootable:
 
 @contextmanager
 def in_use(bootable: Bootable) -> Iterator[None]:
-    """Keep a kernel and its initramfs from being removed from the store.
+    """Protect a kernel and its initramfs in the store from removal.
 
     Raises:
-        UsageError: the kernel was removed just before.
+        UsageError: the kernel has just been removed.
     """
     with kernel_in_use(bootable.kernel), entry_in_use(bootable.initramfs.archive.parent):
         yield
 
 
-def request_for(case: Case, asked: KernelRequest) -> KernelRequest:
-    """The kernel that a scenario runs on: what was asked for, with the fragments that it needs.
+def request_for(case: Case, request: KernelRequest) -> KernelRequest:
+    """The kernel that a scenario runs on: the requested one with the scenario's fragments.
 
-    A scenario that needs fragments is about a kernel that no distribution ships.
+    No distribution ships a kernel with fragments.
     """
-    return with_configs(asked, case.scenario.kernel.configs)
+    return with_configs(request, case.scenario.kernel.configs)
 
 
-def policy_for(asked: Policy | None, request: KernelRequest) -> Policy:
-    """Whose rules are judged: what the user says, else what the series implements, else the first.
+def policy_for(requested: Policy | None, request: KernelRequest) -> Policy:
+    """The policy to judge by: the requested one, else that of the series, else the default.
 
     Raises:
-        UsageError: the series is none.
+        UsageError: the request's series is invalid.
     """
-    if asked is None and request.series is not None:
+    if requested is None and request.series is not None:
         from harness.kernels.build.series import read_series
 
-        asked = read_series(request.series).policy
-    return asked or POLICIES[0]
+        requested = read_series(request.series).policy
+    return requested or POLICIES[0]
 
 
 def prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...] = ()) -> Bootable:
     """Get a kernel, its initramfs with at least these modules, and an accelerator.
 
     Raises:
-        UsageError: no such kernel, or the accelerator cannot be had.
+        UsageError: no such kernel, or the accelerator is not available.
         NotApplicableError: the kernel was built without a driver.
         MissingModuleError: the kernel lacks another module.
-        UnbuildableError: it does not build, or a patch does not apply.
+        UnbuildableError: the kernel does not build, or a patch does not apply.
     """
     return host.again_if_damaged(lambda: _prepare_kernel(host, request, modules))
 
@@ -249,15 +250,15 @@ def prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...] 
 def _prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...]) -> Bootable:
     kernel = resolve_kernel(request, host.store, host.progress)
     programs = userland(host.store, host.progress)
-    wanted = tuple(dict.fromkeys((*BOOT_MODULES, *SCENARIO_MODULES, *sorted(modules))))
+    included = tuple(dict.fromkeys((*BOOT_MODULES, *SCENARIO_MODULES, *sorted(modules))))
 
     def modules_in(folder: Path) -> tuple[ModulePlan, Mapping[str, bytes]]:
         from harness.kernels.build.depmod import guest_modules
 
         require_whole_modules(kernel, host.store)
-        return guest_modules(kernel.modules, wanted, programs, folder)
+        return guest_modules(kernel.modules, included, programs, folder)
 
-    initramfs = shared_initramfs(kernel, wanted, programs, host.store, host.progress, modules_in)
+    initramfs = shared_initramfs(kernel, included, programs, host.store, host.progress, modules_in)
     for name in (*BOOT_MODULES, *modules):
         if module_name(name) in initramfs.missing:
             if option := DRIVER_OPTIONS.get(module_name(name)):
@@ -278,7 +279,7 @@ def _prepare_kernel(host: Host, request: KernelRequest, modules: tuple[str, ...]
         initramfs.archive,
         host.remember("accelerators"),
     )
-    host.say_once(note)
+    host.note_once(note)
     return Bootable(kernel, initramfs, accel)
 
 
@@ -294,14 +295,15 @@ class Prepared:
     command_line: str
     acpi_tables: dict[str, bytes]
 
+    def starting_drivers(self) -> tuple[str, ...]:
+        """The built-in drivers that probe by themselves, before the scenario's first step."""
+        shared = self.bootable.initramfs
+        return tuple(one for one in _FIRST_DRIVERS if one not in {*shared.modules, *shared.missing})
+
     @property
     def boot_counts(self) -> bool:
-        """Whether the boot is a step of the scenario: a driver is built in that begins by itself.
-
-        The others wait for what these find.
-        """
-        shared = self.bootable.initramfs
-        return any(name not in {*shared.modules, *shared.missing} for name in _FIRST_DRIVERS)
+        """True if the boot is a step of the scenario: such a driver is built in."""
+        return bool(self.starting_drivers())
 
     def as_run(self, modules: Collection[str]) -> Scenario:
         """The scenario with the drivers and options that a guest really has.
@@ -318,27 +320,25 @@ class Prepared:
         )
 
     def built_in_drivers(self) -> tuple[str, ...]:
-        """The drivers that the kernel has built in."""
+        """The drivers that are built into the kernel."""
         shared = self.bootable.initramfs
         return tuple(one for one in DRIVER_OPTIONS if one not in {*shared.modules, *shared.missing})
 
     def expectations(self, policy: Policy, modules: Collection[str] = ()) -> tuple[Expected, ...]:
-        """What must be so after the modules are loaded, then after each step.
+        """The expectations after the modules are loaded, then after each step.
 
         Args:
-            policy: whose rules count.
-            modules: as for `as_run`.
+            policy: the policy of the contract.
+            modules: see `as_run`.
         """
         scenario = self.as_run(modules)
         return expectations(scenario, self.state, policy, as_stated=self.case.as_stated)
 
     def expected_lines(self) -> tuple[re.Pattern[str], ...]:
-        """The kernel messages that do not count.
-
-        Those that the scenario brings about, and those that are QEMU's doing.
+        """The kernel messages that do not count: expected by the scenario, or caused by QEMU.
 
         Raises:
-            UsageError: the file of QEMU's quirks is wrong.
+            UsageError: the file of QEMU's quirks is invalid.
         """
         stated = allowed_messages(self.case.scenario, self.case.profile)
         return (*stated, *load_quirks().patterns(self.bootable.accel))
@@ -348,10 +348,10 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     """Resolve a scenario for a kernel.
 
     Raises:
-        UsageError: the scenario does not fit its machine, or the kernel cannot be had.
-        NotApplicableError: the kernel was built otherwise than the scenario needs, or its source
-            forbids what the scenario needs.
-        MachineLostError: QEMU could not be asked for its layout.
+        UsageError: the scenario does not fit its machine, or the kernel is not available.
+        NotApplicableError: the kernel's configuration does not fit the scenario, or its source
+            does not allow one that does.
+        MachineLostError: QEMU failed to report its address map.
     """
     scenario = case.scenario
     layout = machine_layout(host.qemu, case.profile, host.remember("layouts"))
@@ -361,8 +361,8 @@ def prepare_case(host: Host, case: Case, request: KernelRequest) -> Prepared:
     if case.as_stated:
         check_stated(case.document, state)
     settings = plan_decoders(case.profile, state)
-    later = (name for step in scenario.guest.then for name in step.modules())
-    modules = (*scenario.guest.modules, *scenario.guest.missing, *later)
+    later_modules = (name for step in scenario.guest.then for name in step.modules())
+    modules = (*scenario.guest.modules, *scenario.guest.missing, *later_modules)
     try:
         bootable = prepare_kernel(host, request, modules)
     except NotConfigurableError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a scenario is about a kernel at all."""
+"""Check that a scenario applies to a kernel."""
 
 from __future__ import annotations
 
@@ -15,73 +15,73 @@ from harness.scenario.scenario_files import Case
 
 
 class NotApplicableError(UsageError):
-    """The kernel is not one that the scenario is about: nothing to judge."""
+    """The scenario does not apply to the kernel: nothing to judge."""
 
 
 def not_about(case: Case, error: NotConfigurableError) -> HarnessError:
-    """What it means for a scenario that a source cannot be configured as asked.
+    """Interpret a source that cannot be configured as requested.
 
-    A source that forbids what the scenario itself asks for is none that the scenario is about.
+    If the source does not allow the scenario's own fragments, the scenario does not apply.
     """
     if not error.fragments <= {f"{name}.config" for name in case.scenario.kernel.configs}:
         return error
     return NotApplicableError(
-        f"{case.name} is about a kernel that this source forbids:\n{error.message}",
-        hint="take the source of another version",
+        f"{case.name} needs a kernel that this source does not allow:\n{error.message}",
+        hint="use the source of another version",
     )
 
 
 def check_removable(case: Case, modules: Collection[str]) -> None:
-    """Refuse a kernel with a driver built in that the scenario takes away.
+    """Refuse a kernel with a built-in driver that the scenario removes.
 
     Args:
         case: the scenario.
-        modules: those that the guest has files of.
+        modules: those with a file in the guest.
 
     Raises:
-        NotApplicableError: there is no file to take away.
+        NotApplicableError: there is no module file to remove.
     """
     built_in = [one for one in case.scenario.guest.missing if module_name(one) not in modules]
     if built_in:
         raise NotApplicableError(
-            f"{case.name} takes {', '.join(built_in)} away, which this kernel has built in",
+            f"{case.name} removes {', '.join(built_in)}, which this kernel has built in",
             hint="use a kernel that has it as a module",
         )
 
 
 def check_kernel(case: Case, kernel: Kernel, request: KernelRequest) -> None:
-    """Refuse a kernel that a scenario is not about.
+    """Refuse a kernel to which a scenario does not apply.
 
     Raises:
-        NotApplicableError: it is older than the scenario's first and has no series on top, or was
-            built otherwise.
+        NotApplicableError: the kernel is too old and has no series on top, or its configuration
+            differs from the scenario's.
     """
     since = case.scenario.kernel.since
     version = kernel_version(kernel.release)
     if since and request.series is None and any(version) and version < kernel_version(since):
         raise NotApplicableError(
-            f"{case.name} is about Linux {since} and later, and {kernel.spec} is {kernel.release}",
-            hint="use a newer kernel, or put the series that it is about on top with --series",
+            f"{case.name} needs Linux {since} or later, and {kernel.spec} is {kernel.release}",
+            hint="use a newer kernel, or apply the series under test with --series",
         )
     needs = case.scenario.kernel.config
     if not needs:
         return
     if kernel.config is None:
         raise NotApplicableError(
-            f"{case.name} needs {_listed(needs)}, and {kernel.spec} comes without its config",
-            hint="use a kernel with a config beside it",
+            f"{case.name} needs {_listed(needs)}, and {kernel.spec} has no config file",
+            hint="use a kernel that has its config file in the same folder",
         )
-    have = parse_config(kernel.config.read_text())
+    config = parse_config(kernel.config.read_text())
     wrong = {
         option: value
         for option, value in needs.items()
-        if have.value(option) != value and not (value == "enabled" and have.enabled(option))
+        if config.value(option) != value and not (value == "enabled" and config.enabled(option))
     }
     if wrong:
-        found = ", ".join(f"{option}={have.value(option)}" for option in wrong)
+        actual = ", ".join(f"{option}={config.value(option)}" for option in wrong)
         raise NotApplicableError(
-            f"{case.name} needs {_listed(wrong)}, and {kernel.spec} was built with {found}",
-            hint="use a kernel that was built so",
+            f"{case.name} needs {_listed(wrong)}, and {kernel.spec} was built with {actual}",
+            hint="use a kernel with this configuration",
         )
 
 

@@ -27,14 +27,14 @@ PHASES = {
     "qtest": "harness.runs.boot:commit_decoders",
     "boot": "harness.runs.boot:_await_ready",
     "ssh": "harness.runs.boot:logged_in",
-    "load": "harness.runs.guest_run:load_modules",
+    "load": "harness.runs.attempt:load_modules",
     "observe": "harness.runs.guest_run:observe_settled",
-    "judge": "harness.runs.guest_run:judge_guest",
+    "judge": "harness.runs.guest_run:RunningGuest.judge",
     "report": "harness.reports.terminal:result_lines",
 }
 # Short waits for guests that never answer.
 SHORTER = {
-    "harness.guest.settle:_LOAD_SECONDS": 8.0,
+    "harness.guest.modules:_LOAD_SECONDS": 8.0,
     "harness.guest.observe:_SECONDS": 8.0,
     "harness.runs.boot:_LOGIN_SECONDS": 8.0,
 }

@@ -35,7 +35,7 @@ def test_a_guest_that_panics_before_it_is_ready(bench: Bench) -> None:
 
 def test_a_guest_that_hangs(bench: Bench) -> None:
     done = bench.finish("run", scenario(bench, "rdinit=/bin/cat"), "--timeout", "4")
-    assert_inconclusive(done, "timed out after 4 s waiting for the guest to say that it is ready")
+    assert_inconclusive(done, "timed out after 4 s waiting for the guest to become ready")
     assert bench.machines() == []
     assert bench.leftovers() == []
 

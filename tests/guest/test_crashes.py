@@ -14,12 +14,12 @@ import pytest
 from harness.contract.result import RunResult, Verdict
 from harness.core.deadline import Deadline
 from harness.core.paths import PROJECT, SCENARIOS
-from harness.guest import settle
+from harness.guest import modules
 from harness.plugins.pytest_plugin import asked_kernel, report_text
 from harness.runs.boot import BootedGuest
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
-from harness.runs.session import run_scenario
+from harness.runs.session import Session
 from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
@@ -40,7 +40,7 @@ def run_with(
 
     def run(step: Callable[[BootedGuest], None]) -> RunResult:
         monkeypatch.setattr(
-            "harness.runs.guest_run._run_steps", lambda guest, *_arguments: step(guest)
+            "harness.runs.attempt._run_steps", lambda running, _result: step(running.guest)
         )
         return run_case(harness_host, "exact_cover", asked_kernel(request.config), tmp_path)
 
@@ -49,7 +49,8 @@ def run_with(
 
 def run_case(host: Host, scenario: str, kernel: KernelRequest, folder: Path) -> RunResult:
     judging = Judging("per_range", folder, KnownIssues(issues=()))
-    return run_scenario(host, load_case(scenario), kernel, judging)
+    with Session(host, judging) as session:
+        return session.run(load_case(scenario), kernel)
 
 
 def test_a_guest_that_resets_itself_without_a_word(run_with: Runner) -> None:
@@ -133,7 +134,7 @@ def test_an_oops_is_not_waited_for_until_the_deadline_of_the_step(
     assert (finding.rule, finding.phase) == ("6", "modprobe dax_hmem")
     assert any("oops_work+0x" in line for line in finding.dmesg)
     assert any("---[ end trace" in line for line in finding.dmesg)
-    assert result.timings["load"] < settle._LOAD_SECONDS
+    assert result.timings["load"] < modules._LOAD_SECONDS
     (note,) = result.notes
     assert "not decoded: it was built without debug information" in note
 
@@ -141,7 +142,7 @@ def test_an_oops_is_not_waited_for_until_the_deadline_of_the_step(
 def test_the_stack_of_a_module_that_hangs_is_in_the_finding(
     harness_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settle, "_LOAD_SECONDS", 10.0)
+    monkeypatch.setattr(modules, "_LOAD_SECONDS", 10.0)
     result = run_case(harness_host, "exact_cover", mutant("crashes/hang-in-hmem"), tmp_path)
     assert result.verdict is Verdict.FAIL, report_text(result)
     (finding,) = result.findings
@@ -153,7 +154,7 @@ def test_the_stack_of_a_module_that_hangs_is_in_the_finding(
 def test_a_guest_that_says_nothing_tells_an_nmi_where_it_is(
     harness_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settle, "_LOAD_SECONDS", 10.0)
+    monkeypatch.setattr(modules, "_LOAD_SECONDS", 10.0)
     result = run_case(harness_host, "exact_cover", mutant("crashes/dead-in-hmem"), tmp_path)
     assert result.verdict is Verdict.FAIL, report_text(result)
     (finding,) = result.findings

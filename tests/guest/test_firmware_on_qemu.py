@@ -323,7 +323,7 @@ def test_a_machine_that_is_built_otherwise_is_refused(
     settings = board(harness_host, planned, *HALVES).settings
     with (
         machine_as_built.powered() as machine,
-        pytest.raises(MachineLostError, match="elsewhere than expected") as caught,
+        pytest.raises(MachineLostError, match="at the expected place") as caught,
     ):
         commit_decoders(machine.qtest, machine_as_built.layout, settings)
     assert re.search(r"no (PCI device|port number)", caught.value.message)

@@ -20,7 +20,7 @@ from harness.guest.ssh import GuestShell
 from harness.plugins.pytest_plugin import asked_kernel
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
-from harness.runs.session import run_scenario
+from harness.runs.session import Session
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
 
@@ -50,7 +50,8 @@ def in_guest(
         monkeypatch.setattr(modules, "load_module", instead)
         kernel = asked_kernel(request.config)
         judging = Judging("per_range", tmp_path, KnownIssues(issues=()))
-        run_scenario(harness_host, load_case("exact_cover"), kernel, judging, start="cold")
+        with Session(harness_host, judging) as session:
+            session.run(load_case("exact_cover"), kernel)
         assert done
 
     return run

@@ -22,7 +22,7 @@ from harness.guest.ssh import GuestShell
 from harness.plugins.pytest_plugin import asked_kernel
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
-from harness.runs.session import run_scenario
+from harness.runs.session import Session
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
 
@@ -46,12 +46,9 @@ def test_a_kernel_that_panics_in_a_step_of_the_scenario(
             raise
 
     monkeypatch.setattr(modules, "load_module", crash)
-    result = run_scenario(
-        harness_host,
-        load_case("exact_cover"),
-        asked_kernel(request.config),
-        Judging("per_range", tmp_path, KnownIssues(issues=())),
-    )
+    judging = Judging("per_range", tmp_path, KnownIssues(issues=()))
+    with Session(harness_host, judging) as session:
+        result = session.run(load_case("exact_cover"), asked_kernel(request.config))
     assert result.verdict is Verdict.FAIL
     assert len(seconds) == 1
     assert seconds[0] < 30, "the dead guest was waited for"

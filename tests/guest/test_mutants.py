@@ -17,11 +17,11 @@ import yaml
 
 from harness.contract.result import RULES, Finding, RunResult, Verdict
 from harness.core.paths import PROJECT
-from harness.guest import modules, settle
+from harness.guest import modules
 from harness.plugins.pytest_plugin import report_text
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
-from harness.runs.session import Session, default_jobs
+from harness.runs.session import Session, SessionOptions, default_jobs
 from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario import Policy
@@ -108,11 +108,10 @@ def row(
         judging = Judging(mutant.policy, tmp_path_factory.mktemp(mutant.name), known_issues)
         with (
             pytest.MonkeyPatch.context() as patched,
-            Session(harness_host, judging, jobs=default_jobs()) as session,
+            Session(harness_host, judging, SessionOptions(default_jobs())) as session,
         ):
             if mutant.name in HANGING:
-                for module in (settle, modules):
-                    patched.setattr(module, "_LOAD_SECONDS", 15.0, raising=False)
+                patched.setattr(modules, "_LOAD_SECONDS", 15.0)
             found = dict(run_all(session, names, kernel))
             # A host that starves its guests can leave a run without a judgement: once more.
             again = [name for name, one in found.items() if one.verdict is Verdict.INCONCLUSIVE]

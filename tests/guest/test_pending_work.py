@@ -27,7 +27,7 @@ def test_work_is_held_up_on_any_workqueue(
 ) -> None:
     kernel = KernelRequest("build:debian:7.2" if series else "debian:7.2", series=series)
     judging = Judging("per_range", tmp_path, known_issues)
-    with Session(harness_host, judging, jobs=1) as session:
+    with Session(harness_host, judging) as session:
         (result,) = session.run_all([load_case("rebind_pending_hmem_platform")], kernel)
     assert isinstance(result, RunResult)
     assert result.verdict is Verdict.PASS, report_text(result)

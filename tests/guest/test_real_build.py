@@ -16,7 +16,7 @@ from harness.kernels.resolve import resolve_kernel
 from harness.plugins.pytest_plugin import report_text
 from harness.runs.guest_run import Judging
 from harness.runs.prepare import Host
-from harness.runs.session import run_scenario
+from harness.runs.session import Session
 from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.scenario_files import load_case
@@ -45,10 +45,6 @@ def test_a_kernel_built_from_source_owns_what_it_should(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("harness.kernels.build.build.build", _must_not_build)
         assert resolve_kernel(SPEC, harness_host.store, progress) == kernel
-    result = run_scenario(
-        harness_host,
-        load_case("exact_cover"),
-        KernelRequest(SPEC),
-        Judging("per_range", tmp_path, known_issues),
-    )
+    with Session(harness_host, Judging("per_range", tmp_path, known_issues)) as session:
+        result = session.run(load_case("exact_cover"), KernelRequest(SPEC))
     assert result.verdict is Verdict.PASS, report_text(result)

@@ -24,20 +24,19 @@ from harness.contract.result import OwnedRange, Verdict
 from harness.core.deadline import Deadline
 from harness.core.errors import InconclusiveError, MachineLostError
 from harness.core.progress import TerminalProgress
+from harness.guest.modules import load_module
 from harness.guest.observe import observe, read_sections
-from harness.guest.settle import Settling, load_module, observe_settled
+from harness.guest.settle import Settling, observe_settled
 from harness.machine import snapshot
 from harness.machine.qemu import Qemu
 from harness.machine.qtest import Qtest
 from harness.machine.snapshot import RestoreError, SavedMachine
 from harness.plugins.pytest_plugin import asked_kernel
-from harness.runs import warm_start
-from harness.runs.boot import BootedGuest, booted_guest
-from harness.runs.evidence import Evidence, new_evidence
-from harness.runs.guest_pool import choose_start, guest_source
+from harness.runs import guest_pool as pools
+from harness.runs.boot import BootedGuest, BootSetup, RunningMachines, booted_guest
+from harness.runs.evidence import Evidence, Timings, new_evidence
+from harness.runs.guest_pool import RestorableGuest, choose_start, guest_pool, saved_guest
 from harness.runs.prepare import Host, Prepared, prepare_case, request_for
-from harness.runs.timings import Timings
-from harness.runs.warm_start import WarmMachine, warm_machine
 from harness.scenario.scenario_files import load_case
 
 pytestmark = pytest.mark.guest
@@ -62,21 +61,21 @@ class Room:
     prepared: Prepared
     folder: Path
 
+    @property
+    def setup(self) -> BootSetup:
+        return BootSetup(self.host, self.prepared, RunningMachines(), BOOT_SECONDS)
+
     def evidence(self) -> Evidence:
         return new_evidence(self.folder, "warm", "test")
 
     @contextmanager
     def booted(self) -> Iterator[BootedGuest]:
-        with booted_guest(
-            self.host, self.prepared, self.evidence(), Timings(), BOOT_SECONDS
-        ) as guest:
+        with booted_guest(self.setup, self.evidence(), Timings()) as guest:
             yield guest
 
     @contextmanager
-    def saved(self) -> Iterator[WarmMachine]:
-        with warm_machine(
-            self.host, self.prepared, self.evidence(), Timings(), BOOT_SECONDS
-        ) as machine:
+    def saved(self) -> Iterator[RestorableGuest]:
+        with saved_guest(self.setup, self.evidence(), Timings()) as machine:
             yield machine
 
     def outcome(self, guest: BootedGuest) -> Outcome:
@@ -113,7 +112,7 @@ def room(
 
 
 @pytest.fixture(scope="module")
-def saved(room: Room) -> Iterator[WarmMachine]:
+def saved(room: Room) -> Iterator[RestorableGuest]:
     with room.saved() as machine:
         assert children() == [], "a saved machine needs no process"
         yield machine
@@ -132,7 +131,9 @@ def children() -> list[str]:
     return found
 
 
-def test_a_restored_guest_comes_to_the_same_as_a_booted_one(room: Room, saved: WarmMachine) -> None:
+def test_a_restored_guest_comes_to_the_same_as_a_booted_one(
+    room: Room, saved: RestorableGuest
+) -> None:
     with room.booted() as guest:
         assert guest.start == "cold"
         cold = room.outcome(guest)
@@ -157,7 +158,9 @@ def test_a_restored_guest_comes_to_the_same_as_a_booted_one(room: Room, saved: W
     assert "Linux version" not in after
 
 
-def test_guests_run_at_once_and_know_nothing_of_each_other(room: Room, saved: WarmMachine) -> None:
+def test_guests_run_at_once_and_know_nothing_of_each_other(
+    room: Room, saved: RestorableGuest
+) -> None:
     window = room.prepared.state.windows[0].start
 
     def live(number: int) -> tuple[Outcome, str, str]:
@@ -194,7 +197,7 @@ def test_other_machines_come_to_the_same(
 
 
 def test_a_register_that_differs_is_noticed(
-    room: Room, saved: WarmMachine, monkeypatch: pytest.MonkeyPatch
+    room: Room, saved: RestorableGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registers = room.prepared.layout.bridges[0].registers.start
 
@@ -253,20 +256,19 @@ def copied(file: int) -> Iterator[int]:
 @pytest.mark.parametrize("damage", [_nothing, _first_half, _no_devices, _other_beginning])
 def test_a_damaged_file_is_told(
     room: Room,
-    saved: WarmMachine,
+    saved: RestorableGuest,
     damage: Callable[[int], None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with copied(saved.saved.file) as file:
         damage(file)
-        monkeypatch.setattr(saved, "saved", replace(saved.saved, file=file))
-        with pytest.raises(MachineLostError) as caught, saved.guest(room.evidence(), Timings()):
+        other = replace(saved, saved=replace(saved.saved, file=file))
+        with pytest.raises(MachineLostError) as caught, other.guest(room.evidence(), Timings()):
             pytest.fail("a damaged machine was let run")
     assert caught.value.message.startswith("QEMU ended with status 1: ")
     assert children() == []
 
 
-def test_what_was_saved_cannot_be_changed(saved: WarmMachine) -> None:
+def test_what_was_saved_cannot_be_changed(saved: RestorableGuest) -> None:
     for change in (
         lambda file: os.pwrite(file, b"x", 0),
         lambda file: os.ftruncate(file, 0),
@@ -284,7 +286,7 @@ def _dying(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_a_qemu_that_is_killed_while_it_restores(
-    room: Room, saved: WarmMachine, monkeypatch: pytest.MonkeyPatch
+    room: Room, saved: RestorableGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshot, "_await_migration", _dying(snapshot._await_migration))
     with (
@@ -309,12 +311,11 @@ def test_where_saving_fails_guests_are_booted(room: Room, monkeypatch: pytest.Mo
             raise
 
     monkeypatch.setattr(snapshot, "_await_migration", _dying(snapshot._await_migration))
-    monkeypatch.setattr(warm_start, "save_machine", save)
+    monkeypatch.setattr(pools, "save_machine", save)
     before = os.listdir("/proc/self/fd")
     with ExitStack() as stack:
-        source = stack.enter_context(
-            guest_source(host, room.prepared, room.evidence, BOOT_SECONDS, "auto", 2)
-        )
+        setup = replace(room.setup, host=host)
+        source = stack.enter_context(guest_pool(setup, room.evidence, "warm"))
         assert source.start == "cold"
         assert children() == []
         guest = stack.enter_context(source.guest(room.evidence(), Timings()))
@@ -336,7 +337,7 @@ def test_nothing_is_left_behind(
     gc.collect()
     before = os.listdir("/proc/self/fd")
     boot, evidence = room.evidence(), room.evidence()
-    with warm_machine(room.host, room.prepared, boot, Timings(), BOOT_SECONDS) as machine:
+    with saved_guest(room.setup, boot, Timings()) as machine:
         with machine.guest(evidence, Timings()):
             assert len(children()) == 1
         assert children() == []

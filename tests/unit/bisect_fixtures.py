@@ -47,7 +47,7 @@ class Guests:
     def run_all(
         self, session: Session, cases: Sequence[Case], kernel: KernelRequest
     ) -> Iterator[RunResult | Skipped]:
-        assert not session.shorten, "a guest more for a shorter load that nobody asked for"
+        assert not session.options.minimize, "a guest more for a shorter load that nobody asked for"
         for case in cases:
             built = resolve_kernel(kernel, self.builder.store, SilentProgress())
             text = built.image.read_bytes().decode(errors="replace")

@@ -19,8 +19,15 @@ from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.json_values import to_json
 from harness.platform.kernel_cmdline import kernel_command_line
-from harness.runs.evidence import Evidence
-from harness.runs.evidence_layout import JUDGING, LAYOUT, PROFILE, SCENARIO, STATE, layout_as_json
+from harness.runs.evidence import (
+    JUDGING,
+    LAYOUT,
+    PROFILE,
+    SCENARIO,
+    STATE,
+    Evidence,
+    layout_as_json,
+)
 from harness.runs.result_files import StoredRun, load_runs
 from harness.scenario.allowed_messages import allowed_messages
 from harness.scenario.kernel_request import KernelRequest

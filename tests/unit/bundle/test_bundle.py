@@ -28,19 +28,19 @@ from harness.contract.result import RunResult, Verdict
 from harness.core.errors import UsageError
 from harness.core.paths import PROFILES, PROJECT, SCENARIOS
 from harness.kernels.build.series import read_series
-from harness.runs.evidence import Evidence
-from harness.runs.evidence_layout import (
+from harness.runs.evidence import (
     JUDGING,
     KERNEL_MANIFEST,
     LAYOUT,
     PROFILE,
     SCENARIO,
     STATE,
+    Evidence,
     layout_as_json,
     layout_from_json,
     write_inputs,
 )
-from harness.runs.minimize import asked_load
+from harness.runs.minimize import requested_load
 from harness.runs.prepare import Prepared
 from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import load_case
@@ -294,12 +294,12 @@ def test_a_layout_survives_and_a_foreign_one_is_refused(tmp_path: Path) -> None:
     raw = json.loads((unpacked(tmp_path) / "layout.json").read_text())
     assert layout_as_json(layout_from_json(raw, "x")) == raw
     for wrong in ({}, {**raw, "SRAT": "zz"}, {**raw, "windows": [{}]}, {**raw, "bridges": 5}):
-        with pytest.raises(UsageError, match="not the layout of a machine"):
+        with pytest.raises(UsageError, match="not an address map"):
             layout_from_json(wrong, "x")
 
 
 def test_the_inputs_of_a_run_are_written_as_they_were_read(tmp_path: Path) -> None:
-    case = asked_load(load_case("partial_region"), "dax_hmem,kmem")
+    case = requested_load(load_case("partial_region"), "dax_hmem,kmem")
     layout = layout_of(case.profile)
     (tmp_path / "kernel").mkdir()
     (tmp_path / "kernel" / "manifest.json").write_text('{"spec": "x"}')

@@ -225,7 +225,7 @@ def test_a_kernel_without_a_driver_is_not_one_to_run_the_scenario_on(
     ended = harness("run", "exact_cover", "--kernel", kernel, "--accel", "tcg")
     assert_one_message(ended, "no dax_cxl (DEV_DAX_CXL is off)", "--load")
     ended = harness("run", "no_region", "--kernel", kernel, "--accel", "tcg", "--load", "none")
-    assert_one_message(ended, "takes cxl_pci away", "built in")
+    assert_one_message(ended, "removes cxl_pci", "built in")
     assert not (room / "evidence").exists()
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from machines import committed, firmware_state
 
 from harness.contract.driverless import driverless
 from harness.contract.observation import Observation
@@ -15,6 +16,8 @@ from harness.scenario.owner import Ownership
 
 CORPUS = Path(__file__).parents[2] / "data" / "observations"
 BY_CXL = {"sr0": Ownership(owner="dax_cxl", use="system_ram")}
+WINDOW = "110000000-18fffffff"
+STATE = firmware_state({}, decoders=[committed("decoder0", WINDOW)])
 
 
 def corpus(name: str) -> dict[str, str]:
@@ -56,25 +59,37 @@ def test_drivers_that_bind_nothing_are_seen() -> None:
 
 
 def test_nothing_is_missing_where_a_region_is_or_none_is_expected() -> None:
-    assert driverless(parse_observation(corpus("exact_cover-6.18")), BY_CXL) == ()
+    assert driverless(parse_observation(corpus("exact_cover-6.18")), BY_CXL, STATE) == ()
     seen = less(without_region(), "cxl_port", "port1", "mem0", "-endpoint2")
-    assert driverless(seen, {"sr0": Ownership(owner="dax_hmem", use="system_ram")}) == ()
-    assert driverless(seen, BY_CXL)
+    assert driverless(seen, {"sr0": Ownership(owner="dax_hmem", use="system_ram")}, STATE) == ()
+    assert driverless(seen, BY_CXL, STATE)
 
 
 def test_a_port_driver_that_is_not_loaded() -> None:
     seen = less(without_region(), "cxl_port", "port1", "mem0", "-endpoint2")
-    assert driverless(seen, BY_CXL) == (
+    assert driverless(seen, BY_CXL, STATE) == (
         "mem0 has no driver: cxl_port is not loaded",
         "port1 has no driver: cxl_port is not loaded",
     )
 
 
+def test_one_region_exists_and_another_is_missing() -> None:
+    other = committed("decoder1", "190000000-20fffffff")
+    state = firmware_state({}, decoders=[committed("decoder0", WINDOW), other])
+    seen = parse_observation(corpus("exact_cover-6.18"))
+    assert seen.regions
+    seen = replace(seen, cxl_devices={**seen.cxl_devices, "mem1": None})
+    assert driverless(seen, BY_CXL, state) == (
+        "mem1 has no driver, although cxl_mem and cxl_port are loaded",
+    )
+    assert driverless(seen, BY_CXL, STATE) == ()
+
+
 def test_a_driver_that_is_loaded_and_does_not_bind() -> None:
-    (line,) = driverless(less(without_region(), "", "mem0"), BY_CXL)
+    (line,) = driverless(less(without_region(), "", "mem0"), BY_CXL, STATE)
     assert line == "mem0 has no driver, although cxl_mem and cxl_port are loaded"
     idle = replace(less(without_region(), "cxl_mem", "mem0"), cxl_drivers=("cxl_mem",))
-    assert driverless(idle, BY_CXL) == (line,)
+    assert driverless(idle, BY_CXL, STATE) == (line,)
 
 
 @pytest.mark.parametrize(
@@ -87,4 +102,4 @@ def test_a_driver_that_is_loaded_and_does_not_bind() -> None:
     ],
 )
 def test_each_module_that_a_region_needs(module: str, devices: tuple[str, ...], line: str) -> None:
-    assert line in driverless(less(without_region(), module, *devices), BY_CXL)
+    assert line in driverless(less(without_region(), module, *devices), BY_CXL, STATE)

@@ -65,7 +65,7 @@ def test_a_server_with_another_host_key_learns_nothing() -> None:
     keys, stranger = RunKeys(), RunKeys().client_key
     with (
         listening(answer) as port,
-        pytest.raises(GuestLostError, match="not the one that was booted: it has another host key"),
+        pytest.raises(GuestLostError, match="port is not the guest's: unknown host key"),
         guest_shell(port, keys, Deadline(30, "a login"), lambda: None),
     ):
         pytest.fail("it logged in")
@@ -100,7 +100,7 @@ def test_a_connection_that_breaks_says_what_was_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And not the command, which has words of the harness's own in it."""
-    monkeypatch.setattr("harness.guest.ssh._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("harness.guest.ssh._END_SECONDS", 0.0)
     with pytest.raises(GuestLostError) as caught:
         shell_on(FakeChannel()).run("exit 0", Deadline(20, "modprobe kmem to end in the guest"))
     assert caught.value.message == (

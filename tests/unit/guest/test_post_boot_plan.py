@@ -12,7 +12,7 @@ import pytest
 from machines import by_cxl, by_hmem, committed, firmware_state, observed, span
 
 from harness.contract.observation import CxlRegion, Observation
-from harness.guest.post_boot_plan import (
+from harness.guest.post_boot import (
     Command,
     RegionMakeup,
     StepError,
@@ -126,7 +126,7 @@ def test_memory_that_is_offline_or_no_ram_is_left_alone_before_a_reload() -> Non
 
 def test_a_region_that_is_not_there_is_told_with_those_that_are() -> None:
     seen = replace(guest(), regions=guest().regions[:1])
-    with pytest.raises(StepError, match=r"no region is there over decoder0.*region7 190000000-"):
+    with pytest.raises(StepError, match=r"no region over decoder0.*region7 190000000-"):
         region_over("decoder0", STATE, seen)
     with pytest.raises(StepError, match="regions: none"):
         lines({"decommit": "decoder0"}, replace(seen, regions=()))
@@ -142,7 +142,7 @@ def test_a_region_that_is_not_assembled_is_deleted_by_its_root_decoder() -> None
 
 
 def test_a_dax_device_that_is_not_there_is_told() -> None:
-    with pytest.raises(StepError, match="no dax device is there over sr1, 190000000-197ffffff"):
+    with pytest.raises(StepError, match="no dax device over sr1, 190000000-197ffffff"):
         lines({"offline": "sr1"}, observed(IOMEM, by_cxl("dax0.0", WINDOW)))
 
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 import time
 from collections.abc import Callable
 from typing import cast
@@ -13,13 +12,7 @@ from machines import span
 from harness.contract.dmesg import StepMarks
 from harness.core.deadline import Deadline
 from harness.core.errors import DeadlineExpiredError, GuestLostError
-from harness.guest.settle import (
-    Settling,
-    load_module,
-    observe_settled,
-    scan_for_leaks,
-    take_away_modules,
-)
+from harness.guest.settle import Settling, observe_settled, scan_for_leaks
 from harness.guest.ssh import GuestCommand, GuestShell
 from harness.platform.memory_range import MemoryRange
 
@@ -79,13 +72,6 @@ class FakeGuest:
     def settle(self, *wanted: MemoryRange, settling: Settling = SETTLING) -> dict[str, str]:
         shell = cast(GuestShell, self)
         return observe_settled(shell, wanted, settling, self.observe, lambda: self.now)
-
-    def load(self, name: str) -> str | None:
-        failure = load_module(cast(GuestShell, self), name)
-        return failure.text if failure else None
-
-    def take_away(self, *names: str) -> None:
-        take_away_modules(cast(GuestShell, self), names)
 
 
 @pytest.fixture(autouse=True)
@@ -218,52 +204,6 @@ def test_a_guest_that_never_stops_changing_is_given_up_at_the_deadline(
         guest.settle(*wanted, settling=HOPELESS)
 
 
-def test_a_module_is_loaded_with_a_mark_in_the_log() -> None:
-    guest = FakeGuest(lambda _: "")
-    assert guest.load("dax_hmem") is None
-    mark = "echo '<6>harness: modprobe dax_hmem [secret]' > /dev/kmsg"
-    assert guest.commands == [f"{mark}; /sbin/modprobe dax_hmem"]
-    assert guest.step == "modprobe dax_hmem"
-
-
-def test_a_module_that_does_not_load_is_told_with_what_modprobe_said() -> None:
-    guest = FakeGuest(lambda _: "modprobe: can't load module\n", status=1)
-    assert guest.load("kmem") == ("modprobe kmem ended with status 1: modprobe: can't load module")
-
-
-@pytest.mark.parametrize("name", ["a; reboot", "$(reboot)", "a'b", "a\nb"])
-def test_no_name_of_a_module_reaches_the_shell_as_more_than_a_word(name: str) -> None:
-    guest = FakeGuest(lambda _: "")
-    guest.load(name)
-    (command,) = guest.commands
-    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
-    lexer.whitespace_split = True
-    words = list(lexer)
-    one_line = name.replace("\n", " ")  # of two, the second would be no mark
-    assert words == [
-        *("echo", f"<6>harness: modprobe {one_line} [secret]", ">", "/dev/kmsg"),
-        *(";", "/sbin/modprobe", name),
-    ]
-
-
-def test_module_files_are_taken_away_by_the_name_of_the_file() -> None:
-    guest = FakeGuest(lambda _: "")
-    guest.take_away("cxl-pci", "kmem")
-    assert guest.commands == ["(cd /lib/modules/*/ && rm cxl_pci.ko kmem.ko)"]
-
-
-def test_without_modules_to_take_away_the_guest_is_not_asked() -> None:
-    guest = FakeGuest(lambda _: "", status=1)
-    guest.take_away()
-    assert guest.commands == []
-
-
-def test_a_module_file_that_is_not_there_cannot_be_taken_away() -> None:
-    guest = FakeGuest(lambda _: "rm: can't remove 'kmem.ko'\n", status=1)
-    with pytest.raises(GuestLostError, match=r"cannot be taken away: rm: can't remove 'kmem\.ko'"):
-        guest.take_away("kmem")
-
-
 def test_a_search_for_leaks() -> None:
     guest = FakeGuest(lambda _now: "unreferenced object 0xffff888003a1b2c0 (size 64):\n")
     assert scan_for_leaks(cast(GuestShell, guest)).startswith("unreferenced object")
@@ -274,7 +214,7 @@ def test_a_search_for_leaks() -> None:
 
 def test_a_search_for_leaks_that_fails() -> None:
     guest = FakeGuest(lambda _now: "sh: can't create kmemleak: nonexistent\n", status=1)
-    with pytest.raises(GuestLostError, match="cannot be searched for leaks: sh: can't create"):
+    with pytest.raises(GuestLostError, match="memory for leaks: sh: can't create"):
         scan_for_leaks(cast(GuestShell, guest))
 
 

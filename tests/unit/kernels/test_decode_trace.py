@@ -15,9 +15,8 @@ from harness.core.kernel import Kernel
 from harness.kernels.build import decode_trace as decode
 from harness.kernels.build.decode_trace import NotDecodableError, decode_trace, has_code
 from harness.kernels.build.sandbox import Sandbox, find_sandbox
-from harness.runs import traces
+from harness.runs.attempt import with_decoded_traces
 from harness.runs.evidence import Evidence
-from harness.runs.traces import with_decoded_traces
 from harness.scenario.kernel_request import KernelRequest
 
 SCRIPT = """\
@@ -136,5 +135,5 @@ def test_a_trace_that_cannot_be_decoded_is_a_note(kernel: Kernel, tmp_path: Path
 
 
 def test_a_result_without_a_trace_gets_nothing(kernel: Kernel, tmp_path: Path) -> None:
-    assert traces.with_decoded_traces(result_with(), kernel, Evidence(tmp_path)) == result_with()
+    assert with_decoded_traces(result_with(), kernel, Evidence(tmp_path)) == result_with()
     assert list(tmp_path.glob("*.txt")) == []

@@ -20,7 +20,7 @@ from harness.core.cache import Store
 from harness.core.errors import InconclusiveError, MachineLostError, UsageError
 from harness.core.progress import SilentProgress
 from harness.machine import accelerator
-from harness.machine.accelerator import AskedAccelerator, choose_accelerator
+from harness.machine.accelerator import AcceleratorOption, choose_accelerator
 from harness.machine.qemu import running_qemu
 from harness.machine.qemu_argv import qemu_argv
 from harness.machine.qemu_binary import REQUIRED_FEATURES, QemuBinary
@@ -64,7 +64,7 @@ def a_host(room: Path) -> Host:
 
 
 def choose(
-    room: Path, device: Path, asked: AskedAccelerator = "auto", qemu: QemuBinary = FIT_QEMU
+    room: Path, device: Path, asked: AcceleratorOption = "auto", qemu: QemuBinary = FIT_QEMU
 ) -> tuple[str, str]:
     remember = a_host(room).remember("accelerators")
     nothing = Path("/nowhere")
@@ -87,8 +87,8 @@ def test_without_a_kvm_device_tcg_runs_and_says_so(
 ) -> None:
     forbid_trial(monkeypatch)
     device = room / "no-kvm"
-    assert choose(room, device) == ("tcg", f"{device} is not there: using TCG")
-    with pytest.raises(UsageError, match="no-kvm is not there") as caught:
+    assert choose(room, device) == ("tcg", f"{device} does not exist: using TCG")
+    with pytest.raises(UsageError, match="no-kvm does not exist") as caught:
         choose(room, device, "kvm")
     assert "--accel tcg" in caught.value.hint
     assert choose(room, device, "tcg") == ("tcg", "")
@@ -98,8 +98,8 @@ def test_without_a_kvm_device_tcg_runs_and_says_so(
 def test_a_kvm_device_of_others(room: Path, device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_trial(monkeypatch)
     monkeypatch.setattr(os, "access", lambda path, _mode: path != device)
-    assert choose(room, device) == ("tcg", f"{device} may not be opened by this user: using TCG")
-    with pytest.raises(UsageError, match="may not be opened by this user") as caught:
+    assert choose(room, device) == ("tcg", f"{device} is not accessible for this user: using TCG")
+    with pytest.raises(UsageError, match="is not accessible for this user") as caught:
         choose(room, device, "kvm")
     assert "group kvm" in caught.value.hint
 
@@ -210,7 +210,7 @@ def test_kvm_that_was_asked_for_and_is_not_there(
     chooser = functools.partial(choose_accelerator, device=device)
     monkeypatch.setattr("harness.runs.prepare.choose_accelerator", chooser)
     ended = harness("run", "exact_cover", "--kernel", kernel, "--accel", "kvm")
-    assert_one_message(ended, f"{device} is not there", "--accel tcg")
+    assert_one_message(ended, f"{device} does not exist", "--accel tcg")
     assert not (room / "evidence").exists()
 
 
@@ -218,13 +218,13 @@ def test_kvm_that_was_asked_for_and_is_not_there(
 def test_the_note_about_kvm_comes_once(
     harness: Harness, room: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(*_arguments: object) -> NoReturn:
+    def lost(*_arguments: object, **_more: object) -> NoReturn:
         raise MachineLostError("QEMU ended with status 1", hint="none")
 
     device = room / "no-kvm"
     chooser = functools.partial(choose_accelerator, device=device)
     monkeypatch.setattr("harness.runs.prepare.choose_accelerator", chooser)
-    monkeypatch.setattr("harness.runs.guest_pool.booted_guest", lost)
+    monkeypatch.setattr("harness.runs.boot.running_qemu", lost)
     ended = harness("run", "exact_cover", "exact_cover", "--kernel", kernel)
-    assert ended.err == f"{device} is not there: using TCG\n"
+    assert ended.err == f"{device} does not exist: using TCG\n"
     assert ended.code == 3

@@ -43,6 +43,6 @@ def test_a_qemu_with_another_number_of_windows_is_told(kept: int) -> None:
     profile = load_profile("two_windows")
     windows = layout_of(profile).windows
     with pytest.raises(
-        MachineLostError, match=f"asked QEMU for 2 fixed windows, and its CEDT has {kept}"
+        MachineLostError, match=f"requested 2 fixed windows from QEMU, and its CEDT has {kept}"
     ):
         probed(profile, (*windows, windows[1])[:kept])

@@ -276,11 +276,11 @@ def _no_hdm(one: Board) -> None:
     [
         (_refuse_endpoint, "decoder 0 of mem0 did not commit 110000000-18fffffff"),
         (_refuse_bridge, "decoder 0 of hb0 did not commit 110000000-18fffffff"),
-        (_no_device, "endpoint mem0 elsewhere than expected: no PCI device on its bus 0x36"),
-        (_no_port, "endpoint mem0 elsewhere than expected: no port number 0 on bus 0x35"),
-        (_capabilities_in_a_circle, "endpoint mem0 elsewhere than expected: no port number 0"),
+        (_no_device, "endpoint mem0 at the expected place: no PCI device on its bus 0x36"),
+        (_no_port, "endpoint mem0 at the expected place: no port number 0 on bus 0x35"),
+        (_capabilities_in_a_circle, "endpoint mem0 at the expected place: no port number 0"),
         (_no_capabilities, "no CXL capability header at 0xe0001000"),
-        (_no_hdm, "endpoint mem0 elsewhere than expected: no HDM decoder capability"),
+        (_no_hdm, "endpoint mem0 at the expected place: no HDM decoder capability"),
     ],
 )
 def test_a_machine_that_is_not_as_expected_is_told(

@@ -161,7 +161,7 @@ def test_an_old_qemu_is_refused_with_the_version_found_and_needed(fake_qemu: Fak
 def test_a_qemu_built_without_a_part_is_refused_by_the_parts_name(
     fake_qemu: FakeQemu, own_store: Path, built: dict[str, str], lacking: str
 ) -> None:
-    with pytest.raises(UsageError, match=rf"what a CXL machine needs: {lacking}\n"):
+    with pytest.raises(UsageError, match=rf"features that a CXL machine needs: {lacking}\n"):
         require_qemu(str(fake_qemu(**built)))
     assert not own_store.exists(), "an unfit QEMU is not remembered"
 
@@ -176,7 +176,7 @@ def test_a_qemu_without_a_sandbox_is_fit(fake_qemu: FakeQemu) -> None:
 
 
 def test_a_program_that_is_not_qemu_is_refused(fake_qemu: FakeQemu) -> None:
-    with pytest.raises(UsageError, match="not answered as QEMU does: hello"):
+    with pytest.raises(UsageError, match="not QEMU: --version prints hello"):
         require_qemu(str(fake_qemu(before_version="echo hello; exit 0")))
 
 
@@ -184,7 +184,7 @@ def test_a_qemu_that_does_not_answer_runs_into_the_deadline(
     fake_qemu: FakeQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qemu_binary, "_PROBE_SECONDS", 0.2)
-    with pytest.raises(DeadlineExpiredError, match="to say what it can do"):
+    with pytest.raises(DeadlineExpiredError, match="to list its features"):
         require_qemu(str(fake_qemu(before_version="sleep 60")))
 
 

@@ -14,8 +14,14 @@ from fake_booted import (
 )
 
 from harness.core.errors import DeadlineExpiredError
-from harness.machine.pci_inventory import read_functions, register_blocks
-from harness.machine.snapshot import RestoreError, SavedMachine, restore_machine, save_machine
+from harness.machine.snapshot import (
+    RestoreError,
+    SavedMachine,
+    read_functions,
+    register_blocks,
+    restore_machine,
+    save_machine,
+)
 
 FILE = 9
 
@@ -129,7 +135,7 @@ def test_a_difference_that_cannot_be_written_back_is_refused(
     damage(after)
     with pytest.raises(RestoreError) as caught:
         restore(after, what)
-    assert caught.value.message == f"the restored machine is not what was saved: {says}"
+    assert caught.value.message == f"the restored machine differs from the saved one: {says}"
     assert "--start cold" in caught.value.hint
 
 
@@ -155,7 +161,7 @@ def test_memory_that_would_be_lost_is_told(blocks: Callable[[str], str], says: s
     fake.ram_blocks = blocks(fake.ram_blocks)
     with pytest.raises(RestoreError) as caught:
         saved(fake)
-    assert caught.value.message == f"QEMU would not save all of its memory: {says}"
+    assert caught.value.message == f"QEMU does not save all of its memory: {says}"
     assert "migrate" not in [name for name, _ in fake.commands]
 
 

@@ -293,3 +293,21 @@ def test_ram_of_the_command_line() -> None:
         ("mem=2G@0x110000000", []),
     ):
         assert [str(one) for one in given_as_ram([parameter])] == ranges
+
+
+@pytest.mark.parametrize(
+    ("words", "rest"),
+    [
+        (["memmap=2G@0x1d0000000"], None),
+        (["memmap=1G@0x1d0000000", "memmap=1G@0x210000000"], None),
+        (["memmap=1G@0x1d0000000"], "210000000-24fffffff"),
+        (["memmap=1G@0x210000000"], "1d0000000-20fffffff"),
+    ],
+)
+def test_a_decoder_is_ram_as_a_whole_or_not_at_all(words: list[str], rest: str | None) -> None:
+    document = scenario_of({"decoders": [FIRST, SECOND]}, kernel={"cmdline": words})
+    if rest is None:
+        assert place_firmware(document, PROFILE, layout_of(PROFILE)).firmware_ram
+        return
+    with pytest.raises(UsageError, match=f"gives a part of decoder0 .* not {rest}"):
+        place_firmware(document, PROFILE, layout_of(PROFILE))

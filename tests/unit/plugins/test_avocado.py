@@ -25,7 +25,6 @@ from harness.matrix.entry import Message, decode, encode, ending_of, ending_of_e
 from harness.matrix.plan import Combination
 from harness.plugins.avocado_plugin import OwnershipResolver, OwnershipRunner, runnable_of
 from harness.runs.requirements import NotApplicableError
-from harness.runs.running_vms import LiveMachines
 from harness.runs.session import Session
 from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import scenario_names
@@ -175,7 +174,7 @@ def run(
     def fake(session: Session, _case: object, _request: object) -> RunResult:
         if isinstance(ended, Exception):
             raise ended
-        folder = session._judging.evidence_root / "one"
+        folder = session.judging.evidence_root / "one"
         folder.mkdir(parents=True)
         (folder / "serial.log").write_bytes(b"\xff" * 300_000)
         (folder / "empty").touch()
@@ -191,8 +190,6 @@ def run(
 
 class FakeHost:
     qemu = FIT_QEMU
-
-    live = LiveMachines()
 
 
 def test_evidence_is_left_where_the_job_wants_it(

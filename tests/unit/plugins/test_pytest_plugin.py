@@ -72,9 +72,9 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...
         seen: list[tuple[Any, ...]] = []
 
         class Answering(session.Session):
-            def __init__(self, host: Any, *arguments: Any, **options: Any) -> None:
-                super().__init__(host, *arguments, **options)
-                self.given = (arguments[0], options["repeat"], options["start"])
+            def __init__(self, host: Any, judging: Any, options: session.SessionOptions) -> None:
+                super().__init__(host, judging, options)
+                self.given = (judging, options.repeat, options.start)
 
             def run_all(
                 self, cases: Iterable[Case], kernel: object

@@ -149,10 +149,10 @@ def test_the_command(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, new: Verdict, code: int
 ) -> None:
     def run_all(
-        _session: Session, cases: Sequence[Case], kernel: str
+        _session: Session, cases: Sequence[Case], kernel: KernelRequest
     ) -> Iterator[RunResult | Skipped]:
         for _case in cases:
-            yield result(PASS if kernel == "debian:6.18" else new, "dax_cxl")
+            yield result(PASS if kernel.spec == "debian:6.18" else new, "dax_cxl")
 
     monkeypatch.setattr(Session, "run_all", run_all)
     words = ("--kernel", "debian:6.18", "--kernel", "debian:7.2", "--json", "table.json")

@@ -35,9 +35,7 @@ from harness.machine.qtest import Qtest
 from harness.platform.firmware_state import place_firmware
 from harness.platform.hdm_decoders import plan_decoders
 from harness.platform.memory_range import GIB
-from harness.runs.boot import BootedGuest
-from harness.runs.judged import with_undecoded
-from harness.runs.prepare import Prepared
+from harness.runs.guest_run import RunningGuest
 from harness.scenario.checks import check_scenario
 
 PROFILE = machine(
@@ -53,7 +51,7 @@ class Guest:
 
     fake: FakeQemu
     qtest: Qtest
-    prepared: Prepared
+    prepared: SimpleNamespace
     running: bool = True
     stops: int = 0
     lost: MachineLostError | None = None
@@ -80,9 +78,11 @@ class Guest:
         if self.crashed:
             raise self.crashed
 
-    def look(self, *devices: DaxDevice) -> Observation:
-        seen = observed(f"{BOTH} : CXL Window 0", *devices, drivers=())
-        return with_undecoded(cast(BootedGuest, self), self.prepared, seen)
+    def look(self, *devices: DaxDevice, iomem: str = f"{BOTH} : CXL Window 0") -> Observation:
+        seen = observed(iomem, *devices, drivers=())
+        run = SimpleNamespace(prepared=self.prepared)
+        running = RunningGuest(cast(Any, run), cast(Any, self), cast(Any, None), cast(Any, None))
+        return running._with_undecoded(seen)
 
     def reset(self, name: str) -> None:
         self.fake.registers(name).values[HDM + 0x10 + 0x10] &= ~COMMITTED
@@ -105,7 +105,7 @@ def guest() -> Iterator[Guest]:
         commit_decoders(qtest, layout, settings)
         fake.boot()
         fake.commands.clear()
-        yield Guest(fake, qtest, cast(Prepared, prepared))
+        yield Guest(fake, qtest, prepared)
 
 
 def test_memory_that_answers_is_no_finding_and_the_guest_goes_on(guest: Guest) -> None:
@@ -135,6 +135,15 @@ def test_memory_without_an_owner_need_not_answer(guest: Guest) -> None:
     assert guest.look(by_cxl("dax0.0", LOWER)).undecoded == ()
     assert guest.look().undecoded == ()
     assert guest.stops == 1
+
+
+def test_memory_that_the_firmware_gave_as_ram_must_answer_too(guest: Guest) -> None:
+    ram = f"{BOTH} : System RAM"
+    assert guest.look(iomem=ram).undecoded == ()
+    guest.reset("mem1")
+    (part,) = guest.look(iomem=ram).undecoded
+    assert str(part.range) == UPPER
+    assert part.text.startswith("memory of firmware_ram (iomem: System RAM) is not decoded: ")
 
 
 def test_a_decoder_that_was_moved_and_answers_is_fine(guest: Guest) -> None:

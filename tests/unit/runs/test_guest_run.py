@@ -1,178 +1,140 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""Observing and judging a guest, with guests that show captures of real ones."""
+
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from machines import observed
+from fake_guest import QUICK, CapturedShell, booted, prepared_of
+from machines import CXL, NOBODY
 
-from harness.contract.dmesg import StepMarks
 from harness.contract.expected import Expected
-from harness.contract.judge import Judgement
-from harness.contract.result import Finding, RunResult, Verdict
-from harness.core.errors import GuestLostError, HarnessError, MomentMissedError
+from harness.contract.result import RunResult, Verdict
+from harness.core.errors import GuestLostError
+from harness.guest.settle import Settling
 from harness.machine.console_watch import CrashWatch
-from harness.runs import judged
-from harness.runs.guest_run import Judging, require_kernel, require_loaded, run_guest
-from harness.runs.prepare import Prepared
+from harness.runs.evidence import Evidence, Timings
+from harness.runs.guest_run import GuestRun, Judging, RunningGuest
 from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.known_issues import KnownIssues
 from harness.scenario.module_load import Load
 
-SEEN = replace(observed("100-1ff : System RAM"), modules=("kmem", "dax_hmem"))
-NOTHING = Expected({}, False, {})
+LEAKS = "CONFIG_A=y\nCONFIG_DEBUG_KMEMLEAK=y\n"
+STALL = "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"
+EXPECTED = Expected({"sr0": CXL}, False, {})
 
 
-def test_a_module_that_was_loaded_and_is_not_there_is_noticed() -> None:
-    files = ("kmem", "dax_hmem", "cxl_acpi")
-    require_loaded(Load("in_order", ("kmem", "dax-hmem")), files, SEEN)
-    with pytest.raises(GuestLostError, match="/proc/modules lacks cxl_acpi"):
-        require_loaded(Load("in_order", ("kmem", "cxl_acpi")), files, SEEN)
+class Clocked(CrashWatch):
+    """A console whose clock runs 16 times as fast as the host's."""
+
+    clock_rate = 16.0
 
 
-def test_a_driver_that_is_built_in_is_no_module() -> None:
-    require_loaded(Load("in_order", ("kmem", "cxl_acpi")), ("kmem",), SEEN)
+def running(
+    folder: Path,
+    shell: CapturedShell,
+    *,
+    settling: Settling = QUICK,
+    watch: CrashWatch | None = None,
+    **kernel: Any,
+) -> RunningGuest:
+    judging = Judging("per_range", folder, KnownIssues(issues=()), settling=settling)
+    before = RunResult("exact_cover", KernelRequest("debian:7.2"), "per_range")
+    prepared = prepared_of(folder / "k", **kernel)
+    run = GuestRun(prepared, Load("in_order", ()), judging, before)
+    return RunningGuest(run, booted(shell, watch), Evidence(folder), Timings())
 
 
-def test_a_guest_with_another_kernel_is_noticed() -> None:
-    require_kernel("7.2.0", SEEN)
-    with pytest.raises(GuestLostError, match=r"runs Linux '7\.2\.0', and 7\.2\.1 was to be tested"):
-        require_kernel("7.2.1", SEEN)
+def test_an_observation_is_recorded_and_judged(tmp_path: Path) -> None:
+    shell = CapturedShell("exact_cover-7.2")
+    guest = running(tmp_path, shell)
+    seen = guest.observe({"sr0": CXL}, "step-01-load")
+    assert (tmp_path / "step-01-load" / "iomem").read_text() == shell.sections["iomem"]
+    assert not (tmp_path / "step-01-load" / "end").exists()
+    assert guest.judge(seen, EXPECTED).verdict is Verdict.PASS
+    assert guest.judge(seen, Expected({"sr0": NOBODY}, False, {})).verdict is Verdict.FAIL
+    assert guest.judge(seen, replace(EXPECTED, no_region=True)).findings[0].rule == "3"
+    assert guest.judging_inputs(seen)["step_marks"] == "secret"
 
 
 @pytest.mark.parametrize(
-    ("findings", "release", "ending"),
-    [
-        ((), "7.2.0", "cxl_acpi has found none"),
-        ((Finding("6", "an error: cxl_acpi: it failed"),), "7.2.0", Verdict.FAIL),
-        ((), "7.2.1", "7.2.1 was to be tested"),
-    ],
+    ("owners", "watched"), [({"sr0": CXL}, False), ({"sr0": NOBODY}, True), ({}, True)]
 )
-def test_a_machine_that_nothing_was_tested_on_never_passes(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    findings: tuple[Finding, ...],
-    release: str,
-    ending: str | Verdict,
+def test_only_memory_that_is_expected_online_makes_the_watching_short(
+    tmp_path: Path, owners: dict[str, Any], watched: bool
 ) -> None:
-    verdict = Verdict.FAIL if findings else Verdict.PASS
-    for name, value in {
-        "in_use": nullcontext,
-        "take_away_modules": lambda *_: None,
-        "load_modules": lambda *_: (),
-        "observe_settled": lambda *_: {},
-        "read_sections": lambda _: replace(SEEN, modules=("cxl_acpi",)),
-        "with_undecoded": lambda _guest, _prepared, seen: seen,
-        "judging_inputs": lambda *_: {},
-        "judge_guest": lambda *_words, **_named: Judgement(verdict, (), findings),
-        "live_on": lambda _life, result, *_: result,
-        "with_decoded_traces": lambda result, *_: result,
-    }.items():
-        monkeypatch.setattr(f"harness.runs.guest_run.{name}", value)
-    made_up = SimpleNamespace  # enough of each for what is left
-    state = made_up(windows=(SEEN.iomem.roots[0].range,), judged_ranges=tuple)
-    prepared = made_up(
-        case=made_up(name="exact_cover", scenario=made_up(guest=made_up(missing=()))),
-        state=state,
-        expectations=lambda *_: (NOTHING,),
-        bootable=made_up(
-            kernel=made_up(release=release, image=tmp_path),
-            accel="tcg",
-            config_sha256=None,
-            patience=1.0,
-            finds_leaks=False,
-            initramfs=made_up(modules=("cxl_acpi",)),
-        ),
-    )
-    guest = made_up(shell=None, start="cold", check=lambda: None)
-    result = run_guest(
-        cast(Prepared, prepared),
-        Load("in_order", ("cxl_acpi",)),
-        Judging("per_range", tmp_path, KnownIssues(issues=())),
-        RunResult("exact_cover", KernelRequest("debian:7.2"), "per_range"),
-        lambda *_: nullcontext(cast(Any, guest)),
-        {},
-    )
-    if isinstance(ending, str):
-        assert result.verdict is Verdict.INCONCLUSIVE and ending in result.reason
+    shell = CapturedShell("exact_cover-7.2")
+    running(tmp_path, shell, settling=Settling(0.0, 0.2, 5.0)).observe(owners, "x")
+    assert (shell.commands.index(_observations(shell)[0]) > 3) is watched
+
+
+def _observations(shell: CapturedShell) -> list[str]:
+    return [command for command in shell.commands if command.startswith("observe ")]
+
+
+@pytest.mark.parametrize(
+    ("config", "requested", "scans"), [(LEAKS, True, 1), (LEAKS, False, 0), (None, True, 0)]
+)
+def test_a_kernel_with_kmemleak_is_scanned_and_observed_again(
+    tmp_path: Path, config: str | None, requested: bool, scans: int
+) -> None:
+    leak = "unreferenced object 0xffff888100000000 (size 64):\n"
+    shell = CapturedShell("exact_cover-7.2", failing={"kmemleak": (0, leak)})
+    running(tmp_path, shell, config=config).observe({"sr0": CXL}, "x", leaks=requested)
+    assert len(_observations(shell)) == 1 + scans
+    assert (tmp_path / "x" / "kmemleak").exists() == bool(scans)
+    if scans:
+        assert (tmp_path / "x" / "kmemleak").read_text() == leak
+
+
+def _another_mark(shell: CapturedShell) -> None:
+    shell.begin("modprobe kmem")
+
+
+@pytest.mark.parametrize(("damage", "lost"), [(lambda _: None, False), (_another_mark, True)])
+def test_a_log_that_may_lack_a_line_is_not_judged(
+    tmp_path: Path, damage: Callable[[CapturedShell], None], lost: bool
+) -> None:
+    shell = CapturedShell("exact_cover-7.2")
+    shell.begin("modprobe cxl_acpi")
+    guest = running(tmp_path, shell)
+    seen = guest.observe({"sr0": CXL}, "x")
+    damage(shell)
+    if lost:
+        with pytest.raises(GuestLostError, match="kernel log cannot be trusted"):
+            guest.judge(seen, EXPECTED)
     else:
-        assert result.verdict is ending
-
-
-MISSED = MomentMissedError("the work ran", hint="h")
-LOST = GuestLostError("the guest is gone", hint="h")
+        assert guest.judge(seen, EXPECTED).findings == ()
 
 
 @pytest.mark.parametrize(
-    ("endings", "reason", "missed"),
+    ("text", "refused"),
     [
-        ([LOST], LOST.message, 0),
-        ([MISSED, LOST, LOST], LOST.message, 1),
-        ([MISSED, MISSED, MISSED, LOST], MISSED.message, 2),
+        (STALL, True),
+        ("INFO: task modprobe:9 blocked for more than 120 seconds.", True),
+        ("kmem dax0.0: probe with driver kmem failed with error -16", False),
     ],
 )
-def test_a_guest_that_told_nothing_is_done_again(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    endings: list[HarnessError],
-    reason: str,
-    missed: int,
-) -> None:
-    kernel = SimpleNamespace(release="7.2", image=tmp_path / "k" / "vmlinuz")
-    bootable = SimpleNamespace(kernel=kernel, accel="tcg", config_sha256=None)
-    prepared = SimpleNamespace(case=SimpleNamespace(name="exact_cover"), bootable=bootable)
-    monkeypatch.setattr("harness.runs.guest_run.in_use", nullcontext)
-    left = list(endings)
-
-    @contextmanager
-    def start(_evidence: object, _timings: object) -> Any:
-        end()
-        yield
-
-    def end() -> None:
-        raise left.pop(0)
-
-    result = run_guest(
-        cast(Prepared, prepared),
-        Load("in_order", ()),
-        Judging("per_range", tmp_path, KnownIssues(issues=())),
-        RunResult("exact_cover", KernelRequest("debian:7.2"), "per_range"),
-        start,
-        {},
-    )
-    assert (result.verdict, result.reason) == (Verdict.INCONCLUSIVE, reason)
-    assert len(result.notes) == missed
-    assert result.retried == min(missed, 2)
-    folders = sorted(tmp_path.iterdir())
-    assert len(folders) == len(endings) - len(left)
-    # What told nothing is kept, and named.
-    for folder, note in zip(folders, result.notes, strict=False):
-        assert "the work ran" in note and any(str(one) in note for one in folders), folder
-
-
-@pytest.mark.parametrize(
-    ("kind", "refused"), [("stall", True), ("hung_task", True), ("error", False)]
-)
-def test_what_took_too_long_by_a_fast_clock_is_no_finding(
-    monkeypatch: pytest.MonkeyPatch, kind: str, refused: bool
-) -> None:
-    found = Judgement(Verdict.FAIL, (), (Finding("6", "x", kind=kind),))
-    monkeypatch.setattr(judged, "judge", lambda *_words, **_named: found)
-    monkeypatch.setattr(judged, "require_whole_log", lambda *_words, **_named: None)
-    watch = CrashWatch()
-    monkeypatch.setattr(CrashWatch, "clock_rate", 16.0)
-    guest = SimpleNamespace(watch=watch, shell=SimpleNamespace(marks=StepMarks("0")))
-    prepared = SimpleNamespace(boot_counts=False, state=None, expected_lines=lambda: ())
-
-    def look() -> Judgement:
-        return judged.judge_guest(cast(Any, guest), cast(Any, prepared), SEEN, NOTHING)
-
+def test_slowness_by_a_fast_clock_is_no_finding(tmp_path: Path, text: str, refused: bool) -> None:
+    shell = CapturedShell("exact_cover-7.2")
+    shell.sections["dmesg"] += f"<6>[  998.0] {shell.marks.line('modprobe kmem')}\n"
+    shell.sections["dmesg"] += f"<3>[  998.5] {text}\n"
+    guest = running(tmp_path, shell, watch=Clocked())
+    seen = guest.observe({"sr0": CXL}, "x")
+    shell.begin("modprobe kmem")
     if refused:
         with pytest.raises(GuestLostError, match=r"16\.0 times as fast"):
-            look()
+            guest.judge(seen, EXPECTED)
     else:
-        assert look() is found
+        assert [one.rule for one in guest.judge(seen, EXPECTED).findings] == ["6"]
+
+
+def test_the_timeout_scale_of_the_kernel_counts(tmp_path: Path) -> None:
+    fast = running(tmp_path / "a", CapturedShell("exact_cover-7.2")).run.settling
+    shell = CapturedShell("exact_cover-7.2")
+    slow = running(tmp_path / "b", shell, config="CONFIG_A=y\nCONFIG_KASAN=y\n")
+    assert slow.run.settling == fast.slower(10)

@@ -61,7 +61,7 @@ def test_a_run_is_judged_by_the_policy_of_its_series(
     seen = []
 
     class Judged(Session):
-        def __init__(self, host: Host, judging: Judging, **_more: Any) -> None:
+        def __init__(self, host: Host, judging: Judging, _options: object) -> None:
             seen.append(judging.policy)
             super().__init__(host, judging)
 
@@ -94,7 +94,7 @@ def refused(*fragments: str) -> NotConfigurableError:
 
 def test_a_source_that_forbids_what_a_scenario_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
     error = refused("hmem_builtin_cxl_module.config")
-    with pytest.raises(NotApplicableError, match="forbids") as caught:
+    with pytest.raises(NotApplicableError, match="does not allow") as caught:
         prepare("hmem_builtin_cxl_module", error, monkeypatch)
     assert "depends on CXL_ACPI || !CXL_ACPI" in caught.value.message
 
@@ -141,7 +141,7 @@ def test_a_kernel_with_checks_of_its_own(
     kernel = Kernel("x", "7.2", tmp_path / "vmlinuz", None, path, "id")
     bootable = Bootable(kernel, SharedInitramfs(tmp_path, {}, {}), "tcg")
     assert bootable.finds_leaks is finds
-    assert (bootable.patience > 1) is slow
+    assert (bootable.timeout_scale > 1) is slow
     assert bootable.parameters == (("no5lvl",) if "KASAN" in (config or "") else ())
     assert (bootable.config_sha256 is None) == (config is None)
 

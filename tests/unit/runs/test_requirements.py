@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which kernels a scenario is about."""
+"""The kernels to which a scenario applies."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_kernel_that_is_new_enough(release: str) -> None:
 
 @pytest.mark.parametrize("release", ["7.0.9", "6.12.107+deb13-cloud-amd64", "6.99"])
 def test_a_kernel_that_is_too_old(release: str, tmp_path: Path) -> None:
-    with pytest.raises(NotApplicableError, match=f"Linux 7.1 and later.* is {release[:3]}") as said:
+    with pytest.raises(NotApplicableError, match=f"Linux 7.1 or later.* is {release[:3]}") as said:
         check_kernel(about(since="7.1"), kernel(release), REQUEST)
     assert "--series" in said.value.hint
     # What is on top may be what the scenario is about.
@@ -51,7 +51,7 @@ def test_a_kernel_that_was_built_otherwise(tmp_path: Path) -> None:
     check_kernel(about(config={"CXL_REGION": "enabled"}), kernel("7.2", config), REQUEST)
     with pytest.raises(NotApplicableError, match=r"DEV_DAX_KMEM=m.* was built with DEV_DAX_KMEM=n"):
         check_kernel(about(config={"DEV_DAX_KMEM": "m"}), kernel("7.2", config), REQUEST)
-    with pytest.raises(NotApplicableError, match="comes without its config"):
+    with pytest.raises(NotApplicableError, match="has no config file"):
         check_kernel(about(config={"DEV_DAX_KMEM": "m"}), kernel("7.2"), REQUEST)
 
 
@@ -67,5 +67,5 @@ def test_a_driver_that_is_built_in_cannot_be_taken_away() -> None:
     case = load_case("no_region")
     assert case.scenario.guest.missing == ("cxl_pci",)
     check_removable(case, ("cxl_acpi", "cxl_pci"))
-    with pytest.raises(NotApplicableError, match=r"takes cxl_pci away, .* built in"):
+    with pytest.raises(NotApplicableError, match=r"removes cxl_pci, .* built in"):
         check_removable(case, ("cxl_acpi",))
