@@ -124,10 +124,10 @@ def find_range(options: RangeOptions, store: Store, progress: Progress) -> Commi
             hint = "name a commit that is good and one that is bad, with --good and --bad"
             raise UsageError(f"{option} is not given", hint=hint)
     path = _folder(options.tree)
-    source, good = look(f"{path}@{options.good}", store, progress, f"--good {options.good}")
-    _, bad = look(f"{path}@{options.bad}", store, progress, f"--bad {options.bad}")
-    ends = [_commit(source, str(state.commit)) for state in (good, bad)]
-    return CommitRange(*ends, options.first_good, source, path, options.kernel)
+    source, at_good = look(f"{path}@{options.good}", store, progress, f"--good {options.good}")
+    _, at_bad = look(f"{path}@{options.bad}", store, progress, f"--bad {options.bad}")
+    good, bad = (_commit(source, str(state.commit)) for state in (at_good, at_bad))
+    return CommitRange(good, bad, options.first_good, source, path, options.kernel)
 
 
 def _series_range(
@@ -158,9 +158,10 @@ def _series_range(
     request = replace(options.kernel, spec=spec, upto=None)
     with source.looked_at(store, progress):
         commits = _series_commits(source, state, series, subject, progress)
-    base_end, tip_end = commits[0], commits[-1]
-    good, bad = (tip_end, base_end) if options.first_good else (base_end, tip_end)
-    # Of patches that change nothing, the commit has the number of the last one before them.
+    good, bad = commits[0], commits[-1]
+    if options.first_good:
+        good, bad = bad, good
+    # A patch that changes nothing has the commit of the one before it.
     by_hash = {commit.hash: commit for commit in reversed(commits)}
     return CommitRange(good, bad, options.first_good, source, None, request, by_hash)
 

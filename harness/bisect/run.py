@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol
 
 import msgspec
 
-from harness.bisect.judge import SKIPPED, Failures, Judged, Judgement, Outcome, together
+from harness.bisect.judge import SKIPPED, CommitJudge, Failures, Judged, Outcome, together
 from harness.bisect.range import Commit, CommitRange
 from harness.contract.result import Verdict
 from harness.core.cache import Store
@@ -24,7 +24,6 @@ from harness.core.process import Completed
 from harness.core.version import harness_version
 from harness.kernels.build.config import plan_config
 from harness.kernels.build.git import Repository, ask
-from harness.kernels.request import KernelRequest
 
 FOLDER = "bisections"
 # git does not allow "bad" for the older end.
@@ -88,22 +87,6 @@ class Bisected:
         return self.candidates[0] if len(self.candidates) == 1 else None
 
 
-class Judge(Protocol):
-    """Judges kernels; see `CommitJudge`."""
-
-    scenarios: tuple[str, ...]
-    identity: tuple[str, ...]
-
-    def judge(
-        self,
-        request: KernelRequest,
-        scenarios: Sequence[str],
-        bad_end: Failures | None = None,
-        every: bool = False,
-    ) -> Judgement:
-        """Build a kernel and run scenarios on it."""
-
-
 class Listener(Protocol):
     """Is notified of the progress of a bisection."""
 
@@ -139,7 +122,7 @@ class Bisection:
     def __init__(
         self,
         ends: CommitRange,
-        judge: Judge,
+        judge: CommitJudge,
         store: Store,
         listener: Listener,
         deadline: Deadline | None = None,
@@ -226,10 +209,8 @@ class Bisection:
         """The merge bases of the ends, apart from the older end; check the order of both."""
         ends = self._ends
         if ends.good.hash == ends.bad.hash:
-            raise UsageError(
-                f"both ends are the same commit, {ends.good.short}",
-                hint="name two commits that differ",
-            )
+            hint = "name two commits that differ"
+            raise UsageError(f"both ends are the same commit, {ends.good.short}", hint=hint)
         words = ("merge-base", "--all", ends.old.hash, ends.new.hash)
         bases = self._git(*words, statuses=(0, 1)).stdout.split()
         if not bases:
@@ -275,7 +256,8 @@ class Bisection:
         return self._ends.commit(self._git("rev-parse", "--verify", "BISECT_HEAD").stdout.strip())
 
     def _ended(self) -> bool:
-        last = self._git("bisect", "log").stdout.rstrip().rpartition("\n")[2]
+        log = (self._repository.folder / "BISECT_LOG").read_text()
+        last = log.rstrip().rpartition("\n")[2]
         return last.startswith(("# first ", "# possible first "))
 
     def _step(
@@ -332,19 +314,20 @@ class Bisection:
     def _differing(self, good: Step, bad: Step) -> tuple[str, ...]:
         """The scenarios that pass at the good end and fail at the bad end, at least one."""
         pairs = [(good.of(judged.scenario), judged) for judged in bad.judged]
+        expected = (Outcome.GOOD, Outcome.BAD)
         differ = [
-            one.outcome is Outcome.GOOD and other.outcome is Outcome.BAD for one, other in pairs
+            at_bad.scenario
+            for at_good, at_bad in pairs
+            if (at_good.outcome, at_bad.outcome) == expected
         ]
-        if not any(differ):
+        if not differ:
             self.forget()  # A second try judges the ends again.
             _refuse_ends(self._ends, pairs)
-        for (at_good, at_bad), kept in zip(pairs, differ, strict=True):
-            if not kept:
+        for at_good, at_bad in pairs:
+            if at_bad.scenario not in differ:
                 verdicts = f"{verdicts_text(at_good)} / {verdicts_text(at_bad)}"
                 self._listener.note(f"{at_bad.scenario} is left out: good / bad end are {verdicts}")
-        return tuple(
-            judged.scenario for judged, kept in zip(bad.judged, differ, strict=True) if kept
-        )
+        return tuple(differ)
 
 
 def verdicts_text(judged: Judged) -> str:

@@ -11,7 +11,7 @@ import pytest
 from fake_sources import FAKE_KERNEL, git
 from fake_sources import Listener as Notes
 
-from harness.bisect.judge import SKIPPED, Failures, Judged, Judgement, Outcome
+from harness.bisect.judge import SKIPPED, CommitJudge, Failures, Judged, Judgement, Outcome
 from harness.bisect.range import CommitRange, RangeOptions, find_range
 from harness.bisect.run import Bisected, Bisection, Step
 from harness.core.cache import Store
@@ -23,7 +23,7 @@ FILES = ("Kconfig", "Makefile")
 OUTCOMES = {"PASS": Outcome.GOOD, "FAIL": Outcome.BAD}
 
 
-class FakeJudge:
+class FakeJudge(CommitJudge):
     """Ends each run with the subject of its commit: `good`, `bad:FAILURE`, `lost`, `broken`.
 
     Attributes:
@@ -31,11 +31,10 @@ class FakeJudge:
         subject_for: the subject to use for a commit's subject and a scenario.
     """
 
-    identity = ()
-
     def __init__(
         self, tree: Path, *, interrupt_at: int = -1, scenarios: Sequence[str] = ("exact_cover",)
     ) -> None:
+        self.identity = ()
         self.tree = tree
         self.judged: list[tuple[str, tuple[str, ...], Failures | None]] = []
         self.scenarios = tuple(scenarios)

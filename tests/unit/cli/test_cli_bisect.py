@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -309,3 +310,14 @@ def test_a_series_of_which_a_patch_does_not_apply(
     ended = harness(*BISECT, tree, "--series", series)
     assert ended.code == 4
     assert "does not apply" in ended.err
+
+
+def test_patches_that_change_nothing(
+    harness: Harness, guests: Guests, series: Path, tmp_path: Path
+) -> None:
+    """The one that changes the source is found, not one of those that leave it as it is."""
+    tree = git_fake(tmp_path / "linux")
+    for number in (5, 6):
+        shutil.copy(series / "0004-x.patch", series / f"000{number}-x.patch")
+    ended = harness(*BISECT, tree, "--series", series)
+    assert "first bad commit: patch 4 of 6 dax: patch 4" in ended.out, ended.err
