@@ -151,7 +151,7 @@ def test_an_end_that_cannot_be_judged(
 def test_ends_out_of_order_or_of_no_common_history(tree: Path, store: Store) -> None:
     made = commits(tree, "bad", "good", "good")
     git(tree, "checkout", "-q", "--orphan", "other")
-    commits(tree, "bad")
+    commits(tree, "bad,other")
     for ends, first_good, error, hint in (
         ((made[2], made[0]), False, "is an ancestor of", "add --first-good"),
         ((made[0], made[2]), True, "is an ancestor of", "leave --first-good out"),
