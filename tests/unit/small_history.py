@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_sources import FAKE_KERNEL, git
@@ -131,30 +132,17 @@ def bisection(
     first_good: bool = False,
     judge: FakeJudge | None = None,
     listener: Listener | None = None,
+    deadline: Deadline | None = None,
 ) -> Bisection:
     return Bisection(
         found_range(tree, store, *ends, first_good),
         judge or FakeJudge(tree),
         store,
         listener or Listener(),
+        deadline,
     )
 
 
-def run(
-    tree: Path,
-    store: Store,
-    good: str,
-    bad: str,
-    *,
-    first_good: bool = False,
-    judge: FakeJudge | None = None,
-    listener: Listener | None = None,
-    deadline: Deadline | None = None,
-) -> Bisected:
-    return Bisection(
-        found_range(tree, store, good, bad, first_good),
-        judge or FakeJudge(tree),
-        store,
-        listener or Listener(),
-        deadline,
-    ).run()
+def run(tree: Path, store: Store, good: str, bad: str, **options: Any) -> Bisected:
+    """Run the bisection that `bisection` makes with these options."""
+    return bisection(tree, store, (good, bad), **options).run()

@@ -247,11 +247,7 @@ def test_no_step_after_the_deadline(tree: Path, store: Store) -> None:
     made = commits(tree, "good", "good", "bad")
     judge = FakeJudge(tree)
     with pytest.raises(DeadlineExpiredError, match="the bisection"):
-        run(
-            *(tree, store, made[0], "main"),
-            judge=judge,
-            deadline=Deadline(1e-9, "the bisection"),
-        )
+        run(tree, store, made[0], "main", judge=judge, deadline=Deadline(1e-9, "the bisection"))
     assert judge.judged == []
 
 
