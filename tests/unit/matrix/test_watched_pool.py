@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who hears of the ends of combinations, in a pool and in an avocado job with made-up workers."""
+"""The callback for results, in a pool and in an avocado job with fake workers."""
 
 from __future__ import annotations
 
