@@ -276,7 +276,6 @@ def shard(combinations: Sequence[Combination], number: int, of: int) -> tuple[Co
     Every entry is in exactly one shard, and shards differ by at most one in size.
 
     Args:
-        combinations: all entries, in the same order on every machine.
         number: 1 to `of`.
     """
     if not 1 <= number <= of:
