@@ -22,8 +22,9 @@ from harness.core.paths import PROJECT
 CHECKED = (
     "README.md",
     "SECURITY.md",
-    "docs/architecture.md",
-    "docs/glossary.md",
+    *(f"docs/{name}.md" for name in ("architecture", "compared", "contract", "discussion")),
+    *(f"docs/{name}.md" for name in ("glossary", "matrix", "measurements", "mutants", "nightly")),
+    *(f"docs/{name}.md" for name in ("reliability", "reports", "running", "scale", "scenarios")),
     "docs/tutorial.md",
     "harness/cli/compare.py",
     "harness/cli/doctor.py",
