@@ -188,7 +188,7 @@ def _check_memory() -> Check:
     except OSError:
         match = None
     if match is None:
-        return Check("memory", "warning", f"{_MEMINFO} has no MemAvailable", "a guest needs about 1 GiB")
+        return Check("memory", "warning", f"no MemAvailable in {_MEMINFO}", "a guest needs 1 GiB")
     available = int(match[1]) << 10
     if available < _MEMORY_BYTES:
         return Check(
@@ -206,7 +206,7 @@ def _check_store() -> Check:
     # Below an unreadable parent, paths seem not to exist.
     existing = next(path for path in (store, *store.parents) if os.access(path, os.F_OK))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Check("store", "missing", f"{store} is not writable", f"{elsewhere} that is writable")
+        return Check("store", "missing", f"{store} is not writable", f"{elsewhere} you can write")
     free = shutil.disk_usage(existing).free
     if free < _STORE_BYTES:
         return Check(

@@ -47,9 +47,7 @@ def main(verbose: bool) -> None:
 @click.argument("name", metavar="PROFILE|SCENARIO")
 @kernel_options
 @accel_options
-@click.option(
-    "--print", "only_print", is_flag=True, help="Print QEMU's command line and exit."
-)
+@click.option("--print", "only_print", is_flag=True, help="Print QEMU's command line and exit.")
 @explains_errors
 def boot(name: str, request: KernelRequest, accel: Any, qemu: str | None, only_print: bool) -> None:
     """Boot a profile or scenario with its console on this terminal.

@@ -26,7 +26,7 @@ _USUAL = PROJECT / "ci" / "matrix.yaml"
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[MATRIX.yaml]")
-@click.option("--shard", metavar="I/N", help="Run part I of N, for example to split a matrix over CI jobs.")
+@click.option("--shard", metavar="I/N", help="Run part I of N, to split a matrix over CI jobs.")
 @click.option(
     "-j",
     "--jobs",

@@ -45,7 +45,7 @@ def read_lab(text: str, name: str) -> Document[Lab]:
     document = read_document(text, name, Lab, guide="docs/matrix.md")
     hosts = document.value.hosts
     if not hosts:
-        raise document.error("hosts", "the list of hosts is empty", hint="add a host, or run without --hosts")
+        raise document.error("hosts", "no hosts", hint="add a host, or run without --hosts")
     for index, host in enumerate(hosts):
         if host.name in [one.name for one in hosts[:index]]:
             raise document.error(
@@ -55,6 +55,6 @@ def read_lab(text: str, name: str) -> Document[Lab]:
             )
         if host.ssh is None and host.options:
             raise document.error(
-                f"hosts[{index}].options", "options without ssh", hint="add ssh with the address of the host"
+                f"hosts[{index}].options", "options without ssh", hint="add the address as ssh"
             )
     return document

@@ -76,9 +76,7 @@ def load_matrix(path: Path, branch: str | None = None) -> Plan:
     plan = plan_matrix(matrix, tuple(scenarios), facts)
     if not plan.chosen:
         reasons = "\n".join(sorted({one.reason for one in plan.dropped}))
-        raise document.error(
-            "", f"all entries are left out:\n{reasons}", hint="see docs/matrix.md"
-        )
+        raise document.error("", f"all entries are left out:\n{reasons}", hint="see docs/matrix.md")
     return plan
 
 
@@ -114,9 +112,7 @@ def parse_shard(text: str) -> Shard:
     """
     match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text, re.ASCII)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(
-            f"{text!r} is not a shard", hint="write I/N with 1 <= I <= N, such as 2/8"
-        )
+        raise UsageError(f"{text!r} is not a shard", hint="write I/N with 1 <= I <= N, such as 2/8")
     return Shard(int(match[1]), int(match[2]))
 
 

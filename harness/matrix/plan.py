@@ -162,9 +162,7 @@ def read_matrix(text: str, name: str) -> Document[Matrix]:
     for axis in AXES:
         values: tuple[str, ...] = getattr(document.value, axis)
         if not values:
-            raise document.error(
-                axis, "the axis is empty", hint=f"add an item, or remove {axis}"
-            )
+            raise document.error(axis, "the axis is empty", hint=f"add an item, or remove {axis}")
         for index, value in enumerate(values):
             if not value.strip():
                 raise document.error(

@@ -185,7 +185,7 @@ class WorkerPool:
                             f"{losses} workers were lost while they ran it, the last: "
                             f"{cause.message}",
                             where=cause.where,
-                            hint="run it with harness run; it may need more memory than the hosts have",
+                            hint="run it with harness run; it may need more memory",
                         ) from None
                     told(note(f"lost {slot.host.lab.name}, running on another host: {cause}"))
                 except HarnessError:
@@ -276,9 +276,7 @@ class WorkerPool:
             # No deadline: every wait of a thread that holds a slot has one.
             self._changed.wait_for(lambda: self._usable(avoid) or not self._alive())
             if not self._alive():
-                raise NoHostError(
-                    "no host is left:\n" + self._why_dead(), hint="fix one of them"
-                )
+                raise NoHostError("no host is left:\n" + self._why_dead(), hint="fix one of them")
             slot = self._usable(avoid)[-1]
             self._free.remove(slot)
         try:

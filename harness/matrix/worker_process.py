@@ -85,7 +85,7 @@ class WorkerProcess:
         theirs = (self.hello.get("protocol"), self.hello.get("version"))
         if theirs != (PROTOCOL, harness_version()):
             raise UsageError(
-                f"the host has version {theirs[1]} of the harness, this machine {harness_version()}",
+                f"the host has version {theirs[1]}, this machine {harness_version()}",
                 where=self._name,
                 hint="install the same version on all hosts",
             )
@@ -93,9 +93,7 @@ class WorkerProcess:
     def has(self, kind: str, key: str, alias: str | None = None) -> bool:
         """Ask the worker for an entry of its store."""
         self._send({"do": "has", "kind": kind, "key": key, "alias": alias})
-        answer = self._next(
-            Deadline(_SEND_SECONDS, f"{self._name} to search its store", _UNHEARD)
-        )
+        answer = self._next(Deadline(_SEND_SECONDS, f"{self._name} to search its store", _UNHEARD))
         return bool(answer.get("has"))
 
     def put(self, entry: Path, alias: str | None = None) -> int:

@@ -82,7 +82,9 @@ class OwnershipResolver(Resolver):  # type: ignore[misc]
                     return _not_found(reference, f'"{reference}" is not a matrix')
                 chosen = _sharded(load_matrix(Path(reference)), self.config)
             else:
-                return _not_found(reference, f'"{reference}" is neither a matrix nor {_PREFIX}SCENARIO')
+                return _not_found(
+                    reference, f'"{reference}" is neither matrix nor {_PREFIX}SCENARIO'
+                )
         except HarnessError as error:
             return ReferenceResolution(
                 reference, ReferenceResolutionResult.CORRUPT, info=f"\n{error}"
@@ -184,7 +186,8 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
             except HarnessError as error:
                 LOG_UI.error("%s", error)
                 return False
-            atexit.register(self._pool.close)  # avocado does not notify a spawner at the end of the job
+            # Avocado does not notify a spawner at the end of the job.
+            atexit.register(self._pool.close)
         return True
 
     def _ready_pool(self) -> Pool:

@@ -43,7 +43,7 @@ class KnownIssueError(OwnershipError):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of `harness run`."""
-    group = parser.getgroup("CXL ownership harness", "CXL ownership harness, see harness run --help")
+    group = parser.getgroup("CXL ownership harness")
     group.addoption(
         "--kernel", default="debian:7.2", metavar="SPEC", help="kernel: debian:, image: or build:"
     )

@@ -69,7 +69,8 @@ def test_an_unusable_qemu(
         monkeypatch.setenv("HARNESS_QEMU", str(qemu))
         words = ()
     ended = harness(command, "exact_cover", *words)
-    assert_one_message(ended, str(qemu), *expected, "apt-get install qemu-system-x86", "HARNESS_QEMU")
+    hint = ("apt-get install qemu-system-x86", "HARNESS_QEMU")
+    assert_one_message(ended, str(qemu), *expected, *hint)
     assert files(room) == before
 
 

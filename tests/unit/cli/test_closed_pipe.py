@@ -19,9 +19,7 @@ import pytest
         (("bisect-step", "--frobnicate"), 128),
     ],
 )
-def test_wrong_input_has_its_exit_code_without_a_reader(
-    words: tuple[str, ...], code: int
-) -> None:
+def test_wrong_input_has_its_exit_code_without_a_reader(words: tuple[str, ...], code: int) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:

@@ -111,7 +111,7 @@ def test_a_combination_survives_json() -> None:
         ),
     ],
 )
-def test_what_makes_no_sense_is_left_out_with_the_reason(
+def test_entries_that_cannot_run_are_left_out_with_the_reason(
     axes: dict[str, object], known: Facts, reason: str
 ) -> None:
     matrix = msgspec.convert(axes, Matrix)
@@ -135,11 +135,11 @@ def test_what_makes_no_sense_is_left_out_with_the_reason(
         ({"kernels": ("build:/a",), "series": ("s",)}, facts(policies={"s": None})),
     ],
 )
-def test_what_makes_sense_stays(axes: dict[str, object], known: Facts) -> None:
+def test_valid_entries_stay(axes: dict[str, object], known: Facts) -> None:
     assert reasons(msgspec.convert(axes, Matrix), known) == []
 
 
-def test_what_comes_to_the_same_runs_once() -> None:
+def test_duplicate_entries_run_once() -> None:
     # The scenario has a kernel built anyway, from the same source.
     matrix = Matrix(kernels=("debian:7.2", "build:debian:7.2"))
     plan = plan_matrix(matrix, ("one", "two"), facts(configs=("no_cxl",)))
@@ -168,7 +168,7 @@ def test_every_combination_is_in_exactly_one_shard(count: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3", ""])
-def test_what_is_no_shard_is_refused(text: str) -> None:
+def test_an_invalid_shard_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match="is not a shard") as caught:
         parse_shard(text)
     assert "I/N" in caught.value.hint
@@ -229,7 +229,7 @@ def test_a_wrong_file_is_refused_at_file_line_and_field(
         assert word in str(caught.value)
 
 
-def test_what_is_left_out_of_a_nightly_may_be_called_branch(tmp_path: Path) -> None:
+def test_exclude_of_a_nightly_may_name_the_branch(tmp_path: Path) -> None:
     path = tmp_path / "m.yaml"
     path.write_text(
         "kernels: [branch, debian:7.2]\nscenarios: [exact_cover, no_region]\n"

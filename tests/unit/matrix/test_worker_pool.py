@@ -97,7 +97,7 @@ def test_a_host_may_be_told_to_take_less(tmp_path: Path, make: MakePool, notes: 
         pool.close()
 
 
-def test_what_a_lost_host_had_to_do_another_does(make: MakePool) -> None:
+def test_entries_of_a_lost_host_run_on_another_host(make: MakePool) -> None:
     pool = make(a="", b="")
     for scenario in ("kill_a", "kill_b") * 3:
         said = run(pool, scenario)
@@ -124,7 +124,9 @@ def test_beside_a_host_that_loses_everything_the_others_do_all(
         said = list(threads.map(lambda number: run(pool, f"kill_a-{number}"), range(20)))
     assert [(one[-1]["result"], one[-1]["host"]) for one in said] == [("pass", "b")] * 20
     # It is out as soon as three have lost their workers there; the others may have been faster.
-    assert [line.startswith("host a is no longer used: a: the connection") for line in notes.lines] in (
+    assert [
+        line.startswith("host a is no longer used: a: the connection") for line in notes.lines
+    ] in (
         [],
         [True],
     )
@@ -138,7 +140,7 @@ def test_a_combination_that_kills_every_worker_ends_and_the_rest_goes_on(make: M
     assert run(pool, "ok")[-1]["result"] == "pass"
 
 
-def test_what_goes_wrong_here_ends_a_combination_and_its_worker_only(
+def test_a_local_error_ends_only_the_entry_and_its_worker(
     make: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make(a="")
@@ -155,7 +157,7 @@ def test_what_goes_wrong_here_ends_a_combination_and_its_worker_only(
     assert run(pool, "ok")[-1]["result"] == "pass"
 
 
-def test_without_any_host_left_each_combination_says_why(make: MakePool) -> None:
+def test_without_hosts_each_entry_has_the_reason(make: MakePool) -> None:
     pool = make(a="")
     for number in range(3):
         run(pool, f"kill-{number}")
@@ -281,7 +283,7 @@ def test_ssh_never_asks_and_notices_a_dead_host() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("hosts: []\n", ("h.yaml:1: hosts", "the list of hosts is empty")),
+        ("hosts: []\n", ("h.yaml:1: hosts", "no hosts")),
         ("hosts:\n- name: a\n  sssh: x\n", ("h.yaml:3", "unknown key 'sssh'", "did you mean ssh")),
         ("hosts:\n- ssh: x\n", ("h.yaml:2: hosts[0]", "'name' is missing")),
         ("hosts:\n- {name: a}\n- {name: a}\n", ("h.yaml:3: hosts[1].name", "duplicate host")),

@@ -110,7 +110,7 @@ def test_a_wrong_reference_says_what_is_wrong(reference: str, words: tuple[str, 
         assert word in info
 
 
-def test_what_is_not_ours_is_left_to_others() -> None:
+def test_other_references_are_not_resolved() -> None:
     Path("other.yaml").write_text("- a: playbook\n")
     for reference in ("other.yaml", "absent.yaml", "/bin/true", "exact_cover"):
         assert resolve(reference)[0] is ReferenceResolutionResult.NOTFOUND

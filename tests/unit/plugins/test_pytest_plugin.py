@@ -278,9 +278,7 @@ def test_a_suite_without_scenarios_starts_nothing(
     assert outcomes(pytester)[0] == {"passed": 1}
 
 
-def test_guests_run_ahead_of_their_tests(
-    pytester: pytest.Pytester, answer: Any
-) -> None:
+def test_guests_run_ahead_of_their_tests(pytester: pytest.Pytester, answer: Any) -> None:
     """In one session, in the order of the selected tests."""
     seen = answer(Verdict.PASS)
     counts, _ = outcomes(pytester, "-k", "partial_region")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""ci/bench_bisect: what it asks of a bisection."""
+"""The checks of ci/bench_bisect."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ def found(steps: int = 8, overhead: float = 0.4, first: int = 37) -> dict[str, A
         ({**found(), "first": None}, ["another commit"]),
     ],
 )
-def test_what_is_not_as_wanted_is_said(
-    bench: Any, result: dict[str, Any], words: list[str]
-) -> None:
+def test_problems_are_reported(bench: Any, result: dict[str, Any], words: list[str]) -> None:
     said = bench.troubles(result, COMMITS, 37)
     assert len(said) == bool(words)
     for word in words:
