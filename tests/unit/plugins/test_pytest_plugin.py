@@ -77,8 +77,9 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...
             def run_all(
                 self, cases: Iterable[Case], kernel: object
             ) -> Iterator[RunResult | session.Skipped]:
+                cases = list(cases)
                 for case in cases:
-                    seen.append((case, kernel, *self.given))
+                    seen.append((case, kernel, *self.given, len(cases)))
                     if isinstance(verdict, NotApplicableError):
                         yield session.Skipped(case, verdict)
                     elif isinstance(verdict, BaseException):
@@ -243,7 +244,7 @@ def test_the_options_reach_the_runs(pytester: pytest.Pytester, answer: Any) -> N
     options = ("--kernel", "debian:6.18", "--policy", "all_or_nothing", "--evidence", "elsewhere")
     loads = ("--load", "kmem,dax_hmem", "--repeat", "3", "--start", "cold")
     _, text = outcomes(pytester, *ONE, *options, *loads)
-    ((case, kernel, judging, repeat, start),) = seen
+    ((case, kernel, judging, repeat, start, _),) = seen
     assert (case.name, judging.policy, judging.evidence_root) == (
         "exact_cover",
         "all_or_nothing",
@@ -284,5 +285,5 @@ def test_guests_run_ahead_of_their_tests(pytester: pytest.Pytester, answer: Any)
     counts, _ = outcomes(pytester, "-k", "partial_region")
     names = [name for name in scenario_names() if "partial_region" in name]
     assert [arguments[0].name for arguments in seen] == names
-    assert len({id(arguments[2]) for arguments in seen}) == 1
+    assert {arguments[5] for arguments in seen} == {len(names)}, "not in one call"
     assert counts["passed"] == len(names) > 2
