@@ -55,6 +55,6 @@ def read_lab(text: str, name: str) -> Document[Lab]:
             )
         if host.ssh is None and host.options:
             raise document.error(
-                f"hosts[{index}].options", "options without ssh", hint="add the address as ssh"
+                f"hosts[{index}].options", "options without ssh", hint="add ssh, the address"
             )
     return document
