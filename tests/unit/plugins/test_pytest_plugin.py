@@ -34,7 +34,7 @@ def test_ownership(scenario_result):
 # Replaces tests/known_issues.yaml, which changes.
 ISSUES = """
 import pytest
-from harness.scenario.known_issues import read_known_issues
+from harness.scenario.known_issues import load_known_issues
 
 TEXT = '''
 issues:
@@ -45,8 +45,10 @@ issues:
 '''
 
 @pytest.fixture(scope="session")
-def known_issues():
-    return read_known_issues(TEXT, "known.yaml").value
+def known_issues(tmp_path_factory):
+    path = tmp_path_factory.mktemp("issues") / "known.yaml"
+    path.write_text(TEXT)
+    return load_known_issues(path)
 """
 
 
