@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What programs leave running: for those of ci/ that look whether a harness leaves anything."""
+"""Find leftover processes of a harness, for the programs of ci/."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def processes_of(token: str) -> list[str]:
-    """Numbers and command lines of everything that was started with this word in its environment.
+    """Return number and command line of every process with this token in its environment.
 
     Args:
-        token: nothing else has it there, such as the path of a new folder that TMPDIR names.
+        token: unique, such as the path of a new folder in TMPDIR.
     """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

@@ -41,7 +41,7 @@ SLOW = {
     *("test_cli_list", "test_crowd", "test_error_messages", "test_fetch", "test_campaign"),
     "test_draw",
     *("test_hostile_builds", "test_hostile_observations", "test_hostile_sources"),
-    *("test_nightly_programs", "test_nightly_resumed", "test_nobody_listens"),
+    *("test_nightly_programs", "test_nightly_resumed", "test_closed_pipe"),
     *("test_process", "test_pytest_plugin", "test_pytest_progress"),
     *("test_report_in_chromium", "test_report_runs_in_chromium"),
     *("test_style", "test_watched_pool", "test_worker_pool"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What benchmarks measure around boots: whole runs of the harness, the floor, memory."""
+"""Measure whole runs of the harness, the floor, and memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECONDS = 3600
 
 
 def floor(host: Host, prepared: Prepared, folder: Path) -> float:
-    """Seconds from starting QEMU to its end, with a guest that powers off at once.
+    """Seconds from starting QEMU to its end, with a guest that powers off immediately.
 
     The same QEMU with the same command line, kernel and initramfs as a run of the scenario has.
     """
@@ -53,7 +53,7 @@ def floor(host: Host, prepared: Prepared, folder: Path) -> float:
 
 
 def _drain(console: IO[bytes]) -> None:
-    """Read a console until it closes: a guest with a full console stands still."""
+    """Read a console until it closes: a guest with a full console blocks."""
     while console.read(1 << 16):
         pass
 
@@ -75,7 +75,7 @@ def harness(*words: str, **environment: str) -> float:
 
 
 def peak_memory(words: Sequence[str]) -> float:
-    """MiB that the harness and its QEMU have together at most (PSS, looked at all the time)."""
+    """Return the peak memory of the harness and its QEMU in MiB (PSS, polled)."""
     most = 0
     with subprocess.Popen(["harness", *words], stdout=subprocess.DEVNULL) as run:
         while run.poll() is None:
@@ -94,7 +94,7 @@ def _children_of(pid: int) -> list[int]:
 
 
 def _memory_of(pid: int) -> int:
-    """KiB of a process, shared pages by their share."""
+    """Return the PSS of a process in KiB."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -103,7 +103,7 @@ def _memory_of(pid: int) -> int:
 
 
 def alternate(pairs: int, what: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Measure several things in turns, so that all of them meet the same machine."""
+    """Measure several functions alternately, for equal conditions."""
     taken: dict[str, list[float]] = {name: [] for name in what}
     for _ in range(pairs):
         for name, measure in what.items():
@@ -112,7 +112,7 @@ def alternate(pairs: int, what: Mapping[str, Callable[[], float]]) -> dict[str, 
 
 
 def show(taken: Mapping[str, Sequence[float]]) -> None:
-    """Print each thing's median and all that was measured."""
+    """Print the median and all values of each measurement."""
     width = max(map(len, taken))
     for name, seconds in taken.items():
         spread = " ".join(f"{one:.2f}" for one in sorted(seconds))
@@ -120,7 +120,7 @@ def show(taken: Mapping[str, Sequence[float]]) -> None:
 
 
 def show_ratio(name: str, upper: Sequence[float], lower: Sequence[float]) -> None:
-    """Print how many times as long one thing takes as another, by pairs and by medians."""
+    """Print the ratio of two measurements, by pairs and by medians."""
     pairs = statistics.median(a / b for a, b in zip(upper, lower, strict=True))
     medians = statistics.median(upper) / statistics.median(lower)
     print(f"{name}: median of pairs {pairs:.2f}, of medians {medians:.2f}")

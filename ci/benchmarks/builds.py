@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A kernel tree and a store of its own to measure builds in, made from the distribution's source.
+"""A kernel tree of the distribution's source and a separate store for measuring builds.
 
 Nothing of the user's store changes, but that it gets the source package when it lacks it.
 """
@@ -39,7 +39,7 @@ _IDENTITY = ("-c", "user.name=bench", "-c", "user.email=bench@localhost")
 
 @dataclass(frozen=True)
 class BuildRoom:
-    """A place of its own for builds.
+    """A separate folder for builds.
 
     Attributes:
         root: everything is below it.
@@ -53,16 +53,16 @@ class BuildRoom:
 
     @property
     def spec(self) -> str:
-        """What --kernel takes."""
+        """The SPEC of the tree."""
         return f"build:{self.tree}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes a harness work here."""
+        """The environment for a harness in this folder."""
         return {"HARNESS_STORE": str(self.store), "HARNESS_EVIDENCE": str(self.root / "evidence")}
 
     def edit(self, number: int) -> None:
-        """Change one line of hmem.c; each number gives another text, and another object."""
+        """Change one line of hmem.c; each number gives a different object."""
         path = self.tree / _HMEM
         text, count = _MESSAGE.subn(
             f"CXL did not claim resource ({number}), registering", path.read_text()
@@ -78,7 +78,7 @@ class BuildRoom:
         )
 
     def manifest(self) -> dict[str, dict[str, int]]:
-        """What the store says of its newest kernel."""
+        """The manifest of the newest kernel in the store."""
         content: dict[str, dict[str, int]] = json.loads(
             (self.kernel() / "manifest.json").read_text()
         )
@@ -94,7 +94,7 @@ class BuildRoom:
 
 @contextmanager
 def build_room(version: str, *, ccache: bool) -> Iterator[BuildRoom]:
-    """Make a room beside the user's store, and remove it at the end; it takes 5 GB.
+    """Make a folder next to the user's store, and remove it at the end; it takes 5 GB.
 
     Args:
         version: of Debian's source of the kernel.
@@ -103,7 +103,7 @@ def build_room(version: str, *, ccache: bool) -> Iterator[BuildRoom]:
     mine = Store(store_root())
     progress = TerminalProgress()
     source, state = debian_source(parse_kernel_spec(f"build:debian:{version}"), mine, progress)
-    # Beside the store: /tmp may be memory.
+    # Next to the store: /tmp may be in memory.
     with tempfile.TemporaryDirectory(prefix="cxl-bench-", dir=mine.root.parent) as folder:
         room = BuildRoom(Path(folder), Path(folder, "linux"), Path(folder, "store"))
         progress.note(f"writing out the source of Linux {version}")
@@ -136,7 +136,7 @@ def _write_tree(tree: Path, source: SourceTree, state: str) -> None:
 
 
 class PlainMake:
-    """What a developer does without the harness: make, in a folder that is built already.
+    """Plain make, as without the harness, in a built folder.
 
     The folder is a copy of the harness's, at the same path in the same sandbox, so that make finds
     all of it up to date.
@@ -160,7 +160,7 @@ class PlainMake:
         )
 
     def __call__(self) -> float:
-        """Seconds of one make."""
+        """Return the seconds of one make."""
         begin = time.monotonic()
         done = subprocess.run(
             make_argv(self._job, (f"-j{jobs()}",)), capture_output=True, text=True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What benchmarks measure around many runs: a whole catalogue, every load order of a scenario."""
+"""Measure many runs: all scenarios, every load order of a scenario."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.scenario.scenario_files import load_case, scenario_names
 
 
 def single_runs(kernel: str) -> tuple[str, ...]:
-    """The scenarios that are one guest on this kernel as it is."""
+    """Return the scenarios with one guest on this kernel without a build."""
     cases = [load_case(name) for name in scenario_names()]
     prebuilt = not kernel.startswith("build:")
     return tuple(
@@ -29,7 +29,7 @@ def single_runs(kernel: str) -> tuple[str, ...]:
 
 
 def timed_results(words: list[str]) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds that `harness run` takes, and its results."""
+    """Return the seconds and the results of `harness run`."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
         seconds = harness("run", *words, "--json", str(results))
@@ -37,7 +37,7 @@ def timed_results(words: list[str]) -> tuple[float, list[dict[str, Any]]]:
 
 
 def seconds_in_qemu(words: list[str]) -> tuple[float, float, int]:
-    """What a command of the harness spends inside QEMU.
+    """Measure the time that a command of the harness spends in QEMU.
 
     Returns:
         Wall seconds of the command; seconds of all its QEMUs on any core, as they were seen last,
@@ -55,7 +55,7 @@ def seconds_in_qemu(words: list[str]) -> tuple[float, float, int]:
 
 
 def _qemus() -> dict[str, int]:
-    """The QEMUs that run, with the clock ticks that each has used."""
+    """Return the running QEMU processes, with their clock ticks."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -5,38 +5,34 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from harness.bisect.search import Outcome
 from harness.cli.options import GuestOptions, explains_errors, guest_options
 from harness.cli.run import check_writable, write_file
 from harness.contract.result import Verdict
 from harness.core.errors import InconclusiveError, UnbuildableError, UsageError
 from harness.core.progress import TerminalProgress
-from harness.scenario.scenario import POLICIES
 
 if TYPE_CHECKING:
-    from harness.bisect.ends import Opened
-    from harness.bisect.probe import CommitJudge, Flakiness
-    from harness.bisect.run import Ends
-    from harness.bisect.search import Bisected, Step
-    from harness.runs.prepare import Host
-    from harness.runs.session import Session
-    from harness.scenario.scenario_files import Case
+    from contextlib import AbstractContextManager
+
+    from harness.bisect.judge import CommitJudge, Flakiness
+    from harness.bisect.range import CommitRange
+    from harness.bisect.run import Bisection, Step
+    from harness.scenario.kernel_request import KernelRequest
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# What git bisect run makes of exit codes: 0 good, 1 to 124, 126 and 127 bad, 125 cannot tell,
-# 128 and above end the bisection.
-STEP_CODES = {Outcome.GOOD: 0, Outcome.BAD: 1, Outcome.UNKNOWN: 125}
-STOP = 128
+# For git bisect run, 0 is good, 1 to 124, 126 and 127 are bad, 125 is skip, and 128 and above end
+# the bisection.
+_CANNOT_TELL = 125
+_STEP_CODES = {"good": 0, "bad": 1, "cannot tell": _CANNOT_TELL}
+_STOP = 128
 _MOST_RUNS = 1000
 
 
@@ -73,46 +69,27 @@ def _flaky_options(command: Function) -> Function:
 
 
 class StepCommand(click.Command):
-    """A command whose wrong use ends a bisection: click's own 2 would make a commit bad."""
+    """A command that ends a bisection unless it could judge the commit.
+
+    Wrong input, a full disk or a defect of the harness must not mark a commit as bad.
+    """
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Read the command line."""
+        """Parse the command line."""
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
-            with suppress(OSError):  # nobody may listen any more
+            with suppress(OSError):  # standard error may be closed
                 error.show()
-            sys.exit(STOP)
+            sys.exit(_STOP)
 
-
-def _ends_bisections(command: Function) -> Function:
-    """Turn errors into the exit codes of `harness bisect-step`."""
-
-    @explains_errors
-    @wraps(command)
-    def judged(*args: Any, **kwargs: Any) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
         try:
-            return command(*args, **kwargs)
-        except (InconclusiveError, UnbuildableError) as error:
-            with suppress(OSError):
-                click.echo(f"harness: {error}", err=True)
-            sys.exit(STEP_CODES[Outcome.UNKNOWN])
-
-    @wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return judged(*args, **kwargs)
+            return super().invoke(ctx)
         except SystemExit as ending:
-            # What is left says nothing about the commit: wrong input, a full disk, a defect.
-            if ending.code not in (*STEP_CODES.values(), None) and _code(ending) < STOP:
-                sys.exit(STOP)
-            raise
-
-    return guarded  # type: ignore[return-value]
-
-
-def _code(ending: SystemExit) -> int:
-    return ending.code if isinstance(ending.code, int) else 1
+            code = ending.code if isinstance(ending.code, int) else _STOP
+            sys.exit(code if code in _STEP_CODES.values() or code > _STOP else _STOP)
 
 
 @click.command(name="bisect-step", cls=StepCommand)
@@ -120,7 +97,7 @@ def _code(ending: SystemExit) -> int:
 @_build_options
 @_flaky_options
 @guest_options
-@_ends_bisections
+@explains_errors
 def bisect_step(
     scenarios: tuple[str, ...],
     configs: str,
@@ -129,34 +106,37 @@ def bisect_step(
     need: int,
     guests: GuestOptions,
 ) -> None:
-    """Judge the kernel tree that this is started in, for git bisect run.
+    """Judge the kernel tree of the current folder, for git bisect run.
 
-    The tree is built as it is checked out, in the store. A commit is bad when a scenario FAILs,
-    known issue or not, and good when all PASS.
+    The tree is built as it is checked out, in the store; with git bisect start --no-checkout,
+    the commit that git has chosen is built. A commit is bad when a scenario FAILs, known issue or
+    not, and good when all PASS.
 
-    Exit code: 0 good, 1 bad, 125 nobody can tell (not built, not judged, or a kernel that the
-    scenario is not about), 128 wrong input or a broken machine, which ends the bisection.
+    Exit code: 0 good, 1 bad, 125 cannot tell (not built, not judged, or a kernel to which the
+    scenario does not apply), 128 wrong input or a broken machine, which ends the bisection.
     """
+    from harness.bisect.judge import together
     from harness.bisect.message import judged_lines
-    from harness.bisect.probe import Flakiness
     from harness.kernels.build.git import ask
     from harness.scenario.kernel_request import request_of_options
-    from harness.scenario.scenario_files import load_cases
 
-    flakiness = Flakiness(*_checked_need(runs, need))
-    cases = load_cases(scenarios)
-    host = guests.host()
+    flakiness = _flakiness(runs, need)
     top = ask(Path.cwd(), "rev-parse", "--show-toplevel")
-    folder = top.stdout.rstrip("\n") if top.status == 0 else str(Path.cwd())
-    request = request_of_options(f"build:{folder}", configs, None, llvm=llvm)
-    with _session(guests, host) as session:
-        judge = _judge(host, session, cases, flakiness, guests)
-        judgement = judge.judge(request, [case.name for case in cases])
-    for line in judged_lines(judgement.judged):
+    spec = f"build:{top.stdout.rstrip() if top.status == 0 else Path.cwd()}"
+    head = ask(Path.cwd(), "rev-parse", "--quiet", "--verify", "BISECT_HEAD")
+    if head.status == 0:
+        spec += f"@{head.stdout.strip()}"
+    request = request_of_options(spec, configs, None, llvm=llvm)
+    try:
+        with _judge(scenarios, flakiness, guests, request) as judge:
+            judged = judge.judge(request, judge.scenarios).judged
+    except (InconclusiveError, UnbuildableError) as error:
+        with suppress(OSError):
+            click.echo(f"harness: {error}", err=True)
+        sys.exit(_CANNOT_TELL)
+    for line in judged_lines(judged):
         click.echo(line)
-    from harness.bisect.search import together
-
-    sys.exit(STEP_CODES[together(judgement.judged)])
+    sys.exit(_STEP_CODES[together(judged).value])
 
 
 @click.command()
@@ -181,10 +161,10 @@ def bisect_step(
 @click.option(
     "--same-failure",
     is_flag=True,
-    help="Only a FAIL with a rule and range that broke at the bad end counts; of another, nobody "
-    "can tell. Without it, every FAIL is bad.",
+    help="Only a FAIL with a rule and range that broke at the bad end counts; a commit with "
+    "another FAIL is skipped. Without it, every FAIL is bad.",
 )
-@click.option("--fresh", is_flag=True, help="Forget what an interrupted bisection found out.")
+@click.option("--fresh", is_flag=True, help="Forget the steps of an interrupted bisection.")
 @guest_options
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the steps here.")
 @explains_errors
@@ -206,122 +186,104 @@ def bisect(
 ) -> None:
     """Find the first commit that breaks a scenario.
 
-    Both ends are looked at first. Of several scenarios, those that PASS at the good end and FAIL
-    at the bad one judge; a commit is bad when one of them FAILs, known issue or not. Interrupted
-    and started again with the same words, it goes on where it stopped.
+    Both ends are judged first. Of several scenarios, only those that PASS at the good end and FAIL
+    at the bad end are used; a commit is bad when one of them FAILs, known issue or not. After an
+    interruption, the same command continues where it stopped.
 
-    Exit code: 0 found, 2 wrong input or ends that do not differ, 3 nobody can tell (the commits
-    that it may be are listed, or an end could not be judged), 4 an end does not build.
+    Exit code: 0 found, 2 wrong input or ends that do not differ, 3 cannot tell (the possible
+    commits are listed, or an end could not be judged), 4 an end does not build.
     """
-    from harness.bisect.ends import Asked, open_bisection
-    from harness.bisect.probe import Flakiness
-    from harness.runs.prepare import policy_for
+    from harness.bisect.range import RangeOptions, find_range
+    from harness.bisect.run import Bisection
     from harness.scenario.kernel_request import request_of_options
-    from harness.scenario.scenario_files import load_cases
 
-    flakiness = Flakiness(*_checked_need(runs, need), same_failure)
+    flakiness = _flakiness(runs, need, same_failure)
     request = request_of_options("build:", configs, series, llvm=llvm)
-    guests = replace(guests, policy=policy_for(guests.policy, request))
-    cases = load_cases(scenarios)
     if json_file is not None:
         check_writable(json_file)
-    host = guests.host()
-    asked = Asked(tree, good, bad, request, first_good)
-    opened = open_bisection(asked, host.store, host.progress)
-    with host.store.lock(f"bisect-{opened.source}", what=f"bisecting {tree}", wait=False):
-        result = _bisected(opened, cases, flakiness, guests, host, fresh, json_file)
-    if result.first is None:
+    with _judge(scenarios, flakiness, guests, request) as judge:
+        store = judge.host.store
+        options = RangeOptions(tree, good, bad, request, first_good)
+        ends = find_range(options, store, judge.host.progress)
+        lock = f"bisect-{ends.source.name}"
+        with store.lock(lock, what=f"bisecting {tree}", wait=False):
+            bisection = Bisection(ends, judge, store, _Listener())
+            if fresh:
+                bisection.forget()
+            found = _run(bisection, json_file)
+    if not found:
         sys.exit(Verdict.INCONCLUSIVE.exit_code)
 
 
-def _bisected(
-    opened: Opened,
-    cases: Sequence[Case],
-    flakiness: Flakiness,
-    guests: GuestOptions,
-    host: Host,
-    fresh: bool,
-    json_file: Path | None,
-) -> Bisected:
-    """Bisect, and show what comes out."""
+def _run(bisection: Bisection, json_file: Path | None) -> bool:
+    """Bisect and print the result; False if there are several candidates."""
     from harness.bisect.message import result_json, result_lines
-    from harness.bisect.record import open_record
-    from harness.bisect.run import GO_ON, Bisection
 
-    key = opened.key(cases, guests.policy or POLICIES[0], flakiness, host.qemu.identity)
-    names = tuple(case.name for case in cases)
-    question = f"{' '.join(names)} from {opened.ends.good.short} to {opened.ends.bad.short}"
-    record = open_record(host.store, key, question, host.progress, fresh)
-    if record.count:
-        click.echo(f"going on with an interrupted bisection; steps made: {record.count}", err=True)
+    if bisection.steps:
+        steps = len(bisection.steps)
+        click.echo(f"continuing an interrupted bisection; steps made: {steps}", err=True)
     try:
-        with _session(guests, host) as session:
-            judge = _judge(host, session, cases, flakiness, guests)
-            result = Bisection(opened.ends, opened.history, judge, names, record, _Listener()).run()
+        result = bisection.run()
     except (KeyboardInterrupt, SystemExit):
-        click.echo(f"harness: the steps so far are kept; {GO_ON}", err=True)
+        click.echo(
+            "harness: the steps so far are kept; run the same command to continue, or mark "
+            f"commits by hand with git -C {bisection.folder} bisect",
+            err=True,
+        )
         raise
-    kernel = opened.history.kernel(result.first) if result.first else None
-    for line in result_lines(result, kernel):
+    for line in result_lines(result):
         click.echo(line)
     if json_file is not None:
         write_file(json_file, json.dumps(result_json(result), indent=2) + "\n")
-    # Only now: until here, somebody who starts it again wants this answer.
-    record.forget()
-    return result
+    # Not earlier: a command that is repeated because of an error gets the same result.
+    bisection.forget()
+    return result.first is not None
 
 
 class _Listener(TerminalProgress):
-    """Shows steps as they are made."""
+    """Prints the steps."""
 
-    def begins(self, ends: Ends, count: int) -> None:
-        """Say what is about to be done."""
+    def begins(self, ends: CommitRange, count: int) -> None:
+        """Print the first line."""
         from harness.bisect.message import begin_line
 
         click.echo(begin_line(ends, count))
 
     def step(self, step: Step, again: bool) -> None:
-        """Show a step."""
+        """Print a step."""
         from harness.bisect.message import step_lines
 
         first, *rest = step_lines(step, again)
-        colour = {Outcome.GOOD: "green", Outcome.BAD: "red"}.get(step.outcome, "yellow")
         word = step.outcome.value
+        colour = {"good": "green", "bad": "red"}.get(word, "yellow")
         click.echo(click.style(word, fg=colour, bold=True) + first[len(word) :])
         for line in rest:
             click.echo(line)
 
 
-def _checked_need(runs: int, need: int) -> tuple[int, int]:
+def _flakiness(runs: int, need: int, same_failure: bool = False) -> Flakiness:
+    from harness.bisect.judge import Flakiness
+
     if need > runs:
         raise UsageError(
-            f"--need {need} of --runs {runs} can never be",
+            f"--need {need} is more than --runs {runs}",
             hint=f"name at least as many runs: --runs {need} --need {need}",
         )
-    return runs, need
-
-
-def _session(guests: GuestOptions, host: Host) -> Session:
-    """A session in which a failure is a failure, known or not, and is not made shorter."""
-    from harness.runs.guest_run import Judging
-    from harness.runs.session import Session, SessionOptions, default_jobs
-    from harness.scenario.known_issues import KnownIssues
-
-    judging = Judging(
-        guests.policy or POLICIES[0], guests.evidence, KnownIssues(issues=()), guests.timeout
-    )
-    options = SessionOptions(guests.jobs or default_jobs(), minimize=False)
-    return Session(host, judging, options)
+    return Flakiness(runs, need, same_failure)
 
 
 def _judge(
-    host: Host,
-    session: Session,
-    cases: Sequence[Case],
-    flakiness: Flakiness,
-    guests: GuestOptions,
-) -> CommitJudge:
-    from harness.bisect.probe import CommitJudge
+    scenarios: tuple[str, ...], flakiness: Flakiness, guests: GuestOptions, request: KernelRequest
+) -> AbstractContextManager[CommitJudge]:
+    """A judge for which a known issue is a failure."""
+    from harness.bisect.judge import commit_judge
+    from harness.runs.guest_run import Judging
+    from harness.runs.prepare import policy_for
     from harness.runs.session import default_jobs
+    from harness.scenario.known_issues import KnownIssues
+    from harness.scenario.scenario_files import load_cases
 
-    return CommitJudge(host, session, cases, flakiness, guests.jobs or default_jobs())
+    cases = load_cases(scenarios)
+    policy = policy_for(guests.policy, request)
+    judging = Judging(policy, guests.evidence, KnownIssues(issues=()), guests.timeout)
+    return commit_judge(guests.host(), judging, cases, flakiness, guests.jobs or default_jobs())

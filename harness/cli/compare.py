@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command `harness compare`: two kernels side by side."""
+"""The command `harness compare`: compare two kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli.options import GuestOptions, explains_errors, guest_options
+from harness.cli.options import GuestOptions, explains_errors, guest_options, json_option
 from harness.cli.run import check_writable, write_file
 from harness.contract.result import Verdict
 from harness.core.errors import UsageError
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     metavar="SPEC",
-    help="Given twice: the kernel to compare with, and the other one.",
+    help="Give it twice: the older kernel, then the newer one.",
 )
 @guest_options
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table here.")
+@json_option
 @explains_errors
 def compare(
     scenarios: tuple[str, ...],
@@ -40,12 +40,12 @@ def compare(
     guests: GuestOptions,
     json_file: Path | None,
 ) -> None:
-    """Run scenarios on two kernels and say where they differ; without names, all scenarios.
+    """Run scenarios on two kernels and print the differences.
 
-    In the table, - is a regression, + a fix, ~ another outcome of the same verdict, ? a scenario
-    that could not be judged on both.
+    Without SCENARIO, all scenarios are run. In the table, - is a regression, + a fix, ~ a different
+    failure, ? a scenario that was not judged on both kernels.
 
-    Exit code: 0 without a regression, 1 with one, 2 wrong input, 3 when a run was not judged.
+    Exit code: 0 no regression, 1 a regression, 2 wrong input, 3 a run was not judged.
     """
     from harness.reports.comparison import Change, comparison_lines
     from harness.reports.comparison import compare as compare_results

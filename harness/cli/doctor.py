@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What this machine has and lacks for running the harness, and how to get the rest."""
+"""Check this machine for the requirements of the harness."""
 
 from __future__ import annotations
 
@@ -36,13 +36,11 @@ _MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: what it is, as people call it.
-        state: "warning" still runs, perhaps slower or with less; "missing" does not.
-        found: what is there, or what is wrong.
-        hint: what to do on this machine; empty when the state is "ok".
+        state: "warning": guests run, but slower or with a feature missing; "missing": they do not.
+        hint: empty when the state is "ok".
     """
 
     name: str
@@ -53,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True)
 class _Program:
-    """A program the harness calls, what for, and the package that brings it."""
+    """A program that the harness starts, its purpose, and its package."""
 
     name: str
     purpose: str
@@ -67,22 +65,22 @@ _PROGRAMS = (
     _Program("apt-get", "fetches Debian kernels and the guest's tools", "missing", "apt", "apt"),
     _Program("dpkg-deb", "unpacks Debian kernels and the guest's tools", "missing", "dpkg", "dpkg"),
     _Program("xz", "unpacks kernel modules", "missing", "xz", "xz-utils"),
-    _Program("git", "kernels from source", "warning", "git", "git"),
+    _Program("git", "builds kernels", "warning", "git", "git"),
     _Program("make", "builds kernels", "warning", "make", "make"),
     _Program("gcc", "builds kernels", "warning", "gcc", "gcc"),
     _Program("flex", "builds kernels", "warning", "flex", "flex"),
     _Program("bison", "builds kernels", "warning", "bison", "bison"),
     _Program("bc", "builds kernels", "warning", "bc", "bc"),
     _Program("lz4", "builds kernels", "warning", "lz4", "lz4"),
-    _Program("ccache", "builds kernels again fast", "warning", "ccache", "ccache"),
-    _Program("bwrap", "confines builds of others' code", "warning", "bubblewrap", "bubblewrap"),
+    _Program("ccache", "speeds up builds", "warning", "ccache", "ccache"),
+    _Program("bwrap", "confines kernel builds", "warning", "bubblewrap", "bubblewrap"),
 )
 
 
 def diagnose() -> tuple[Check, ...]:
-    """Look at everything the harness needs from this machine.
+    """Check everything that the harness needs from this machine.
 
-    Nothing is changed, except that the answers of QEMU are kept in the store.
+    Changes nothing, except that QEMU's answers are cached in the store.
     """
     return (
         *_check_qemu(),
@@ -97,19 +95,19 @@ def diagnose() -> tuple[Check, ...]:
 
 
 def check_orphans() -> Iterator[Check]:
-    """A line for each QEMU that a harness has left behind; none when there is none."""
-    for one in find_orphans():
+    """Yield a warning for each QEMU process that outlived its harness."""
+    for orphan in find_orphans():
         yield Check(
-            "a guest without a harness",
+            "stale QEMU",
             "warning",
-            f"process {one.pid}, which writes to {one.log}",
-            f"kill {one.pid}, and report how its harness ended",
+            f"process {orphan.pid} outlived its harness; it writes to {orphan.log}",
+            f"kill {orphan.pid}, and report how its harness ended",
         )
 
 
 def _check_qemu() -> Iterator[Check]:
     if _check_program(_SETPRIV).state != "ok":
-        yield Check("QEMU", "missing", "cannot be asked without setpriv", "get setpriv first")
+        yield Check("QEMU", "missing", "not checked: setpriv is missing", "install setpriv first")
         return
     try:
         path, _ = find_qemu()
@@ -119,12 +117,12 @@ def _check_qemu() -> Iterator[Check]:
         yield Check("QEMU", "missing", text, error.hint)
         return
     except OSError as error:
-        yield Check("QEMU", "missing", f"cannot be asked: {error}", install_qemu_hint())
+        yield Check("QEMU", "missing", f"cannot be run: {error}", install_qemu_hint())
         return
     found = f"{qemu.version_text} ({qemu.path})"
     if qemu.too_old():
-        wanted = f"{MINIMUM[0]}.{MINIMUM[1]} or later is needed"
-        yield Check("QEMU", "missing", f"{found}: {wanted}", install_qemu_hint())
+        required = f"{MINIMUM[0]}.{MINIMUM[1]} or later is required"
+        yield Check("QEMU", "missing", f"{found}: {required}", install_qemu_hint())
     else:
         yield Check("QEMU", "ok", found)
     yield _check_features(qemu, "QEMU's CXL devices", ("cxl-", "pxb-cxl"))
@@ -136,17 +134,17 @@ def _check_qemu() -> Iterator[Check]:
         yield Check(
             "QEMU's sandbox",
             "warning",
-            "-sandbox on does not start: QEMU runs without it",
-            "a QEMU built with seccomp, on a host that allows it, confines itself",
+            "QEMU does not start with -sandbox on, so it runs without",
+            "use a QEMU that was built with seccomp, on a host that permits it",
         )
 
 
 def _check_features(qemu: QemuBinary, name: str, prefixes: tuple[str, ...]) -> Check:
-    wanted = tuple(feature for feature in REQUIRED_FEATURES if feature.startswith(prefixes))
-    lacking = tuple(feature for feature in wanted if not qemu.has(feature))
-    if lacking:
-        return Check(name, "missing", f"without {', '.join(lacking)}", install_qemu_hint())
-    return Check(name, "ok", ", ".join(wanted))
+    required = tuple(feature for feature in REQUIRED_FEATURES if feature.startswith(prefixes))
+    missing = tuple(feature for feature in required if not qemu.has(feature))
+    if missing:
+        return Check(name, "missing", f"without {', '.join(missing)}", install_qemu_hint())
+    return Check(name, "ok", ", ".join(required))
 
 
 def _check_program(program: _Program) -> Check:
@@ -155,7 +153,7 @@ def _check_program(program: _Program) -> Check:
         return Check(program.name, "ok", path)
     hint = for_this_distribution(
         {
-            "debian": f"ci/setup installs it, or: apt-get install {program.debian_package}",
+            "debian": f"use ci/setup, or: apt-get install {program.debian_package}",
             "ubuntu": f"apt-get install {program.debian_package}",
             "fedora": f"dnf install {program.package}",
             "arch": f"pacman -S {program.package}",
@@ -171,17 +169,17 @@ def _check_kvm() -> Check:
         return Check(
             "KVM",
             "warning",
-            f"no {_KVM}: guests run emulated (TCG), slower",
-            "nothing must be done; for speed, enable virtualization in firmware or hypervisor",
+            f"no {_KVM}: guests run under TCG, which is slower",
+            "optional: enable virtualization in the firmware or the hypervisor",
         )
     if not os.access(_KVM, os.R_OK | os.W_OK):
         return Check(
             "KVM",
             "warning",
-            f"{_KVM} is there, but not for this user: guests run emulated (TCG), slower",
-            'usermod --append --groups kvm "$USER" (as root), then log in again',
+            f"no permission for {_KVM}: guests run under TCG, which is slower",
+            'run usermod --append --groups kvm "$USER" as root, then log in again',
         )
-    return Check("KVM", "ok", f"{_KVM} (the first run finds out whether guests boot with it)")
+    return Check("KVM", "ok", f"{_KVM} (the first run tests whether guests boot with it)")
 
 
 def _check_memory() -> Check:
@@ -190,14 +188,14 @@ def _check_memory() -> Check:
     except OSError:
         match = None
     if match is None:
-        return Check("memory", "warning", f"{_MEMINFO} does not say", "1 GiB is needed for a guest")
+        return Check("memory", "warning", f"no MemAvailable in {_MEMINFO}", "a guest needs 1 GiB")
     available = int(match[1]) << 10
     if available < _MEMORY_BYTES:
         return Check(
             "memory",
             "warning",
             f"{_in_gib(available)} available",
-            f"end something: a guest needs about {_in_gib(_MEMORY_BYTES)}",
+            f"free some memory: a guest needs about {_in_gib(_MEMORY_BYTES)}",
         )
     return Check("memory", "ok", f"{_in_gib(available)} available")
 
@@ -205,31 +203,31 @@ def _check_memory() -> Check:
 def _check_store() -> Check:
     store = store_root()
     elsewhere = "set HARNESS_STORE to a folder"
-    # A parent may be unreadable, and then what is below it looks absent.
+    # Below an unreadable parent, paths seem not to exist.
     existing = next(path for path in (store, *store.parents) if os.access(path, os.F_OK))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Check("store", "missing", f"{store} cannot be written", f"{elsewhere} that can")
+        return Check("store", "missing", f"{store} is not writable", f"{elsewhere} you can write")
     free = shutil.disk_usage(existing).free
     if free < _STORE_BYTES:
         return Check(
             "store",
             "warning",
             f"{store}, {_in_gib(free)} free",
-            f"{elsewhere} with {_in_gib(_STORE_BYTES)} free, or make room",
+            f"{elsewhere} with {_in_gib(_STORE_BYTES)} free, or free some space",
         )
     return Check("store", "ok", f"{store}, {_in_gib(free)} free")
 
 
 def _check_python_packages() -> Check:
     name = "Python packages"
-    hint = "start the harness through ci/setup, or: python3 -m pip install --editable '.[dev]'"
+    hint = "run the harness with ci/setup, or: python3 -m pip install --editable '.[dev]'"
     try:
-        wanted = importlib.metadata.requires(_DISTRIBUTION) or []
+        requirements = importlib.metadata.requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, "missing", f"{_DISTRIBUTION} itself is not installed", hint)
-    lacking = []
+        return Check(name, "missing", f"{_DISTRIBUTION} is not installed", hint)
+    missing = []
     count = 0
-    for requirement in wanted:
+    for requirement in requirements:
         package = re.match(r"[A-Za-z0-9._-]+", requirement)
         if package is None or "extra ==" in requirement:
             continue
@@ -237,10 +235,10 @@ def _check_python_packages() -> Check:
         try:
             importlib.metadata.distribution(package[0])
         except importlib.metadata.PackageNotFoundError:
-            lacking.append(package[0])
-    if lacking:
-        return Check(name, "missing", f"not installed: {', '.join(lacking)}", hint)
-    return Check(name, "ok", f"all {count} are there")
+            missing.append(package[0])
+    if missing:
+        return Check(name, "missing", f"not installed: {', '.join(missing)}", hint)
+    return Check(name, "ok", f"all {count} are installed")
 
 
 def _in_gib(count: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line: `harness boot`, `list` and `doctor`, and the commands of the other modules."""
+"""The `harness` command, with its subcommands `boot`, `list` and `doctor`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,21 @@ from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario import POLICIES, Policy
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _OrderedGroup(click.Group):
+    """Lists commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_OrderedGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="cxl-ownership-harness")
-@click.option("-v", "--verbose", is_flag=True, help="Show every program that is started.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every program that is started.")
 def main(verbose: bool) -> None:
-    """Boot real kernels on CXL machines in QEMU and judge who owns each Soft Reserved range."""
+    """Boot kernels on QEMU machines with CXL and judge who owns each Soft Reserved range."""
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(name)s: %(message)s"
     )
@@ -33,19 +43,17 @@ def main(verbose: bool) -> None:
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
-@main.command()
+@click.command()
 @click.argument("name", metavar="PROFILE|SCENARIO")
 @kernel_options
 @accel_options
-@click.option(
-    "--print", "only_print", is_flag=True, help="Print the machine's command line and stop."
-)
+@click.option("--print", "only_print", is_flag=True, help="Print QEMU's command line and exit.")
 @explains_errors
 def boot(name: str, request: KernelRequest, accel: Any, qemu: str | None, only_print: bool) -> None:
-    """Boot the machine of a profile or scenario and give its console to you.
+    """Boot a profile or scenario with its console on this terminal.
 
-    For a scenario, the firmware state is what the scenario asks for. Leave with Ctrl-A x, or
-    by powering the guest off.
+    For a scenario, its firmware state is set up first. Ctrl-A x quits, as does powering off the
+    guest.
     """
     from harness.core.progress import TerminalProgress
     from harness.runs.interactive import boot_interactive, printed_command_line
@@ -58,12 +66,16 @@ def boot(name: str, request: KernelRequest, accel: Any, qemu: str | None, only_p
         sys.exit(boot_interactive(host, name, request))
 
 
-@main.command(name="list")
-@click.option("--kernel", "kernel", help="Mark what is known to fail on this kernel or version.")
+@click.command(name="list")
+@click.option(
+    "--kernel",
+    metavar="SPEC|VERSION",
+    help="Mark the scenarios that are known to fail on this kernel.",
+)
 @click.option("--policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True)
 @explains_errors
 def list_command(kernel: str | None, policy: Policy) -> None:
-    """List the scenarios and profiles."""
+    """List scenarios and profiles."""
     from harness.scenario.scenario_files import (
         load_case,
         load_profile,
@@ -86,7 +98,7 @@ def list_command(kernel: str | None, policy: Policy) -> None:
 
 
 def _known_failures(kernel: str, policy: Policy) -> dict[str, str]:
-    """The scenarios that are known to fail on a kernel, each with the issues that it meets."""
+    """Return the known issues of each scenario that they affect on a kernel, as text."""
     from harness.core.progress import TerminalProgress
     from harness.machine.address_probe import machine_layout
     from harness.runs.prepare import this_host
@@ -101,15 +113,15 @@ def _known_failures(kernel: str, policy: Policy) -> dict[str, str]:
         layout = machine_layout(host.qemu, case.profile, host.remember("layouts"))
         issues = known_failures(case, layout, release, policy)
         if issues:
-            sure = "fails" if any(not one.sometimes for one in issues) else "may fail"
-            marks[name] = f"{sure}: {', '.join(one.name for one in issues)}"
+            verb = "fails" if any(not issue.sometimes for issue in issues) else "may fail"
+            marks[name] = f"{verb}: {', '.join(issue.name for issue in issues)}"
     return marks
 
 
-@main.command()
+@click.command()
 @explains_errors
 def doctor() -> None:
-    """Say what this machine lacks, and how to get it."""
+    """Check this machine, and print how to install what is missing."""
     from harness.cli.doctor import diagnose
 
     checks = diagnose()
@@ -122,9 +134,13 @@ def doctor() -> None:
         sys.exit(USAGE)
 
 
-for command in (
-    *(run, compare, fuzz, report, bundle, replay),
-    *(bisect, bisect_step, matrix, matrix_worker),
-):
-    main.add_command(command)
-register_kernel_commands(main, explains_errors)
+def _register_commands() -> None:
+    """Add the commands in the order in which a user needs them."""
+    for command in (doctor, list_command, run, boot, compare):
+        main.add_command(command)
+    register_kernel_commands(main, explains_errors)
+    for command in (bisect, bisect_step, report, bundle, replay, matrix, fuzz, matrix_worker):
+        main.add_command(command)
+
+
+_register_commands()

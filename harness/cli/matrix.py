@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The commands `harness matrix` and `harness matrix-worker`."""
+"""The command `harness matrix`, and the hidden `harness matrix-worker`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.options import explains_errors
+from harness.cli.options import explains_errors, json_option
 from harness.cli.run import check_writable, make_folder, write_file
 from harness.contract.result import Verdict
 from harness.core.paths import PROJECT, evidence_root
@@ -26,32 +26,34 @@ _USUAL = PROJECT / "ci" / "matrix.yaml"
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[MATRIX.yaml]")
-@click.option("--shard", metavar="I/N", help="Run only part I of N: for CI that splits by itself.")
+@click.option("--shard", metavar="I/N", help="Run part I of N, to split a matrix over CI jobs.")
 @click.option(
     "-j",
     "--jobs",
     type=click.IntRange(1, 256),
-    help="Guests that run at once on this machine; as its cores and memory allow when left out.",
+    show_default="limit of cores and memory",
+    help="Number of concurrent guests on this machine.",
 )
 @click.option(
     "--hosts",
     type=click.Path(path_type=Path),
     metavar="HOSTS.yaml",
-    help="Run on these hosts, over SSH.",
+    help="Run on the hosts of this file, over SSH.",
 )
 @click.option(
     "--run-timeout",
     type=click.IntRange(1, 7 * 24 * 3600),
     metavar="SECONDS",
-    help="How long one combination may take, its kernel's build included.",
+    help="Time limit of one entry, including the build of its kernel.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write results here.")
+@json_option
 @click.option(
     "--results",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder in which the job makes its own; default beside the evidence of runs.",
+    show_default="jobs, next to the evidence folder",
+    help="Parent folder of the job's results.",
 )
-@click.option("--list", "only_list", is_flag=True, help="Print the combinations and stop.")
+@click.option("--list", "only_list", is_flag=True, help="Print the entries and exit.")
 @explains_errors
 def matrix(
     file: Path | None,
@@ -63,9 +65,9 @@ def matrix(
     results: Path | None,
     only_list: bool,
 ) -> None:
-    """Run all combinations of a matrix file as one avocado job; ci/matrix.yaml without a name.
+    """Run a matrix file as one avocado job. The default is ci/matrix.yaml.
 
-    Exit code as of harness run, but a failure that is known is none.
+    Exit code as for harness run, except that known issues do not count.
     """
     from harness.matrix.matrix_file import load_matrix, parse_shard
 
@@ -75,13 +77,13 @@ def matrix(
     plan = load_matrix(file or _USUAL)
     chosen = part.of(plan.chosen) if part else plan.chosen
     if only_list:
-        for one in chosen:
-            click.echo(one.name)
+        for entry in chosen:
+            click.echo(entry.name)
     _print_dropped(plan)
     if only_list:
         return
     if not chosen:
-        click.echo(f"shard {shard} of {len(plan.chosen)} combinations is empty")
+        click.echo(f"shard {shard} of {len(plan.chosen)} entries is empty")
         return
     from harness.core.progress import TerminalProgress
     from harness.matrix.lab import connected_pool
@@ -98,7 +100,7 @@ def matrix(
 @click.command(name="matrix-worker", hidden=True)
 @explains_errors
 def matrix_worker() -> None:
-    """Run combinations that come on standard input: the far end of `harness matrix`."""
+    """Run entries that `harness matrix` sends to standard input."""
     from harness.matrix.worker import serve_standard_input
     from harness.reports.terminal import result_lines
 
@@ -107,8 +109,8 @@ def matrix_worker() -> None:
 
 def _print_dropped(plan: Plan) -> None:
     reasons: dict[str, list[str]] = {}
-    for one in plan.dropped:
-        reasons.setdefault(one.reason, []).append(one.combination.name)
+    for dropped in plan.dropped:
+        reasons.setdefault(dropped.reason, []).append(dropped.combination.name)
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         click.echo(f"left out: {names[0]}{more}: {reason}", err=True)
@@ -121,14 +123,14 @@ def _run_job(
     run_timeout: int | None,
     json_file: Path | None,
 ) -> int:
-    """Run an avocado job; the exit code."""
+    """Run an avocado job and return the exit code."""
     job = avocado_job(chosen, pool, results, run_timeout)
     with job:
-        click.echo(f"{len(chosen)} combinations, {pool.size} at once; results in {job.logdir}")
+        click.echo(f"{len(chosen)} entries, {pool.size} concurrent; results in {job.logdir}")
         job.run()
     tests = job.result.tests
-    said = [json.loads(one["whiteboard"]) for one in tests if one.get("whiteboard")]
-    text = json.dumps(said, indent=2) + "\n"
+    runs = [json.loads(test["whiteboard"]) for test in tests if test.get("whiteboard")]
+    text = json.dumps(runs, indent=2) + "\n"
     write_file(Path(job.logdir, "matrix.json"), text)
     if json_file is not None:
         write_file(json_file, text)
@@ -146,11 +148,11 @@ def _run_job(
 
 
 def exit_code(tests: list[dict[str, Any]], missing: int) -> int:
-    """The exit code of a job: as of `harness run`, but a failure that is known is none.
+    """Return the exit code of a job: as for `harness run`, except that known issues do not count.
 
     Args:
-        tests: as avocado has them, with `status` and `fail_class`.
-        missing: how many were never run to an end.
+        tests: avocado's tests, with `status` and `fail_class`.
+        missing: the number of entries that did not finish.
     """
     if any(test["status"] == "FAIL" for test in tests):
         return Verdict.FAIL.exit_code
@@ -164,13 +166,11 @@ def exit_code(tests: list[dict[str, Any]], missing: int) -> int:
 def avocado_job(
     chosen: Sequence[Combination], pool: Pool, results: Path, run_timeout: int | None
 ) -> Any:
-    """An avocado job that is to be entered and run.
+    """Make an avocado job.
 
     Args:
-        chosen: what it runs.
-        pool: on what.
-        results: folder in which it makes its own.
-        run_timeout: seconds for one combination, or None.
+        results: parent folder of the job's results.
+        run_timeout: seconds for one entry, or None.
     """
     from avocado.core.job import Job
     from avocado.core.suite import TestSuite
@@ -190,6 +190,6 @@ def avocado_job(
     job = Job(config, [TestSuite("", config, tests=tests, job_config=config)])
     job.ownership_pool = pool
     for handler in logging.getLogger().handlers:
-        # Avocado logs all it does through the same root, and shows what is for people itself.
+        # Avocado logs through the same root logger, and prints its own messages.
         handler.addFilter(lambda record: not record.name.startswith("avocado"))
     return job

@@ -23,7 +23,7 @@ from harness.core.progress import TerminalProgress
 from harness.scenario.kernel_request import KernelRequest
 
 if TYPE_CHECKING:
-    from harness.bisect.probe import Flakiness
+    from harness.bisect.judge import Flakiness
     from harness.matrix.plan import Combination
     from harness.matrix.watched_pool import Ended
     from harness.nightly.bisect import BisectingTime
@@ -115,7 +115,7 @@ def nightly(
     Exit code: 0 no regression, 1 a regression, 2 wrong input, 3 nothing could be judged, the branch
     could not be fetched, or the night was cut short.
     """
-    from harness.bisect.probe import Flakiness
+    from harness.bisect.judge import Flakiness
     from harness.core.cache import Store
     from harness.core.version import harness_version
     from harness.matrix.lab import load_hosts
@@ -212,16 +212,15 @@ def _bisect(
     time: BisectingTime,
 ) -> Bisecting:
     """Look for the first bad commit of a combination, in a tree between two commits."""
-    from harness.bisect.ends import Asked, open_bisection
+    from harness.bisect.judge import commit_judge
     from harness.bisect.message import result_lines, step_lines
-    from harness.bisect.probe import CommitJudge
-    from harness.bisect.record import open_record
+    from harness.bisect.range import RangeOptions, find_range
     from harness.bisect.run import Bisection
     from harness.core.deadline import Deadline
     from harness.nightly.diff import Bisecting
     from harness.runs.guest_run import Judging
     from harness.runs.prepare import this_host
-    from harness.runs.session import Session, SessionOptions, default_jobs
+    from harness.runs.session import default_jobs
     from harness.scenario.known_issues import KnownIssues
     from harness.scenario.scenario_files import load_case
 
@@ -229,11 +228,11 @@ def _bisect(
         host = this_host(host.progress, one.accel, one.qemu)
     tree, good, bad = where
     case = load_case(one.scenario)
-    opened = open_bisection(
-        Asked(tree, good, bad, replace(one.request, spec="build:")), host.store, host.progress
+    ends = find_range(
+        RangeOptions(tree, good, bad, replace(one.request, spec="build:")),
+        host.store,
+        host.progress,
     )
-    key = opened.key([case], one.policy, flakiness, host.qemu.identity)
-    record = open_record(host.store, key, f"{one.name}: {good} {bad}", host.progress)
     judging = Judging(one.policy, evidence, KnownIssues(issues=()), one.timeout)
     left = time.left()
     option = "--bisect-minutes" if 60 * minutes <= left else "--bisect-total-minutes"
@@ -251,14 +250,11 @@ def _bisect(
             time.keep()
             self.note(f"  {step_lines(step, again)[0]}")
 
-    jobs = default_jobs()
-    with Session(host, judging, SessionOptions(jobs, minimize=False)) as session:
-        judge = CommitJudge(host, session, [case], flakiness, jobs)
-        found = Bisection(
-            opened.ends, opened.history, judge, [case.name], record, Steps(), deadline
-        ).run()
-    record.forget()
-    lines = result_lines(found, None)
+    with commit_judge(host, judging, [case], flakiness, default_jobs()) as judge:
+        bisection = Bisection(ends, judge, host.store, Steps(), deadline)
+        found = bisection.run()
+    bisection.forget()
+    lines = result_lines(found, run_command=False)
     if found.first is None:
         return Bisecting("", "", lines)
     return Bisecting(found.first.name, found.first.subject, lines[1:])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the commands share: options, and how errors become messages and exit codes."""
+"""Options that commands share, and the exit code of each error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def explains_errors(command: Command) -> Command:
-    """Turn errors into one message and the exit code that belongs to them."""
+    """Print an error as one message and exit with its code."""
 
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -43,66 +43,64 @@ def explains_errors(command: Command) -> Command:
         try:
             return command(*args, **kwargs)
         except HarnessError as error:
-            _say(f"harness: {error}")
+            _print_error(f"harness: {error}")
             sys.exit(_exit_code(error))
         except (click.ClickException, click.exceptions.Exit):
             raise
         except BrokenPipeError:
-            # Who read the output has gone; nothing more can be said there, not even at exit.
+            # The reader of the output has exited: print nothing more, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
-            # Never status 1, which says that a kernel broke the contract.
-            _say(f"harness: {error}\n  hint: {_what_to_do(error)}")
+            # Never status 1, which means that a kernel broke the contract.
+            _print_error(f"harness: {error}\n  hint: {_remedy(error)}")
             sys.exit(Verdict.INCONCLUSIVE.exit_code)
         except MemoryError:
-            _say(
-                "harness: the machine has no memory left; nothing was judged\n"
-                "  hint: close something, run fewer guests at once (--jobs 1), or raise ulimit -v"
+            _print_error(
+                "harness: out of memory; nothing was judged\n"
+                "  hint: free some memory, run fewer guests (--jobs 1), or raise ulimit -v"
             )
             sys.exit(Verdict.INCONCLUSIVE.exit_code)
         except Exception:
-            _say(traceback.format_exc())
-            _say(
-                "harness: this is a defect of the harness; nothing was judged\n"
-                "  hint: report the lines above, with the evidence of the run"
+            _print_error(traceback.format_exc())
+            _print_error(
+                "harness: this is a bug in the harness; nothing was judged\n"
+                "  hint: report the lines above together with the evidence of the run"
             )
             sys.exit(Verdict.INCONCLUSIVE.exit_code)
         except KeyboardInterrupt:
-            _say("harness: interrupted")
+            _print_error("harness: interrupted")
             sys.exit(128 + signal.SIGINT)
 
     return guarded  # type: ignore[return-value]
 
 
-def _say(text: str) -> None:
-    """Say why a command ends. Where nobody listens any more, its exit code is all the same."""
+def _print_error(text: str) -> None:
+    """Print to standard error. A closed pipe there must not change the exit code."""
     with suppress(OSError):
         click.echo(text, err=True)
 
 
 _REMEDIES = {
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "free some space, or raise the quota or ulimit -f; "
-    "HARNESS_STORE, HARNESS_EVIDENCE and TMPDIR name folders on other disks",
-    (errno.EMFILE, errno.ENFILE): "raise ulimit -n, or run fewer guests at once (--jobs 1)",
-    (errno.ENOMEM, errno.EAGAIN): "close something, run fewer guests at once (--jobs 1), or raise "
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "free some space, raise the quota or ulimit -f, or "
+    "set HARNESS_STORE, HARNESS_EVIDENCE and TMPDIR to folders on another disk",
+    (errno.EMFILE, errno.ENFILE): "raise ulimit -n, or run fewer guests (--jobs 1)",
+    (errno.ENOMEM, errno.EAGAIN): "free some memory, run fewer guests (--jobs 1), or raise "
     "ulimit -v and -u",
-    (errno.EACCES, errno.EPERM, errno.EROFS): "see who owns what is named there, and whether you "
-    "may write to it",
-    (errno.EIO,): "is the disk sound? see dmesg",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "check the owner and permissions of the path above",
+    (errno.EIO,): "check the disk for errors; see dmesg",
 }
 
 
-def _what_to_do(error: OSError) -> str:
-    """What the user can do about an error of the operating system that nobody foresaw."""
+def _remedy(error: OSError) -> str:
     for numbers, remedy in _REMEDIES.items():
         if error.errno in numbers:
             return remedy
-    return "see whether what is named there is as it should be, and start again"
+    return "check the path above, and run the command again"
 
 
 def _terminated(_signal: int, _frame: object) -> None:
-    # An exception, so that every `with` on the way out does its part.
+    # An exception, so that every `with` block is left and cleans up.
     sys.exit(128 + signal.SIGTERM)
 
 
@@ -116,17 +114,15 @@ def _exit_code(error: HarnessError) -> int:
 
 @dataclass(frozen=True)
 class GuestOptions:
-    """How guests are run and judged.
+    """Options for running and judging guests.
 
     Attributes:
-        policy: whose rules, None for those that the kernel's series names.
-        accel: `auto`, `kvm` or `tcg`.
-        qemu: the QEMU to use, None for the usual one.
-        evidence: folder in which each guest's run makes its own.
-        timeout: seconds that a guest may take to become ready.
-        jobs: guests that run at once, None for as many as there are cores.
-        build: whether scenarios may build a kernel when a prebuilt one is asked for.
-        start: how guests start: `auto`, `cold` or `warm`.
+        policy: None for the policy that the kernel's series names.
+        qemu: None for HARNESS_QEMU, else the one on PATH.
+        evidence: parent folder of the evidence of each guest.
+        timeout: seconds until a guest must be ready.
+        jobs: concurrent guests, None for the number of cores.
+        build: scenarios may build a kernel when a prebuilt one is requested.
     """
 
     policy: Policy | None
@@ -139,10 +135,10 @@ class GuestOptions:
     start: StartOption
 
     def host(self) -> Host:
-        """This machine.
+        """Return this machine.
 
         Raises:
-            UsageError: it cannot run guests.
+            UsageError: this machine cannot run guests.
         """
         from harness.core.progress import TerminalProgress
         from harness.runs.prepare import this_host
@@ -150,10 +146,10 @@ class GuestOptions:
         return this_host(TerminalProgress(), self.accel, self.qemu)
 
     def session(self, host: Host, request: KernelRequest, *, repeat: int = 1) -> Session:
-        """A session of guests with these options, judged as this kernel is meant to be.
+        """Make a session of guests with these options, judged by the policy of this kernel.
 
         Raises:
-            UsageError: the kernel's series is none.
+            UsageError: the kernel's series cannot be read.
         """
         from harness.runs.guest_run import Judging
         from harness.runs.prepare import policy_for
@@ -167,6 +163,15 @@ class GuestOptions:
         return Session(host, judging, options)
 
 
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the results to this file.",
+)
+
+
 def accel_options(command: Command) -> Command:
     """Give a command `--accel` and `--qemu`."""
     for option in (
@@ -175,10 +180,10 @@ def accel_options(command: Command) -> Command:
             type=click.Choice(["auto", "kvm", "tcg"]),
             default="auto",
             show_default=True,
-            help="What runs the guest; auto takes KVM where it boots a kernel.",
+            help="Accelerator; auto uses KVM if it can boot a kernel here, else TCG.",
         ),
         click.option(
-            "--qemu", metavar="PATH", help="The QEMU to use, not HARNESS_QEMU or the one on PATH."
+            "--qemu", metavar="PATH", help="QEMU binary, instead of HARNESS_QEMU or PATH."
         ),
     ):
         command = option(command)
@@ -186,7 +191,7 @@ def accel_options(command: Command) -> Command:
 
 
 def guest_options(command: Command) -> Command:
-    """Give a command the options of runs, as its argument `guests`."""
+    """Give a command the options for running guests, as its argument `guests`."""
 
     @wraps(command)
     def packed(*args: Any, **kwargs: Any) -> Any:
@@ -199,40 +204,42 @@ def guest_options(command: Command) -> Command:
         click.option(
             "--policy",
             type=click.Choice(POLICIES),
-            help="Whose rules are judged: per_range (mainline since 7.1) or all_or_nothing; "
-            "without it, the policy that the series names, else per_range.",
+            show_default="that of the series, else per_range",
+            help="Policy to judge by; per_range is mainline's since 7.1.",
         ),
         accel_options,
         click.option(
             "-j",
             "--jobs",
             type=click.IntRange(1, 256),
-            help="Guests that run at once; as many as there are cores when it is left out.",
+            show_default="number of cores",
+            help="Number of concurrent guests.",
         ),
         click.option(
             "--start",
             type=click.Choice(["auto", "cold", "warm"]),
             default="auto",
             show_default=True,
-            help="Boot every guest (cold), or restore it from one that was saved after its boot "
-            "(warm); auto restores where a scenario has several guests.",
+            help="cold boots every guest, warm restores guests from a snapshot taken after boot, "
+            "auto restores when a scenario has several guests.",
         ),
         click.option(
             "--build/--no-build",
             default=True,
-            help="Without building, scenarios that no prebuilt kernel serves are skipped.",
+            help="With --no-build, skip scenarios that need a kernel built for them.",
         ),
         click.option(
             "--evidence",
             type=click.Path(path_type=Path, file_okay=False),
-            help="Folder in which each run makes its own; default in the user's state folder.",
+            show_default="$HARNESS_EVIDENCE",
+            help="Folder for the evidence of the runs.",
         ),
         click.option(
             "--timeout",
             type=click.IntRange(1, 24 * 3600),
             default=120,
             show_default=True,
-            help="Seconds that a guest may take to become ready.",
+            help="Seconds until a guest must be ready.",
         ),
     )
     for option in reversed(options):
@@ -241,7 +248,7 @@ def guest_options(command: Command) -> Command:
 
 
 def kernel_options(command: Command) -> Command:
-    """Give a command the options that name a kernel, as its argument `request`."""
+    """Give a command the options that select a kernel, as its argument `request`."""
 
     @wraps(command)
     def packed(*args: Any, **kwargs: Any) -> Any:
@@ -258,14 +265,14 @@ def kernel_options(command: Command) -> Command:
             default=_DEFAULT_KERNEL,
             show_default=True,
             metavar="SPEC",
-            help="debian:VERSION, image:PATH, build:PATH[@REF] or build:debian:VERSION.",
+            help="Kernel: debian:VERSION, image:PATH, build:PATH[@REF] or build:debian:VERSION.",
         ),
         click.option(
             "--config",
             "configs",
             metavar="NAME,...",
             default="",
-            help="For build: fragments of kernel_configs/ on top of the base.",
+            help="For build: fragments of kernel_configs/ to merge into the base configuration.",
         ),
         click.option(
             "--series",
@@ -273,7 +280,7 @@ def kernel_options(command: Command) -> Command:
             metavar="DIR|MBOX[@vN]",
             help="For build: patches to apply.",
         ),
-        click.option("--llvm", is_flag=True, help="For build: clang instead of gcc."),
+        click.option("--llvm", is_flag=True, help="For build: compile with clang."),
     )
     for option in reversed(options):
         packed = option(packed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command `harness run`, and how results are shown and written."""
+"""The command `harness run`, and writing results to a file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from harness.cli.options import (
     GuestOptions,
     explains_errors,
     guest_options,
+    json_option,
     kernel_options,
 )
 from harness.contract.result import Verdict
@@ -34,17 +35,17 @@ if TYPE_CHECKING:
 @click.option(
     "--load",
     metavar="HOW",
-    help="Load otherwise than the scenario says: all_orders, parallel, modalias, none, or a "
-    "list of modules with commas between.",
+    help="Replace the scenario's guest.load: all_orders, parallel, modalias, none, or "
+    "comma-separated modules.",
 )
 @click.option(
     "--repeat",
     type=click.IntRange(1, 10_000),
     default=1,
     show_default=True,
-    help="How many guests each load gets.",
+    help="Number of guests for each load.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write results here.")
+@json_option
 @explains_errors
 def run(
     scenarios: tuple[str, ...],
@@ -54,12 +55,13 @@ def run(
     repeat: int,
     json_file: Path | None,
 ) -> None:
-    """Run scenarios, and say who owns each Soft Reserved range.
+    """Run scenarios and judge who owns each Soft Reserved range.
 
-    SCENARIO is a name, a pattern such as 'no_cxl*', or a file.
+    SCENARIO is a name, a pattern such as 'no_cxl*', or a YAML file. A scenario that does not apply
+    to the kernel is skipped.
 
-    Exit code: 0 all PASS, 1 a FAIL, 2 wrong input, 3 INCONCLUSIVE, 4 UNBUILDABLE; of several, the
-    first in the order 1, 4, 3. A scenario that is not about this kernel is skipped.
+    Exit code: 0 all PASS, 1 a FAIL, 2 wrong input, 3 INCONCLUSIVE, 4 UNBUILDABLE. With several
+    verdicts, FAIL wins over UNBUILDABLE, and UNBUILDABLE over INCONCLUSIVE.
     """
     from harness.reports.terminal import summary_line
     from harness.runs.minimize import requested_load
@@ -88,7 +90,7 @@ def run(
     except UsageError as error:
         if not any(result.verdict is Verdict.FAIL for result in results):
             raise
-        click.echo(f"harness: {error}", err=True)  # and what was found before still counts
+        click.echo(f"harness: {error}", err=True)  # the FAIL still decides the exit code
     if not results:
         sys.exit(USAGE)
     if len(results) > 1:
@@ -97,27 +99,26 @@ def run(
 
 
 def check_writable(path: Path, option: str = "--json") -> None:
-    """Refuse a file that results cannot go to, without touching it.
+    """Check that results can be written to a file, without changing it.
 
     Args:
-        path: of the file.
-        option: that names another one.
+        option: the option with which the user chose the file.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the file cannot be written.
     """
     why = ""
     if path.is_dir():
         why = "it is a folder"
     elif path.exists():
-        why = "" if os.access(path, os.W_OK) else "it may not be written"
+        why = "" if os.access(path, os.W_OK) else "no write permission"
     elif not path.parent.is_dir():
         why = "its folder does not exist"
     elif not os.access(path.parent, os.W_OK):
-        why = "its folder may not be written"
+        why = "no write permission for its folder"
     if why:
         raise UsageError(
-            f"cannot be written: {why}", where=str(path), hint=f"name another file with {option}"
+            f"cannot be written: {why}", where=str(path), hint=f"choose another file with {option}"
         )
 
 
@@ -126,14 +127,13 @@ def _write_results(path: Path, results: Sequence[RunResult]) -> None:
 
 
 def make_folder(path: Path, option: str) -> None:
-    """Make a folder that results go to, unless it is there.
+    """Make a folder for results unless it exists.
 
     Args:
-        path: of the folder.
-        option: that names another one.
+        option: the option with which the user chose the folder.
 
     Raises:
-        UsageError: it cannot be made.
+        UsageError: the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -141,20 +141,18 @@ def make_folder(path: Path, option: str) -> None:
         raise UsageError(
             f"the folder cannot be made: {error.strerror}",
             where=str(path),
-            hint=f"name another one with {option}",
+            hint=f"choose another one with {option}",
         ) from None
 
 
 def write_file(path: Path, text: str, option: str = "--json") -> None:
-    """Write results to a file that the user has named.
+    """Write results to a file.
 
     Args:
-        path: of the file.
-        text: what it is to have.
-        option: that names another one.
+        option: the option with which the user chose the file.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the file cannot be written.
     """
     try:
         path.write_text(text)
@@ -162,7 +160,8 @@ def write_file(path: Path, text: str, option: str = "--json") -> None:
         raise UsageError(
             f"the results cannot be written: {error.strerror}",
             where=str(path),
-            hint=f"free some space, or name another file with {option}; the evidence has them too",
+            hint=f"free some space, or choose another file with {option}; the results are also "
+            "in the evidence",
         ) from None
 
 
@@ -185,7 +184,8 @@ def _print_result(result: RunResult) -> None:
     from harness.reports.terminal import result_lines
 
     first, *rest = result_lines(result)
-    verdict, space, behind = first.partition(" ")
-    click.echo(click.style(verdict, fg=_COLOURS[result.verdict], bold=True) + space + behind)
+    verdict, space, rest_of_line = first.partition(" ")
+    coloured = click.style(verdict, fg=_COLOURS[result.verdict], bold=True)
+    click.echo(coloured + space + rest_of_line)
     for line in rest:
         click.echo(line)

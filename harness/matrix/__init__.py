@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernels, configurations, policies and profiles run by several workers."""
+"""Many runs as one job: kernels, configurations, series, policies and scenarios."""

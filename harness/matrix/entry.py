@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One combination of a matrix: it is run, and what comes of it is said in avocado's messages."""
+"""Run one matrix entry and report it as avocado status messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.scenario.known_issues import load_known_issues
 from harness.scenario.scenario_files import load_case
 
 Message = dict[str, Any]
-"""A status message of avocado's, without what only the task knows (id, job_id, time)."""
+"""A status message of avocado, without the fields of the task (id, job_id, time)."""
 
 Say = Callable[[Message], None]
 
@@ -38,15 +38,13 @@ _BYTES = "__base64_encoded__"
 
 
 class CombinationRun:
-    """A run of one combination, which another thread may stop.
+    """The run of one matrix entry, which another thread may stop.
 
     Args:
-        combination: what to run.
         output: the task's output folder.
-        progress: hears of what takes time.
-        describe: makes lines for people of a result.
-        shared: whether the folder is there for this process to write to. Without it the evidence
-            is made elsewhere, and sent with the messages.
+        describe: formats a result for the terminal.
+        shared: this process can write to the output folder; otherwise the evidence is sent with
+            the messages.
         stored: the key of the kernel in this machine's store; None to fetch or build it.
     """
 
@@ -70,12 +68,12 @@ class CombinationRun:
         self._stop: Callable[[], None] = lambda: None
 
     def stop(self) -> None:
-        """End its guests now; `run` then returns soon. For any thread."""
+        """Stop its guests, so that `run` returns. Callable from any thread."""
         self._stopped = True
         self._stop()
 
     def run(self, say: Say) -> None:
-        """Run it, from `started` to `finished`: whatever happens has a message."""
+        """Run the entry; sends `started` first and `finished` last, also after an error."""
         say({"status": "started"})
         with ExitStack() as stack:
             here = self._output
@@ -90,7 +88,7 @@ class CombinationRun:
                 import traceback
 
                 result = None
-                ending = _ending("error", f"a defect of the harness: {error!r}", "Defect")
+                ending = _ending("error", f"a bug in the harness: {error!r}", "Defect")
                 say(_output("stderr", traceback.format_exc()))
             if result is not None:
                 moved = _moved(result.as_json(), str(here), str(self._output))
@@ -118,10 +116,10 @@ class CombinationRun:
 
 
 def ending_of(result: RunResult) -> Message:
-    """The `finished` message of a run.
+    """Make the `finished` message of a run.
 
-    PASS is pass, a FAIL that is known warn, any other FAIL fail, and all else error: avocado's
-    cancel would not fail a job, so what did not build is an error too.
+    PASS is pass, a FAIL with only known issues warn, any other FAIL fail, and all else error.
+    UNBUILDABLE is an error too, because avocado's cancel does not fail a job.
     """
     if result.verdict is Verdict.PASS:
         return _ending("pass", "")
@@ -135,7 +133,7 @@ def ending_of(result: RunResult) -> Message:
 
 
 def ending_of_error(error: HarnessError) -> Message:
-    """The `finished` message when no guest was judged."""
+    """Make the `finished` message of an entry in which no guest was judged."""
     if isinstance(error, NotApplicableError):
         return _ending("skip", f"not applicable: {error.message}", "NotApplicable")
     kind = "UNBUILDABLE" if isinstance(error, UnbuildableError) else "INCONCLUSIVE"
@@ -143,11 +141,11 @@ def ending_of_error(error: HarnessError) -> Message:
 
 
 def sent_files(folder: Path, moved: dict[str, str]) -> Iterator[Message]:
-    """Messages that make the files of a folder again where the job is.
+    """Yield messages that recreate the files of a folder on the machine of the job.
 
     Args:
-        folder: its files, at any depth; links are left out.
-        moved: what verdicts say of this folder, and what they are to say.
+        folder: read recursively, without symlinks.
+        moved: paths to replace in verdict.json, with their replacements.
     """
     for place, names, files in os.walk(folder):
         names.sort()
@@ -169,15 +167,15 @@ def sent_files(folder: Path, moved: dict[str, str]) -> Iterator[Message]:
 
 
 def encode(message: Message) -> bytes:
-    """One line of JSON, bytes as avocado writes them in it."""
+    """Encode a message as one line of JSON; bytes in the form of avocado."""
     return json.dumps(message, default=_as_base64).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """What `encode` made.
+    """Decode a line of `encode`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the line is not a JSON object.
     """
     message = json.loads(line, object_hook=_from_base64)
     if not isinstance(message, dict):
@@ -208,7 +206,7 @@ def _json(value: object) -> bytes:
 
 
 def _moved(value: Any, before: str, after: str) -> Any:
-    """A JSON value with the folder that its paths begin with replaced."""
+    """Replace a prefix of all strings of a JSON value."""
     if isinstance(value, str):
         return after + value[len(before) :] if value.startswith(before) else value
     if isinstance(value, list):

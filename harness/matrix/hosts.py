@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The file that lists the machines of a lab."""
+"""Hosts files: the machines of a lab."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class LabHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """A machine that runs guests.
 
     Attributes:
-        name: what it is called in messages.
-        ssh: its address as ssh takes it, `HOST` or `USER@HOST`; None for this very machine.
-        options: words for ssh in front of the address, such as `-p 2222`.
-        command: what starts the harness there.
-        guests: how many guests it runs at once; None for as many as its cores and memory allow.
+        name: used in messages.
+        ssh: `HOST` or `USER@HOST`; None for this machine.
+        options: arguments for ssh in front of the address, such as `-p 2222`.
+        command: starts the harness on the host.
+        guests: number of concurrent guests; None for the limit of its cores and memory.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
@@ -31,30 +31,30 @@ class LabHost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Lab(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The file with the hosts."""
+    """A hosts file."""
 
     hosts: tuple[LabHost, ...]
 
 
 def read_lab(text: str, name: str) -> Document[Lab]:
-    """Read a file of hosts.
+    """Read a hosts file.
 
     Raises:
-        UsageError: names file, line and field.
+        UsageError: it is invalid; with file, line and field.
     """
     document = read_document(text, name, Lab, guide="docs/matrix.md")
     hosts = document.value.hosts
     if not hosts:
-        raise document.error("hosts", "no host is listed", hint="list one, or leave --hosts out")
+        raise document.error("hosts", "no hosts", hint="add a host, or run without --hosts")
     for index, host in enumerate(hosts):
         if host.name in [one.name for one in hosts[:index]]:
             raise document.error(
                 f"hosts[{index}].name",
-                f"two hosts are called {host.name}",
-                hint="give each host a name of its own",
+                f"duplicate host {host.name}",
+                hint="give each host a different name",
             )
         if host.ssh is None and host.options:
             raise document.error(
-                f"hosts[{index}].options", "options are for ssh", hint="add ssh, the address"
+                f"hosts[{index}].options", "options without ssh", hint="add ssh, the address"
             )
     return document

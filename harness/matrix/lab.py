@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The hosts that a matrix runs on: this machine, or those of a file."""
+"""The hosts of a matrix: this machine, or those of a hosts file."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from harness.matrix.worker_pool import WorkerPool
 
 
 def this_machine(guests: int | None = None) -> LabHost:
-    """The machine that this runs on, as a host without SSH."""
+    """Return this machine as a host without SSH."""
     return LabHost(name="here", command=(sys.executable, "-m", "harness"), guests=guests)
 
 
 def load_hosts(path: Path) -> tuple[LabHost, ...]:
-    """Read a file of hosts.
+    """Read a hosts file.
 
     Raises:
-        UsageError: it is wrong; names file, line and field.
+        UsageError: it is invalid; with file, line and field.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"the hosts cannot be read: {error}", where=str(path), hint="see docs/matrix.md"
+            f"cannot read the hosts file: {error}", where=str(path), hint="see docs/matrix.md"
         ) from None
     return read_lab(text, str(path)).value.hosts
 
 
 def connected_pool(hosts: Path | None, progress: Progress, guests: int | None = None) -> WorkerPool:
-    """Workers that wait for combinations; whoever has them closes them.
+    """Connect a pool of workers, which the caller closes.
 
     Args:
-        hosts: a file of hosts, None for this machine.
-        progress: hears of hosts that are lost.
-        guests: how many guests this machine runs at once, None for as many as it can.
+        hosts: a hosts file, None for this machine.
+        guests: number of concurrent guests of this machine, None for the limit of its cores and
+            memory.
 
     Raises:
         UsageError: no host can run guests.

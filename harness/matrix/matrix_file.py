@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Matrix files with all that they name, and what one machine can do of them at once."""
+"""Load matrix files, check the names in them, and compute the capacity of this machine."""
 
 from __future__ import annotations
 
@@ -36,21 +36,20 @@ from harness.scenario.scenario_files import Case, load_cases, suggest
 from harness.scenario.yaml_document import Document
 
 GUEST_MIB = 1024
-"""Memory set aside for a guest, more than twice what the largest profile takes at its peak
-(docs/measurements.md): kernels with KASAN take more."""
+"""Memory reserved for a guest: more than twice the peak of the largest profile
+(docs/measurements.md), since kernels with KASAN need more."""
 
 _AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.M)
 
 
 def load_matrix(path: Path, branch: str | None = None) -> Plan:
-    """Read a matrix file, with everything that it names.
+    """Read a matrix file with its scenarios, fragments and series.
 
     Args:
-        path: the file.
-        branch: the SPEC that the kernel `branch` stands for, None where there is no such kernel.
+        branch: the SPEC for the kernel `branch`, None outside of a nightly.
 
     Raises:
-        UsageError: it is wrong, or names something that does not exist; says file, line and field.
+        UsageError: it is invalid, or a name in it does not exist; with file, line and field.
     """
     document = read_matrix(_text(path), str(path))
     if branch is not None:
@@ -61,8 +60,8 @@ def load_matrix(path: Path, branch: str | None = None) -> Plan:
         if kernel == BRANCH:
             raise document.error(
                 f"kernels[{index}]",
-                f"{BRANCH!r} is the branch that a nightly follows, and here is none",
-                hint="run it as ci/nightly --matrix FILE, or name a kernel such as debian:7.2",
+                f"the kernel {BRANCH!r} exists in a nightly only",
+                hint="run ci/nightly --matrix FILE, or use a kernel such as debian:7.2",
             )
         with _at(document, f"kernels[{index}]"):
             parse_kernel_spec(kernel)
@@ -71,20 +70,18 @@ def load_matrix(path: Path, branch: str | None = None) -> Plan:
             raise document.error(
                 f"qemus[{index}]",
                 f"there is no program {qemu}",
-                hint=f"write a path, or {USUAL_QEMU} for the usual one",
+                hint=f"write a path, or {USUAL_QEMU} for the QEMU of this machine",
             )
     facts = Facts(scenarios, _fragments(document, scenarios.values()), _policies(document))
     plan = plan_matrix(matrix, tuple(scenarios), facts)
     if not plan.chosen:
         reasons = "\n".join(sorted({one.reason for one in plan.dropped}))
-        raise document.error(
-            "", f"no combination makes sense:\n{reasons}", hint="see docs/matrix.md"
-        )
+        raise document.error("", f"all entries are left out:\n{reasons}", hint="see docs/matrix.md")
     return plan
 
 
 def is_matrix(path: Path) -> bool:
-    """Whether a YAML file is meant to be a matrix: it has kernels or scenarios at its top."""
+    """Tell a matrix file by its keys kernels or scenarios at top level."""
     try:
         return re.search(r"^(kernels|scenarios)\s*:", path.read_text(), re.M) is not None
     except (OSError, UnicodeDecodeError):
@@ -96,52 +93,44 @@ class Shard:
     """One of several parts of a matrix.
 
     Attributes:
-        number: which, 1 to `count`.
-        count: how many there are.
+        number: 1 to `count`.
     """
 
     number: int
     count: int
 
     def of(self, combinations: Sequence[Combination]) -> tuple[Combination, ...]:
-        """The combinations of this part."""
+        """Select the entries of this part."""
         return shard(combinations, self.number, self.count)
 
 
 def parse_shard(text: str) -> Shard:
-    """Read `I/N`.
+    """Parse `I/N`.
 
     Raises:
-        UsageError: it is not that.
+        UsageError: the text has another form, or I is out of range.
     """
     match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text, re.ASCII)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(
-            f"{text!r} is no part of a matrix", hint="write I/N with 1 <= I <= N, such as 2/8"
-        )
+        raise UsageError(f"{text!r} is not a shard", hint="write I/N with 1 <= I <= N, such as 2/8")
     return Shard(int(match[1]), int(match[2]))
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a machine has for guests.
-
-    Attributes:
-        cores: that this process may use.
-        memory: MiB that are available.
-    """
+    """Cores that this process may use, and available memory in MiB."""
 
     cores: int
     memory: int
 
     @property
     def guests(self) -> int:
-        """How many guests run side by side: one a core, as far as the memory goes."""
+        """Number of concurrent guests: one for each core, limited by memory."""
         return max(1, min(self.cores, self.memory // GUEST_MIB))
 
 
 def this_capacity(meminfo: Path = Path("/proc/meminfo")) -> Capacity:
-    """What this machine has now."""
+    """Return the current capacity of this machine."""
     found = _AVAILABLE.search(meminfo.read_text())
     memory = int(found[1]) // 1024 if found else GUEST_MIB
     return Capacity(len(os.sched_getaffinity(0)), memory)
@@ -149,7 +138,7 @@ def this_capacity(meminfo: Path = Path("/proc/meminfo")) -> Capacity:
 
 @contextmanager
 def _at(document: Document[Matrix], field: str) -> Iterator[None]:
-    """Say at which field of a document something is wrong."""
+    """Add file, line and field to a UsageError."""
     try:
         yield
     except UsageError as error:
@@ -162,8 +151,8 @@ def _with_branch(document: Document[Matrix], spec: str) -> Document[Matrix]:
     if BRANCH not in matrix.kernels:
         raise document.error(
             "kernels",
-            f"the matrix of a nightly must name the kernel {BRANCH!r}",
-            hint=f"add {BRANCH} to the kernels: it stands for what the branch has that night",
+            f"the matrix of a nightly needs the kernel {BRANCH!r}",
+            hint=f"add {BRANCH} to kernels: the branch as it is that night",
         )
     kernels = tuple(spec if one == BRANCH else one for one in matrix.kernels)
     exclude = tuple(
@@ -193,7 +182,7 @@ def _fragments(
             if name not in known and "/" not in name and not name.startswith("distro"):
                 raise document.error(
                     f"configs[{index}]",
-                    f"no fragment is called {name!r}",
+                    f"there is no fragment {name!r}",
                     hint=suggest(name, ("base", *known), "fragments"),
                 )
     asked = {name for value in document.value.configs for name in configs_of(value)}
@@ -225,22 +214,22 @@ def _text(path: Path) -> str:
         raise UsageError("not UTF-8 text", where=str(path), hint="save it as UTF-8") from None
     except OSError as error:
         raise UsageError(
-            f"the matrix cannot be read: {error.strerror}",
+            f"cannot read the matrix: {error.strerror}",
             where=str(path),
-            hint="name a matrix file, such as ci/matrix.yaml",
+            hint="pass a matrix file, such as ci/matrix.yaml",
         ) from None
 
 
 def read_combination(raw: object) -> Combination:
-    """A combination as another process wrote it down.
+    """Convert a matrix entry from another process.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not a matrix entry.
     """
     try:
         return msgspec.convert(raw, Combination, strict=True)
     except msgspec.ValidationError as error:
         raise UsageError(
-            f"not a combination: {error}",
-            hint="do both sides have the same version of the harness?",
+            f"invalid matrix entry: {error}",
+            hint="use the same version of the harness on all hosts",
         ) from None

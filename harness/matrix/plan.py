@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A matrix file: its axes become combinations; what makes no sense is left out, with the reason."""
+"""Expand the axes of a matrix file into entries; those left out have a reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_SERIES = "none"
 NO_CONFIG = "base"
 USUAL_QEMU = "default"
 BRANCH = "branch"
-"""The kernel in the matrix of a nightly that stands for the branch of that night."""
+"""The name of the kernel under test in the matrix of a nightly."""
 AXES = ("kernels", "configs", "series", "policies", "scenarios", "qemus")
 
 AskedPolicy = Literal["auto", "per_range", "all_or_nothing"]
@@ -32,11 +32,7 @@ _DEBIAN_VERSION = re.compile(r"(?:build:)?debian:(\d+)\.(\d+)")
 
 
 class Exclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Combinations that somebody wants left out: those for which every pattern here matches.
-
-    Attributes:
-        reason: why, as it is reported.
-    """
+    """Leave out the entries that match every pattern; `reason` is reported."""
 
     kernel: str = "*"
     config: str = "*"
@@ -47,7 +43,7 @@ class Exclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     reason: Annotated[str, msgspec.Meta(min_length=10)]
 
     def covers(self, one: Combination) -> bool:
-        """Whether a combination is one of those."""
+        """Return True when every pattern matches."""
         return all(
             fnmatch.fnmatchcase(value, pattern)
             for value, pattern in (
@@ -62,22 +58,18 @@ class Exclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Matrix(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The axes of a matrix; every list has at least one item, and no item twice.
+    """The axes of a matrix; every list has at least one item, without duplicates.
 
     Attributes:
-        summary: what the matrix is for.
         kernels: SPECs.
-        configs: fragments on top of the base configuration, with commas between; `base` for none.
+        configs: comma-separated fragments; `base` for none.
         series: folders or mboxes of patches; `none` for no patches.
         policies: `auto` for the one that the series implements.
         scenarios: names, patterns of names, or files.
-        qemus: programs; `default` for the usual one.
-        accel: what runs guests.
+        qemus: programs; `default` for the QEMU of this machine.
         repeat: guests for each load of a scenario.
-        timeout: seconds that a guest may take to become ready.
-        build: whether a scenario that needs fragments may have a kernel built where a prebuilt one
-            is asked for.
-        exclude: combinations to leave out.
+        timeout: seconds until a guest must be ready.
+        build: a scenario that needs fragments has a kernel built where a prebuilt one is requested.
     """
 
     summary: str = ""
@@ -95,18 +87,16 @@ class Matrix(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Combination(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One run of a matrix, with all that it takes to do it anywhere.
+    """One entry of a matrix, complete enough to run it on any host.
 
     Attributes:
-        scenario: its name, or the path of its file.
+        scenario: a name, or the path of a file.
         kernel: a SPEC.
         configs: fragments on top of the base configuration.
-        series: patches, or None.
-        policy: whose rules are judged.
-        qemu: the program, None for the usual one.
-        accel: what runs guests.
+        series: a folder or mbox of patches.
+        qemu: a program, None for the QEMU of the host.
         repeat: guests for each load.
-        timeout: seconds that a guest may take to become ready.
+        timeout: seconds until a guest must be ready.
     """
 
     scenario: str
@@ -121,19 +111,19 @@ class Combination(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     @property
     def request(self) -> KernelRequest:
-        """The kernel that is asked for, without what the scenario needs on top."""
+        """The requested kernel, without the fragments of the scenario."""
         return KernelRequest(self.kernel, self.configs, Path(self.series) if self.series else None)
 
     @property
     def name(self) -> str:
-        """What tells it from every other combination of its matrix, for people."""
+        """A readable name, unique in the matrix."""
         words = [self.scenario, "on", str(self.request), self.policy]
         return " ".join([*words, *([f"qemu={self.qemu}"] if self.qemu else [])])
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A combination that makes no sense, and why."""
+    """An entry that is left out, and the reason."""
 
     combination: Combination
     reason: str
@@ -141,7 +131,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run of a matrix, sorted by name, and what is not."""
+    """The entries to run, sorted by name, and those left out."""
 
     chosen: tuple[Combination, ...]
     dropped: tuple[Dropped, ...]
@@ -149,12 +139,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides whether a combination makes sense.
+    """Facts that decide which entries are left out.
 
     Attributes:
-        scenarios: what each scenario's kernel must be, by name.
-        fragments: the options of each fragment, without CONFIG_, by the fragment's name.
-        policies: the policy that each series implements, None where it does not say.
+        scenarios: kernel requirements by scenario.
+        fragments: options by fragment, without CONFIG_.
+        policies: policies by series, None where the series has none.
     """
 
     scenarios: Mapping[str, KernelNeeds]
@@ -166,40 +156,36 @@ def read_matrix(text: str, name: str) -> Document[Matrix]:
     """Read a matrix file.
 
     Raises:
-        UsageError: names file, line and field.
+        UsageError: it is invalid; with file, line and field.
     """
     document = read_document(text, name, Matrix, guide="docs/matrix.md")
     for axis in AXES:
         values: tuple[str, ...] = getattr(document.value, axis)
         if not values:
-            raise document.error(
-                axis, "the axis is empty", hint=f"name at least one, or leave {axis} out"
-            )
+            raise document.error(axis, "the axis is empty", hint=f"add an item, or remove {axis}")
         for index, value in enumerate(values):
             if not value.strip():
                 raise document.error(
-                    f"{axis}[{index}]", "an empty name", hint="name something, or remove it"
+                    f"{axis}[{index}]", "empty name", hint="write a name, or remove the item"
                 )
             if value in values[:index]:
                 raise document.error(
-                    f"{axis}[{index}]", f"{value!r} stands twice", hint="remove one of the two"
+                    f"{axis}[{index}]", f"duplicate {value!r}", hint="remove one of them"
                 )
     return document
 
 
 def configs_of(value: str) -> tuple[str, ...]:
-    """The fragments that an item of the axis `configs` names."""
+    """Split an item of the axis `configs` into fragments."""
     names = (name.strip() for name in value.split(","))
     return tuple(name for name in names if name and name != NO_CONFIG)
 
 
 def plan_matrix(matrix: Matrix, scenarios: Sequence[str], facts: Facts) -> Plan:
-    """All combinations of the axes, those that make no sense apart.
+    """Expand the axes into entries, and separate those to leave out.
 
     Args:
-        matrix: the axes.
-        scenarios: the names that the axis of scenarios stands for.
-        facts: about everything that the axes name.
+        scenarios: the names that the patterns of the axis match.
     """
     chosen: dict[tuple[object, ...], Combination] = {}
     dropped = []
@@ -231,7 +217,7 @@ def plan_matrix(matrix: Matrix, scenarios: Sequence[str], facts: Facts) -> Plan:
         reason = reason or why_not(one, needs, facts)
         if reason is None and run.spec != kernel and not matrix.build:
             fragments = ", ".join(needs.configs)
-            reason = f"the scenario needs a kernel that is built with {fragments}"
+            reason = f"the scenario needs a kernel built with {fragments}"
         if reason is None and key in chosen:
             reason = f"the same as {chosen[key].name}"
         if reason is None:
@@ -242,26 +228,20 @@ def plan_matrix(matrix: Matrix, scenarios: Sequence[str], facts: Facts) -> Plan:
 
 
 def why_not(one: Combination, needs: KernelNeeds, facts: Facts) -> str | None:
-    """Why a combination makes no sense, None when it does.
-
-    Args:
-        one: the combination.
-        needs: what its scenario needs of the kernel.
-        facts: about its fragments and its series.
-    """
+    """Return the reason to leave out an entry, or None."""
     prebuilt = not one.kernel.startswith("build:")
     if prebuilt and (one.configs or one.series):
         what = f"the series {one.series}" if one.series else f"the configuration {one.configs[0]}"
-        return f"{what} takes a kernel that is built, and {one.kernel} is not: write build:"
+        return f"{what} needs a kernel that is built, and {one.kernel} is prebuilt: use build:"
     return _config_conflict(one, needs, facts) or _policy_conflict(one, facts)
 
 
 def _config_conflict(one: Combination, needs: KernelNeeds, facts: Facts) -> str | None:
-    asked = [(name, facts.fragments.get(name, {})) for name in one.configs]
+    requested = [(name, facts.fragments.get(name, {})) for name in one.configs]
     own = [name for name in needs.configs if name not in one.configs]
-    for name, options in asked:
+    for name, options in requested:
         for option, value in options.items():
-            # What the scenario brings comes later, and would undo what the axis is about.
+            # Fragments of the scenario are merged last, and would override the axis.
             for other in own:
                 theirs = facts.fragments.get(other, {}).get(option)
                 if theirs is not None and theirs != value:
@@ -269,10 +249,10 @@ def _config_conflict(one: Combination, needs: KernelNeeds, facts: Facts) -> str 
                         f"the scenario needs {other}, which has {option}={theirs}, "
                         f"and {name} has {option}={value}"
                     )
-            wanted = needs.config.get(option)
-            off = wanted == "enabled" and value == "n"
-            if off or wanted not in (None, "enabled", value):
-                return f"the scenario needs {option}={wanted}, and {name} has {option}={value}"
+            required = needs.config.get(option)
+            off = required == "enabled" and value == "n"
+            if off or required not in (None, "enabled", value):
+                return f"the scenario needs {option}={required}, and {name} has {option}={value}"
     return None
 
 
@@ -289,15 +269,13 @@ def _policy_conflict(one: Combination, facts: Facts) -> str | None:
 
 
 def shard(combinations: Sequence[Combination], number: int, of: int) -> tuple[Combination, ...]:
-    """The part of sorted combinations that falls to one of several machines.
+    """Select the entries of one shard.
 
-    Every combination is in exactly one shard, and shards differ by at most one in size.
+    Every entry is in exactly one shard, and shards differ by at most one in size.
 
     Args:
-        combinations: all of them, in an order that is the same on each machine.
-        number: which shard, 1 to `of`.
-        of: how many there are.
+        number: 1 to `of`.
     """
     if not 1 <= number <= of:
-        raise ValueError(f"no shard {number} of {of}")
+        raise ValueError(f"there is no shard {number} of {of}")
     return tuple(combinations[number - 1 :: of])

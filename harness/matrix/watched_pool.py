@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A pool of workers whose results somebody else hears of as well, as soon as they are there."""
+"""A pool of workers that passes each result to a callback as soon as it arrives."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from harness.matrix.worker_messages import Ticket
 from harness.matrix.worker_pool import Pool
 
 Ended = Callable[[Combination, Mapping[str, Any] | None, Message], None]
-"""Hears of the end of a combination: its result, if there is one, and its `finished` message."""
+"""Callback with an entry, its result if it has one, and its `finished` message."""
 
 
 class WatchedPool:
-    """Passes all on to another pool.
+    """Wraps another pool.
 
     Args:
-        pool: does the work.
-        ended: hears of every end, from several threads; not of what is cut short.
+        ended: called from several threads for every entry that ends; not for cancelled ones.
     """
 
     def __init__(self, pool: Pool, ended: Ended) -> None:
@@ -33,23 +32,23 @@ class WatchedPool:
 
     @property
     def size(self) -> int:
-        """How many combinations run at once."""
+        """Number of concurrent entries."""
         return self._pool.size
 
     def check(self) -> None:
-        """Raise what kept anybody from hearing of an end."""
+        """Raise the first error of the callback."""
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
-        """End all that is under way."""
+        """Stop all running entries."""
         self._pool.close()
 
     def run(self, one: Combination, output: Path, say: Say, ticket: Ticket) -> None:
-        """Run a combination."""
+        """Run an entry."""
         result: dict[str, Any] | None = None
 
-        def heard(message: Message) -> None:
+        def receive(message: Message) -> None:
             nonlocal result
             if message.get("type") == "whiteboard":
                 result = json.loads(message["log"])
@@ -57,8 +56,8 @@ class WatchedPool:
                 try:
                     self._ended(one, result, message)
                 except HarnessError as error:
-                    # Whoever runs the job would wait for this end for ever.
+                    # Not raised here: the job would wait for this entry forever.
                     self._error = self._error or error
             say(message)
 
-        self._pool.run(one, output, heard, ticket)
+        self._pool.run(one, output, receive, ticket)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The far end of a matrix: does combinations that it is told on its standard input.
+"""Matrix worker: runs entries that it reads from standard input.
 
-Both sides write lines of JSON. The worker begins with `hello`; then it answers one request after
-the other, `has`, `put` or `run`. It lives as long as its standard input.
+Both sides write lines of JSON. The worker starts with `hello`, then answers one request after the
+other: `has`, `put` or `run`. It exits when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -31,17 +31,16 @@ from harness.matrix.matrix_file import read_combination, this_capacity
 
 PROTOCOL = 1
 BEAT_SECONDS = 5.0
-# The largest run leaves a few MB, and QEMU's machines are in memory.
+# The evidence of the largest run is a few MB; saved machines are kept in memory.
 _ROOM = 256 * 1024 * 1024
 
 
 class Worker:
-    """Answers requests until there are no more.
+    """Answers requests until the input ends.
 
     Args:
         requests: lines of JSON.
-        answers: where answers go.
-        describe: makes lines for people of a result.
+        describe: formats a result for the terminal.
     """
 
     def __init__(self, requests: IO[bytes], answers: IO[bytes], describe: Describe) -> None:
@@ -53,7 +52,7 @@ class Worker:
         self._store = Store(store_root())
 
     def serve(self) -> None:
-        """Say hello, then answer requests until the input ends."""
+        """Send hello, then answer requests until the input ends."""
         self._answer(self._hello())
         threading.Thread(target=self._listen, daemon=True, name="requests").start()
         with self._beating():
@@ -65,7 +64,7 @@ class Worker:
 
     def _hello(self) -> Message:
         capacity = this_capacity()
-        said: Message = {
+        hello: Message = {
             "protocol": PROTOCOL,
             "version": harness_version(),
             "python": platform.python_version(),
@@ -75,16 +74,16 @@ class Worker:
             "guests": capacity.guests,
         }
         try:
-            said["qemu"] = require_qemu().version_text
+            hello["qemu"] = require_qemu().version_text
             self._require_room()
         except HarnessError as error:
-            return {**_problem(error), "hello": said}
-        return {"hello": said}
+            return {**_problem(error), "hello": hello}
+        return {"hello": hello}
 
     def _listen(self) -> None:
         for line in self._requests:
             self._lines.put(line)
-        # Whoever asked has gone. The signal ends what is under way, with every `with` of it.
+        # The client has exited. The signal stops the current run and leaves its `with` blocks.
         self._lines.put(b"")
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -109,7 +108,7 @@ class Worker:
                 self._answer({"done": True})
             case other:
                 raise UsageError(
-                    f"a worker cannot {other!r}", hint="use the same version on all hosts"
+                    f"unknown request {other!r}", hint="use the same version on all hosts"
                 )
 
     def _find(self, request: Message) -> Path | None:
@@ -118,7 +117,7 @@ class Worker:
         return self._store.find(request["kind"], request["key"])
 
     def _put(self, request: Message) -> None:
-        """Take an entry of the store, a tar archive in parts."""
+        """Receive an entry of the store as a tar archive in parts."""
         kind, key, size = request["kind"], request["key"], request["size"]
         parts = _Parts(self._lines, size)
         try:
@@ -140,7 +139,7 @@ class Worker:
 
     @contextmanager
     def _beating(self) -> Iterator[None]:
-        """Say now and then that this worker lives."""
+        """Send a heartbeat at regular intervals."""
         over = threading.Event()
 
         def beat() -> None:
@@ -159,7 +158,7 @@ class Worker:
 
 
 class _Parts:
-    """A file that comes in lines of JSON: `data`, until `end`."""
+    """A file in lines of JSON: `data`, until `end`."""
 
     def __init__(self, lines: queue.Queue[bytes], size: int) -> None:
         self._lines = lines
@@ -167,27 +166,27 @@ class _Parts:
         self._ended = False
 
     def unpack(self, folder: Path) -> None:
-        """Unpack all of it.
+        """Unpack the archive.
 
         Raises:
-            UsageError: it is not whole.
+            UsageError: it is incomplete.
         """
         with tempfile.TemporaryFile(dir=folder.parent) as file:
             while part := self._next():
                 file.write(part)
             if file.tell() != self._size:
                 raise UsageError(
-                    f"{file.tell()} of {self._size} bytes arrived", hint="is the network whole?"
+                    f"{file.tell()} of {self._size} bytes arrived", hint="check the network"
                 )
             file.seek(0)
             with tarfile.open(fileobj=file) as archive:
                 if hasattr(tarfile, "tar_filter"):
                     archive.extractall(folder, filter="tar")
                 else:
-                    archive.extractall(folder)  # from who may run any command here
+                    archive.extractall(folder)  # the client may run any command here
 
     def drain(self) -> None:
-        """Take the rest, so that the next line is a request."""
+        """Discard the rest, so that the next line is a request."""
         while self._next():
             pass
 
@@ -206,7 +205,7 @@ def _require_room(place: Path) -> None:
     free = status.f_bavail * status.f_frsize
     if free < _ROOM:
         raise UsageError(
-            f"{free >> 20} MiB are free, runs want {_ROOM >> 20} MiB",
+            f"{free >> 20} MiB free, {_ROOM >> 20} MiB needed",
             where=str(place),
             hint="free some space, or set HARNESS_STORE and TMPDIR to folders on another disk",
         )
@@ -217,9 +216,9 @@ def _problem(error: HarnessError) -> Message:
 
 
 def serve_standard_input(describe: Describe) -> None:
-    """Be a worker for whoever started this process."""
+    """Run a worker on standard input and output."""
     requests = sys.stdin.buffer
-    # What anything else prints must not come between the lines.
+    # Other output of this process must not mix with the messages.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     Worker(requests, answers, describe).serve()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a pool of workers says about a combination to who asked for it."""
+"""Status messages a worker pool sends for one matrix entry."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from harness.matrix.entry import Message, Say, ending_of_error
 from harness.matrix.worker_process import WorkerProcess
 
 NO_HOST = "NoHost"
-"""The `fail_class` of what was not run because no host is left."""
+"""The `fail_class` of an entry that was not run because no host is left."""
 
 
 class NoHostError(HarnessError):
-    """No host is left that could run anything."""
+    """No host is left that can run guests."""
 
 
 class Ticket:
-    """One combination under way, which any thread may cancel.
+    """A running entry, which any thread may cancel.
 
     Attributes:
-        begun: set once it has had a slot, or will not get one.
-        worker: who runs it now.
+        begun: set when the entry gets a slot, or when it is clear that it will not get one.
+        worker: the worker that runs it now.
     """
 
     def __init__(self) -> None:
@@ -31,11 +31,11 @@ class Ticket:
         self._cancelled = threading.Event()
 
     def is_cancelled(self) -> bool:
-        """Whether somebody has cancelled it."""
+        """Return True after `cancel`."""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """Let nothing more come of it."""
+        """Stop the entry and drop its further messages."""
         self._cancelled.set()
         worker = self.worker
         if worker is not None:
@@ -43,9 +43,9 @@ class Ticket:
 
 
 class Told:
-    """Passes messages on: `started` first and once, and nothing of what was cancelled.
+    """Forwards messages: `started` first and once, and none of a cancelled entry.
 
-    Avocado 113 gives up on a whole job, without a word, when something else comes before `started`.
+    Avocado 113 silently abandons the whole job when another message comes before `started`.
     """
 
     def __init__(self, say: Say, ticket: Ticket) -> None:
@@ -55,7 +55,7 @@ class Told:
         self._held: list[Message] = []
 
     def __call__(self, message: Message) -> None:
-        """Pass a message on, now or once `started` has been."""
+        """Forward a message, at the latest after `started`."""
         if message["status"] == "started":
             if self._started:
                 return
@@ -74,15 +74,15 @@ class Told:
 
 
 def ending_without_result(error: Exception) -> Message:
-    """The `finished` message of what could not be run. A full disk of this machine is no defect."""
+    """Make the `finished` message of an entry that could not be run."""
     if isinstance(error, NoHostError):
         return {**ending_of_error(error), "fail_class": NO_HOST}
     if not isinstance(error, HarnessError):
-        hint = "is the disk full?" if isinstance(error, OSError) else "report it"
-        error = HarnessError(f"the run could not be begun or followed: {error!r}", hint=hint)
+        hint = "check for a full disk" if isinstance(error, OSError) else "report this bug"
+        error = HarnessError(f"the run could not be started or followed: {error!r}", hint=hint)
     return ending_of_error(error)
 
 
 def note(text: str) -> Message:
-    """A line for the test's log."""
+    """Make a message for the log of the test."""
     return {"status": "running", "type": "stdout", "log": f"{text}\n".encode(), "log_only": True}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Workers on one or several hosts: what a dead host had to do, another does."""
+"""Workers on one or several hosts; an entry of a lost host is run on another host."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from harness.runs.requirements import not_about
 from harness.scenario.scenario_files import load_case
 
 _MOST_LOSSES = 3
-"""How often a combination may lose its worker, and how many combinations may lose theirs on a host
-without any result between."""
+"""The most workers that an entry may lose, and the most consecutive entries of a host that may lose
+their worker."""
 _RETRY_SECONDS = 2.0
 _CLOSE_SECONDS = 10.0
 
 
 @dataclass(eq=False)
 class _Host:
-    """What is known of a host: what has lost its worker there. `lock` guards sending to it."""
+    """A host, and the entries that lost their worker there. `lock` guards sending to it."""
 
     lab: LabHost
     lost: set[str] = field(default_factory=set)
@@ -57,7 +57,7 @@ class _Host:
 
 @dataclass(eq=False)
 class _Slot:
-    """Room for one guest at a time on a host, with its worker once that runs."""
+    """A slot for one guest on a host, with its worker once started."""
 
     host: _Host
     worker: WorkerProcess | None = None
@@ -69,26 +69,24 @@ class _Slot:
 
 
 class Pool(Protocol):
-    """Runs combinations, several at once."""
+    """Runs entries concurrently."""
 
     @property
     def size(self) -> int:
-        """How many run at once."""
+        """Number of concurrent entries."""
 
     def run(self, one: Combination, output: Path, say: Say, ticket: Ticket) -> None:
-        """Run one, and say what comes of it."""
+        """Run one entry, and send its messages."""
 
     def close(self) -> None:
-        """End all that is under way."""
+        """Stop all running entries."""
 
 
 class WorkerPool:
-    """Runs combinations on hosts. `run` is for any thread.
+    """Runs entries on hosts. `run` is callable from any thread.
 
     Args:
-        hosts: the machines.
-        store: of this machine, from which kernels are sent.
-        progress: hears of hosts that are lost.
+        store: of this machine; kernels are sent from it.
         argv_of: the command that starts a worker on a host.
     """
 
@@ -110,14 +108,14 @@ class WorkerPool:
 
     @property
     def size(self) -> int:
-        """How many combinations run at once."""
+        """Number of concurrent entries."""
         return len(self._slots)
 
     def connect(self) -> None:
-        """Reach every host, and learn how many guests each takes.
+        """Connect to every host, and query its number of guests.
 
         Raises:
-            UsageError: none can run guests; says why of each.
+            UsageError: no host can run guests; with the reason for each.
         """
         for host in self._hosts:
             first = _Slot(host)
@@ -131,12 +129,12 @@ class WorkerPool:
         if not self._slots:
             raise UsageError(
                 "no host can run guests:\n" + self._why_dead(),
-                hint="put one of them right, or run the matrix here without --hosts",
+                hint="fix one of them, or run on this machine without --hosts",
             )
         self._free = list(reversed(self._slots))
 
     def close(self) -> None:
-        """End all workers. Combinations under way come to nothing."""
+        """Stop all workers. Running entries have no result."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -144,15 +142,15 @@ class WorkerPool:
             for slot in busy:
                 if slot.worker is not None:
                     slot.worker.terminate()
-            # Whoever has a slot gives it back soon: its worker is ending.
+            # Threads release their slots soon, because their workers are ending.
             self._changed.wait_for(lambda: len(self._free) == len(self._slots), _CLOSE_SECONDS)
         for slot in self._slots:
             slot.close()
 
     def run(self, one: Combination, output: Path, say: Say, ticket: Ticket) -> None:
-        """Run a combination on some host, on another where the first is lost.
+        """Run an entry on a host, and on another one if that is lost.
 
-        Whatever happens, unless it is cancelled, `say` hears a `finished`.
+        Sends `finished` in any case, unless the entry is cancelled.
         """
         told = Told(say, ticket)
         try:
@@ -187,13 +185,13 @@ class WorkerPool:
                             f"{losses} workers were lost while they ran it, the last: "
                             f"{cause.message}",
                             where=cause.where,
-                            hint="run it by hand: does it need more memory than there is?",
+                            hint="run it with harness run; it may need more memory",
                         ) from None
-                    told(note(f"{slot.host.lab.name} is lost, again elsewhere: {cause}"))
+                    told(note(f"lost {slot.host.lab.name}, running on another host: {cause}"))
                 except HarnessError:
                     raise
                 except Exception:
-                    # The worker may wait for the rest of something.
+                    # The worker may be waiting for the rest of an entry of the store.
                     slot.close()
                     raise
 
@@ -220,16 +218,16 @@ class WorkerPool:
             ticket.worker = None
 
     def _kernel(self, one: Combination) -> Kernel:
-        """The combination's kernel, in the store of this machine."""
+        """Resolve the kernel of an entry in the store of this machine."""
         if one.kernel.startswith("image:"):
             raise UsageError(
-                f"{one.kernel} is a file of this machine, which other hosts do not have",
-                hint="name a kernel with debian: or build: where --hosts is used",
+                f"{one.kernel} is a file on this machine, which other hosts do not have",
+                hint="with --hosts, use a debian: or build: kernel",
             )
         if "/" in one.scenario:
             raise UsageError(
-                f"the scenario {one.scenario} is a file of this machine",
-                hint="put it into tests/scenarios on all hosts, and name it",
+                f"the scenario {one.scenario} is a file on this machine",
+                hint="copy it to tests/scenarios on all hosts, and use its name",
             )
         case = load_case(one.scenario)
         try:
@@ -238,7 +236,7 @@ class WorkerPool:
             raise not_about(case, error) from error
 
     def _send(self, host: _Host, worker: WorkerProcess, kernel: Kernel) -> None:
-        """Give a host what it lacks: the kernel, and the programs of the guest."""
+        """Send a host the kernel and the guest's programs that it lacks."""
         programs = userland(self._store, self._progress).parent
         entries = ((kernel.image.parent, None), (programs, "+".join(PACKAGES)))
         with host.lock, kernel_in_use(kernel):
@@ -266,21 +264,19 @@ class WorkerPool:
 
     @contextmanager
     def _slot(self, avoid: set[_Host]) -> Iterator[_Slot]:
-        """A slot that nobody else uses, for the length of the block.
+        """Wait for a free slot and hold it for the length of the block.
 
         Args:
-            avoid: hosts to take only when there are no others.
+            avoid: hosts to use only when there is no other.
 
         Raises:
-            NoHostError: there is none any more.
+            NoHostError: all hosts are lost.
         """
         with self._changed:
-            # Whoever has a slot gives it back: its own waits have deadlines.
+            # No deadline: every wait of a thread that holds a slot has one.
             self._changed.wait_for(lambda: self._usable(avoid) or not self._alive())
             if not self._alive():
-                raise NoHostError(
-                    "no host is left:\n" + self._why_dead(), hint="put one of them right"
-                )
+                raise NoHostError("no host is left:\n" + self._why_dead(), hint="fix one of them")
             slot = self._usable(avoid)[-1]
             self._free.remove(slot)
         try:
@@ -318,14 +314,14 @@ class WorkerPool:
             error = error.cause
         if not host.dead:
             host.dead = str(error)
-            self._progress.note(f"host {host.lab.name} is out: {error}")
+            self._progress.note(f"host {host.lab.name} is no longer used: {error}")
 
     def _why_dead(self) -> str:
         return "\n".join(host.dead for host in self._hosts if host.dead)
 
 
 class _HostError(HarnessError):
-    """Not the combination's fault, and nothing that another try on this host would mend."""
+    """An error of the host, not of the entry; retrying on this host does not help."""
 
     def __init__(self, cause: HarnessError) -> None:
         super().__init__(cause.message, hint=cause.hint, where=cause.where)

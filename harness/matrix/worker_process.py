@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The near end of a worker: its process, here or behind SSH, and what it is asked."""
+"""The process of a worker, local or over SSH, and the requests to it."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _HELLO_SECONDS = 60.0
 _SILENCE_SECONDS = 12 * BEAT_SECONDS
 _SEND_SECONDS = 600.0
 _END_SECONDS = 3.0
-_UNHEARD = "can you log in there with ssh? Is that host, or the network, overloaded?"
+_UNHEARD = "check that ssh to the host works, and the load of the host and the network"
 _PART = 256 * 1024
 _LINE = 64 * 1024 * 1024
 _SSH = (
     "ssh", "-T",
-    "-o", "BatchMode=yes",  # nobody is there to type a password
+    "-o", "BatchMode=yes",  # never prompt for a password
     "-o", "ConnectTimeout=15",
-    "-o", "ServerAliveInterval=5",  # a host that is cut off is noticed
+    "-o", "ServerAliveInterval=5",  # detect a disconnected host
     "-o", "ServerAliveCountMax=3",
 )  # fmt: skip
 
 
 class WorkerLostError(HarnessError):
-    """A worker ended, or fell silent: what it did last has no result."""
+    """A worker exited or stopped responding; its last request has no result."""
 
 
 def worker_argv(host: LabHost) -> tuple[str, ...]:
-    """The command that starts a worker on a host."""
+    """Return the command that starts a worker on a host."""
     command = (*host.command, "matrix-worker")
     if host.ssh is None:
         return command
@@ -55,10 +55,10 @@ def worker_argv(host: LabHost) -> tuple[str, ...]:
 
 
 class WorkerProcess:
-    """A worker that answers. Made by `started_worker`.
+    """A connected worker. Made by `started_worker`.
 
     Attributes:
-        hello: what it said of its machine.
+        hello: the facts about its machine that it sent.
     """
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
@@ -77,35 +77,33 @@ class WorkerProcess:
         """Wait for its hello.
 
         Raises:
-            WorkerLostError: it did not say it.
-            UsageError: its machine lacks something, or it has another version.
+            WorkerLostError: it did not arrive.
+            UsageError: the host lacks something, or has another version.
         """
-        said = self._next(Deadline(_HELLO_SECONDS, f"the worker on {self._name}", _UNHEARD))
-        self.hello = said.get("hello", {})
+        answer = self._next(Deadline(_HELLO_SECONDS, f"the worker on {self._name}", _UNHEARD))
+        self.hello = answer.get("hello", {})
         theirs = (self.hello.get("protocol"), self.hello.get("version"))
         if theirs != (PROTOCOL, harness_version()):
             raise UsageError(
-                f"it has version {theirs[1]} of the harness, this is {harness_version()}",
+                f"the host has version {theirs[1]}, this machine {harness_version()}",
                 where=self._name,
                 hint="install the same version on all hosts",
             )
 
     def has(self, kind: str, key: str, alias: str | None = None) -> bool:
-        """Whether its store has an entry."""
+        """Ask the worker for an entry of its store."""
         self._send({"do": "has", "kind": kind, "key": key, "alias": alias})
-        answer = self._next(
-            Deadline(_SEND_SECONDS, f"{self._name} to look into its store", _UNHEARD)
-        )
+        answer = self._next(Deadline(_SEND_SECONDS, f"{self._name} to search its store", _UNHEARD))
         return bool(answer.get("has"))
 
     def put(self, entry: Path, alias: str | None = None) -> int:
-        """Send it an entry of the store; the bytes that went.
+        """Send an entry of the store; returns its size in bytes.
 
         Raises:
-            UsageError: it cannot keep it.
-            WorkerLostError: it is gone.
+            UsageError: the worker cannot store it.
+            WorkerLostError: the worker is lost.
         """
-        deadline = Deadline(_SEND_SECONDS, f"{self._name} to take {entry.name[:12]}", _UNHEARD)
+        deadline = Deadline(_SEND_SECONDS, f"{self._name} to receive {entry.name[:12]}", _UNHEARD)
         with tempfile.TemporaryFile() as file:
             with tarfile.open(fileobj=file, mode="w") as archive:
                 for name in sorted(os.listdir(entry)):
@@ -130,10 +128,10 @@ class WorkerProcess:
         shared: bool,
         stored: str | None,
     ) -> None:
-        """Have it run a combination, to the last message.
+        """Run an entry and forward its messages.
 
         Raises:
-            WorkerLostError: it is gone.
+            WorkerLostError: the worker is lost.
         """
         self._send(
             {
@@ -148,29 +146,29 @@ class WorkerProcess:
             say(answer["message"])
 
     def terminate(self) -> None:
-        """Have it end its guest and itself; whoever waits for it sees that it is lost. Any thread.
+        """Stop the worker and its guest; a waiting `run` raises. Callable from any thread.
 
-        Behind SSH that goes by its standard input, which ends with the connection.
+        Over SSH, the worker stops when the connection closes its standard input.
         """
         self._process.terminate()
 
     def close(self) -> None:
-        """Tell it that there is nothing more to do."""
+        """Close its standard input, so that it exits."""
         self._input.close()
 
     def _answer(self) -> Message:
-        return self._next(Deadline(_SILENCE_SECONDS, f"a sign of life of {self._name}", _UNHEARD))
+        return self._next(Deadline(_SILENCE_SECONDS, f"a heartbeat of {self._name}", _UNHEARD))
 
     def _send(self, message: Message) -> None:
         try:
             self._input.write(encode(message))
             self._input.flush()
         except OSError:
-            raise self._lost("it has gone") from None
+            raise self._lost("the worker has exited") from None
 
     def _next(self, deadline: Deadline) -> Message:
-        """The next line that is not only a sign of life."""
-        patience = deadline.seconds
+        """Return the next message that is not a heartbeat."""
+        seconds = deadline.seconds
         while True:
             message = self._line(deadline)
             if "problem" in message:
@@ -179,35 +177,35 @@ class WorkerProcess:
                 raise UsageError(problem["message"], where=where, hint=problem["hint"])
             if not message.get("beat"):
                 return message
-            if patience == _SILENCE_SECONDS:
-                deadline = Deadline(patience, deadline.what, deadline.hint)
+            if seconds == _SILENCE_SECONDS:
+                deadline = Deadline(seconds, deadline.what, deadline.hint)
 
     def _line(self, deadline: Deadline) -> Message:
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > _LINE:
-                raise self._lost("it does not speak the worker's language")
+                raise self._lost("incompatible worker protocol")
             if not self._selector.select(deadline.remaining()):
-                raise self._lost(f"nothing was heard of it for {deadline.seconds:g} s")
+                raise self._lost(f"no reply for {deadline.seconds:g} s")
             part = os.read(self._output, 1 << 20)
             if not part:
-                raise self._lost("its connection has ended")
+                raise self._lost("the connection was closed")
             self._buffer += part
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         try:
             return decode(line)
         except ValueError:
-            raise self._lost(f"it said {line[:80].decode(errors='replace')!r}") from None
+            raise self._lost(f"unexpected reply {line[:80].decode(errors='replace')!r}") from None
 
     def _lost(self, why: str) -> WorkerLostError:
-        time.sleep(0.05)  # what it said last may still be on its way
+        time.sleep(0.05)  # its last error output may still be in the pipe
         size = os.fstat(self._errors.fileno()).st_size
-        said = os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace")
-        last = " / ".join(said.strip().splitlines()[-3:])
+        tail = os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace")
+        last = " / ".join(tail.strip().splitlines()[-3:])
         return WorkerLostError(
             why + (f": {last}" if last else ""),
             where=self._name,
-            hint="can you log in there with ssh, without a password, and run harness doctor?",
+            hint="check that ssh works without a password, and run harness doctor on the host",
         )
 
 
@@ -215,11 +213,11 @@ class WorkerProcess:
 def started_worker(
     host: LabHost, argv_of: Callable[[LabHost], Sequence[str]] = worker_argv
 ) -> Iterator[WorkerProcess]:
-    """A worker on a host, for the length of the block; it has said hello.
+    """Start a worker on a host for the length of the block.
 
     Raises:
-        WorkerLostError: it cannot be reached.
-        UsageError: its machine lacks something.
+        WorkerLostError: the host cannot be reached.
+        UsageError: the host lacks something.
     """
     with ExitStack() as stack:
         errors = stack.enter_context(tempfile.TemporaryFile())
@@ -237,7 +235,7 @@ def started_worker(
             worker.greet()
             yield worker
         finally:
-            # It ends with its standard input, and ends its guests before.
+            # It stops its guests and exits when its standard input is closed.
             with suppress(OSError):
                 worker.close()
             with suppress(subprocess.TimeoutExpired):
@@ -245,9 +243,9 @@ def started_worker(
 
 
 def _environment(host: LabHost) -> dict[str, str]:
-    """What of this environment a worker needs: its own settings here, or keys for SSH."""
-    wanted = ("SSH_AUTH_SOCK",) if host.ssh else ("PYTHONPATH", "XDG_STATE_HOME")
-    kept = {name: os.environ[name] for name in wanted if name in os.environ}
+    """Select the environment of a worker: the harness's variables here, the agent for SSH."""
+    names = ("SSH_AUTH_SOCK",) if host.ssh else ("PYTHONPATH", "XDG_STATE_HOME")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     if host.ssh is None:
         kept |= {name: value for name, value in os.environ.items() if name.startswith("HARNESS_")}
     return kept

@@ -42,6 +42,7 @@ class PlacedDecoder:
         ports_range: decoded by the host bridge and the switches above the devices; Linux
             assembles a region only if it equals `range`.
         locked: locked by the firmware: Linux then leaves them committed.
+        paths: for each device, its host bridge and the numbers of the ports down to it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class PlacedDecoder:
     hidden: bool
     ports_range: MemoryRange
     locked: bool = False
+    paths: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ def _place_decoder(
     part = profile.windows[decoder.window].part_at(decoder.offset, decoder.size)
     assert part is not None, "check_scenario refuses the others"
     start = window.range.start + decoder.offset
+    ports_above = [profile.path_to(device) for device in decoder.devices]
     return PlacedDecoder(
         name=decoder_name(scenario, index),
         range=MemoryRange.of_size(start, decoder.size),
@@ -196,11 +199,12 @@ def _place_decoder(
         devices=decoder.devices,
         granularity=decoder.granularity or window.granularity,
         window_ways=len(part.targets),
-        hidden=(
-            profile.windows[decoder.window].hidden or profile.path_to(decoder.devices[0])[0].hidden
-        ),
+        hidden=profile.windows[decoder.window].hidden or ports_above[0][0].hidden,
         ports_range=MemoryRange.of_size(start, decoder.ports_size or decoder.size),
         locked=decoder.locked,
+        paths=tuple(
+            (bridge.name, *(str(number) for number, _ in ports)) for bridge, ports in ports_above
+        ),
     )
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The plugins of pytest and avocado."""
+"""Plugins for pytest and avocado."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The avocado door: references, the runner of one combination, and a spawner with workers.
+"""The avocado plugin: a resolver for references, a runner for one entry, a spawner with workers.
 
-Avocado loads this module whenever it starts, so what runs guests is imported only when it does.
+Avocado loads this module whenever it starts, so modules that run guests are imported on use.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ _POLL_SECONDS = 0.02
 
 
 class OwnershipInit(Init):  # type: ignore[misc]
-    """Settings."""
+    """Registers the settings."""
 
     name = KIND
     description = "Settings of the CXL ownership harness"
 
     def initialize(self) -> None:
-        """Register them with avocado."""
+        """Register the settings with avocado."""
         settings.register_option(
             section=_SECTION,
             key="shard",
             default="",
-            help_msg="Which part of a matrix to run, such as 2/8.",
+            help_msg="Run one part of a matrix, such as 2/8.",
         )
         settings.register_option(
             section=_SECTION,
             key="hosts",
             default="",
-            help_msg="A file that lists hosts, for the spawner 'ownership'.",
+            help_msg="Hosts file for the spawner 'ownership'.",
         )
 
 
@@ -71,7 +71,7 @@ class OwnershipResolver(Resolver):  # type: ignore[misc]
     description = "Scenarios of the CXL ownership harness, and matrix files"
 
     def resolve(self, reference: str) -> ReferenceResolution:
-        """The runnables that a reference stands for."""
+        """Resolve a reference into runnables."""
         try:
             if reference.startswith(_PREFIX):
                 chosen: tuple[Combination, ...] = _asked(reference.removeprefix(_PREFIX))
@@ -79,10 +79,12 @@ class OwnershipResolver(Resolver):  # type: ignore[misc]
                 from harness.matrix.matrix_file import is_matrix, load_matrix
 
                 if not is_matrix(Path(reference)):
-                    return _not_found(reference, f'"{reference}" is no matrix')
+                    return _not_found(reference, f'"{reference}" is not a matrix')
                 chosen = _sharded(load_matrix(Path(reference)), self.config)
             else:
-                return _not_found(reference, f'"{reference}" is no matrix and no {_PREFIX}SCENARIO')
+                return _not_found(
+                    reference, f'"{reference}" is neither matrix nor {_PREFIX}SCENARIO'
+                )
         except HarnessError as error:
             return ReferenceResolution(
                 reference, ReferenceResolutionResult.CORRUPT, info=f"\n{error}"
@@ -93,7 +95,7 @@ class OwnershipResolver(Resolver):  # type: ignore[misc]
 
 
 def runnable_of(one: Combination) -> Runnable:
-    """A combination as avocado runs it."""
+    """Convert a matrix entry into a runnable."""
     import msgspec
 
     return Runnable(
@@ -105,13 +107,13 @@ def runnable_of(one: Combination) -> Runnable:
 
 
 class OwnershipRunner(BaseRunner):  # type: ignore[misc]
-    """Runs one combination in this process."""
+    """Runs one entry in this process."""
 
     name = KIND
     description = "Runner of scenarios of the CXL ownership harness"
 
     def run(self, runnable: Runnable) -> Iterator[Message]:
-        """Run it; every message as soon as it is there."""
+        """Run the entry and yield its messages."""
         from harness.core.progress import SilentProgress
         from harness.matrix.entry import CombinationRun
         from harness.matrix.matrix_file import read_combination
@@ -153,15 +155,15 @@ class OwnershipRunner(BaseRunner):  # type: ignore[misc]
                     return
                 yield self.prepare_status(message["status"], message)
         finally:
-            # Terminated, or left: no guest may stay behind.
+            # Also when terminated: leave no guest behind.
             run.stop()
             thread.join(_END_SECONDS)
 
 
 class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
-    """Runs combinations in workers that stay: on this machine, or on hosts behind SSH."""
+    """Runs entries in persistent workers, on this machine or on hosts over SSH."""
 
-    description = "Workers of the CXL ownership harness, here or on other hosts"
+    description = "Workers of the CXL ownership harness, local or on other hosts"
     METHODS = [SpawnMethod.STANDALONE_EXECUTABLE]  # noqa: RUF012 - as avocado declares it
     CAPABILITIES = [SpawnCapabilities.AUTOMATIC_ENVIRONMENT_PROVISIONING]  # noqa: RUF012
 
@@ -171,7 +173,7 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
         self._pool: Pool | None = getattr(job, "ownership_pool", None)
 
     def is_operational(self) -> bool:
-        """Whether some host can run guests; says why not."""
+        """Connect to the hosts; logs the reason when none can run guests."""
         if self._pool is None:
             from avocado.core.output import LOG_UI
 
@@ -184,7 +186,8 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
             except HarnessError as error:
                 LOG_UI.error("%s", error)
                 return False
-            atexit.register(self._pool.close)  # a spawner is not told when its job is over
+            # Avocado does not notify a spawner at the end of the job.
+            atexit.register(self._pool.close)
         return True
 
     def _ready_pool(self) -> Pool:
@@ -194,12 +197,12 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
 
     @staticmethod
     def is_task_alive(runtime_task: Any) -> bool:
-        """Whether it is under way."""
+        """Return True while the task runs."""
         handle = runtime_task.spawner_handle
         return handle is not None and not handle.future.done()
 
     async def spawn_task(self, runtime_task: Any) -> bool:
-        """Begin a task, as soon as there is room for it."""
+        """Start a task and wait until it has a slot."""
         if self._threads is None:
             workers = self.config.get("run.max_parallel_tasks")
             self._threads = ThreadPoolExecutor(workers, thread_name_prefix="combination")
@@ -208,18 +211,18 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
         handle = _Handle(self._threads, self._ready_pool(), task)
         runtime_task.spawner_handle = handle
         while not handle.ticket.begun.is_set():
-            # Its time begins with its slot, of which there are fewer once a host is out.
+            # The timeout of a task must not start before it has a slot.
             await asyncio.sleep(_POLL_SECONDS)
         return True
 
     @staticmethod
     async def wait_task(runtime_task: Any) -> None:
-        """Wait for its end."""
+        """Wait until the task has ended."""
         await asyncio.shield(asyncio.wrap_future(runtime_task.spawner_handle.future))
 
     @staticmethod
     async def terminate_task(runtime_task: Any) -> bool:
-        """End it and its guests now."""
+        """Stop the task and its guests."""
         handle = runtime_task.spawner_handle
         handle.ticket.cancel()
         await asyncio.wait([asyncio.wrap_future(handle.future)], timeout=_END_SECONDS)
@@ -227,25 +230,25 @@ class OwnershipSpawner(SpawnerMixin, Spawner):  # type: ignore[misc]
 
     @staticmethod
     async def check_task_requirements(runtime_task: Any) -> bool:
-        """Whether it is one of ours: a worker can run nothing else."""
+        """Accept only tasks of this plugin: a worker cannot run others."""
         return bool(runtime_task.task.runnable.kind == KIND)
 
     @staticmethod
     async def is_requirement_in_cache(runtime_task: Any) -> bool:
-        """No requirements are kept."""
+        """Do nothing: there is no cache of requirements."""
         return False
 
     @staticmethod
     async def save_requirement_in_cache(runtime_task: Any) -> None:
-        """No requirements are kept."""
+        """Do nothing: there is no cache of requirements."""
 
     @staticmethod
     async def update_requirement_cache(runtime_task: Any, result: str) -> None:
-        """No requirements are kept."""
+        """Do nothing: there is no cache of requirements."""
 
 
 class _Handle:
-    """A task under way: its thread talks to a worker and to avocado's status server."""
+    """A running task, with a thread between its worker and avocado's status server."""
 
     def __init__(self, threads: ThreadPoolExecutor, pool: Pool, task: Any) -> None:
         from harness.matrix.matrix_file import read_combination
@@ -254,8 +257,8 @@ class _Handle:
         self.ticket: Ticket = Ticket()
         one = read_combination(task.runnable.kwargs["combination"])
 
-        def say(message: Message) -> None:
-            # The clocks of hosts differ: what counts is when it arrives here.
+        def post(message: Message) -> None:
+            # Stamped with the time of arrival, because the clocks of hosts differ.
             status = BaseRunner.prepare_status(message["status"], message)
             status |= {"id": str(task.identifier), "job_id": task.job_id}
             if status["status"] == "started":
@@ -264,15 +267,15 @@ class _Handle:
                 service.post(status)
 
         self.future = threads.submit(
-            pool.run, one, Path(task.runnable.output_dir), say, self.ticket
+            pool.run, one, Path(task.runnable.output_dir), post, self.ticket
         )
 
 
 def _asked(text: str) -> tuple[Combination, ...]:
-    """The combinations of `SCENARIO[?name=value&...]`.
+    """Parse `SCENARIO[?name=value&...]` into entries.
 
     Raises:
-        UsageError: there is no such scenario or name, or a value is wrong.
+        UsageError: the scenario or a name does not exist, or a value is invalid.
     """
     import msgspec
 
@@ -325,8 +328,8 @@ class RunnerApp(BaseRunnerApp):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Be a runner."""
-    # Avocado ends a runner so when its time is over: as an exception, every `with` does its part.
+    """Run avocado's runner application."""
+    # Avocado's timeout sends SIGTERM: as an exception it leaves every `with` block.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     RunnerApp(print).run()
 

@@ -11,7 +11,7 @@ import msgspec
 
 from harness.contract.oracle import DRIVER_OPTIONS, available
 from harness.core.kernel_modules import module_name
-from harness.platform.firmware_state import FirmwareState, NamedRange
+from harness.platform.firmware_state import FirmwareState, NamedRange, PlacedDecoder
 from harness.platform.kernel_cmdline import denied_modules
 from harness.platform.memory_range import GIB, MIB, MemoryRange, merge_adjacent
 from harness.scenario.module_load import How, Load, LoadPlan
@@ -32,6 +32,7 @@ AddressCondition = Literal[
     "dax_hmem_in_window",
     "failed_region",
     "interleave_above_16k",
+    "interleave_high_bits_first",
     "locked_region",
     "no_node",
     "range_beyond_srat",
@@ -268,12 +269,32 @@ def _failed_region(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRang
 
 
 def _interleave_above_16k(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
-    """Regions whose number of host bridges, above one, times granularity exceeds 16 KiB."""
+    """Regions whose granularity times the ways above a host bridge or switch exceeds 16 KiB."""
     return [
         decoder.range
         for decoder in state.decoders
-        if decoder.window_ways > 1 and decoder.window_ways * decoder.granularity > 16384
+        # The last of a path's ports leads to the device, which Linux does not check so.
+        if any(len({*above}) * decoder.granularity > 16384 for above in _levels(decoder)[:-1])
     ]
+
+
+def _interleave_high_bits_first(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
+    """Regions with a level of ports that selects by higher address bits than a lower level."""
+    return [
+        decoder.range
+        for decoder in state.decoders
+        if any(
+            path != above[way % len({*above})]
+            for above in _levels(decoder)
+            for way, path in enumerate(above)
+        )
+    ]
+
+
+def _levels(decoder: PlacedDecoder) -> list[list[tuple[str, ...]]]:
+    """The beginnings of a decoder's paths: first the host bridges, at last the whole paths."""
+    longest = max((len(path) for path in decoder.paths), default=0)
+    return [[path[:depth] for path in decoder.paths] for depth in range(1, longest + 1)]
 
 
 def _no_node(state: FirmwareState, _owners: Owners) -> Iterable[MemoryRange]:
@@ -367,6 +388,7 @@ _FINDERS: Mapping[AddressCondition, Callable[[FirmwareState, Owners], Iterable[M
     "dax_hmem_in_window": _hmem_in_window,
     "failed_region": _failed_region,
     "interleave_above_16k": _interleave_above_16k,
+    "interleave_high_bits_first": _interleave_high_bits_first,
     "locked_region": _with_lock(True),
     "no_node": _no_node,
     "range_beyond_srat": _range_beyond_srat,

@@ -148,4 +148,4 @@ def test_a_worker_that_is_killed_is_replaced_and_leaves_no_qemu(room: Path) -> N
     assert job.returncode == 0, said
     assert "1 PASS" in said
     (log,) = (room / "res/latest/test-results").glob("*/debug.log")
-    assert "here is lost, again elsewhere" in log.read_text()
+    assert "lost here, running on another host" in log.read_text()

@@ -53,7 +53,7 @@ def runs_a_guest(host: LabRoom) -> bool:
 def lost_on(name: str, room: Path) -> bool:
     """Whether the log of some combination says that its worker there was lost."""
     logs = (room / "res/latest/test-results").glob("*/debug.log")
-    return any(f"{name} is lost, again elsewhere" in log.read_text() for log in logs)
+    return any(f"lost {name}, running on another host" in log.read_text() for log in logs)
 
 
 def test_every_verdict_arrives_though_a_host_dies_in_the_middle(
@@ -131,7 +131,7 @@ def test_a_host_that_refuses_ssh_or_lacks_the_harness_is_left_out(tmp_path: Path
         with start(tmp_path) as job:
             said = as_text(job)
     assert job.returncode == 0, said
-    assert "host alpha is out: alpha: its connection has ended" in said
+    assert "host alpha is no longer used: alpha: the connection was closed" in said
     assert "Permission denied" in said
     assert "no-such-harness" in said
     assert "1 PASS" in said

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.guest
 
 MUTANT = PROJECT / "patches/mutants/deferral/hmem-does-not-wait"
 SECONDS = 3600
-# A patch that the mutant's is not disturbed by.
+# Does not conflict with the mutant.
 COMMENT = """\
 From: A <a@localhost>
 Subject: [PATCH] {file}: comment
@@ -36,7 +36,7 @@ Subject: [PATCH] {file}: comment
 def bisect(*words: object) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("harness")
     if not program.exists():
-        pytest.skip("the harness is not installed beside this Python")
+        pytest.skip("the harness is not installed next to this Python")
     argv = [str(program), "bisect", "exact_cover", *map(str, words)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,13 +49,13 @@ def test_a_mutant_among_commits(
     tree, commits = made_tree(harness_host.store, TerminalProgress(), MUTANT, 5, 3, "test")
     before = (tree / ".git/HEAD").read_bytes(), sorted(tree.rglob("*"))
     result = tmp_path / "steps.json"
-    words = ("--tree", tree, "--good", commits[0], "--bad", commits[-1], "--json", result)
-    bisect(*words, "--evidence", evidence_folder, *options)
+    ends = ("--tree", tree, "--good", commits[0], "--bad", commits[-1], "--json", result)
+    bisect(*ends, "--evidence", evidence_folder, *options)
     found = json.loads(result.read_text())
     assert found["first"]["commit"] == commits[3]
     assert found["first"]["subject"] == f"mutant: {MUTANT.name}"
     assert 2 < len(found["steps"]) <= 5
-    changed = next(one for one in found["steps"] if one["commit"] == commits[3])
+    changed = next(step for step in found["steps"] if step["commit"] == commits[3])
     assert changed["scenarios"][0]["failures"][0] == "rule 2 sr0"
     assert ((tree / ".git/HEAD").read_bytes(), sorted(tree.rglob("*"))) == before
 

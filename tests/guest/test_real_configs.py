@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The fragments of kernel_configs on real sources: configured and checked, nothing compiled."""
+"""Fragments of kernel_configs on real sources: configured and checked, nothing compiled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.guest
 
 VERSION = "7.2"
 OTHERS = ("6.12", "6.17", "6.18", "7.3")
-# What the fragment is there for: a check of the check.
+# The purpose of a fragment, as a check of check_config().
 TURNED_ON = {
     "debug": ("PROVE_LOCKING", "KASAN", "DEBUG_KMEMLEAK", "SOFTLOCKUP_DETECTOR", "WQ_WATCHDOG"),
     "debug_info": ("DEBUG_INFO",),
@@ -47,12 +47,12 @@ Configure = Callable[..., KernelConfig]
 
 
 class ConfiguredError(UnbuildableError):
-    """make was about to compile: it has been configured, and is as it was asked for."""
+    """Stop a build before it compiles; its configuration has been checked."""
 
 
 @pytest.fixture(scope="module")
 def configure(harness_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Configure:
-    """Configures a source with fragments, in one folder for each version and toolchain."""
+    """Return a function that configures a source, in one folder per version and toolchain."""
     store, progress = harness_host.store, harness_host.progress
     folder = tmp_path_factory.mktemp("configs")
 
@@ -112,7 +112,7 @@ def test_a_combination_that_the_source_forbids(configure: Configure, name: str) 
 def test_a_whole_config_of_a_distribution(configure: Configure, harness_host: Host) -> None:
     kernel = resolve_kernel(f"debian:{VERSION}", harness_host.store, harness_host.progress)
     have = configure([f"distro:{kernel.config}", "no_cxl_region"])
-    assert have.enabled("EXT4_FS"), "what nobody has asked for is kept"
+    assert have.enabled("EXT4_FS"), "an option that no fragment names is kept"
     assert not have.enabled("CXL_REGION")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Running avocado with the plugins of this checkout, whatever is installed."""
+"""Run avocado with the plugins of this checkout, independent of installed ones."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
 
 
 def project() -> dict[str, Any]:
-    """What pyproject.toml says of the project."""
+    """Read the project table of pyproject.toml."""
     found: dict[str, Any] = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     return found
 
 
 def entry_points() -> dict[str, dict[str, str]]:
-    """The groups of entry points that pyproject.toml declares."""
+    """Return the groups of entry points in pyproject.toml."""
     return {"console_scripts": project()["scripts"], **project()["entry-points"]}
 
 
 def plugin_environment(room: Path) -> dict[str, str]:
-    """An environment in which Python finds the package as if it were installed from here."""
+    """Make an environment in which the package seems to be installed from here."""
     folder = room / "installed" / "cxl_ownership_harness-0.1.0.dist-info"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "METADATA").write_text(
@@ -65,7 +65,7 @@ def python(room: Path, *words: str, timeout: float = 120.0) -> subprocess.Comple
 
 
 def fake_hosts(room: Path, **hosts: str) -> Path:
-    """A file of hosts whose workers are made up."""
+    """Write a hosts file with fake workers."""
     lines = ["hosts:"]
     for name, how in hosts.items():
         words = [sys.executable, str(FAKE_WORKER), name, *how.split()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the tests of bisections share: a tree, and guests that read its source."""
+"""A tree to bisect, and guests whose verdict depends on its source."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def builder(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> Buil
 
 
 class Guests:
-    """Ends a run by the text of the kernel that it boots.
+    """Ends a run with a verdict that depends on the text of the kernel.
 
     Attributes:
-        answer: from that text, and how many runs there were, to how a run ends.
-        count: how many runs there were.
-        rule: that a failed run broke.
+        answer: returns the verdict, or the error to raise, for the text and the number of runs
+            before.
+        count: the number of runs so far.
+        rule: broken by a failed run.
     """
 
     def __init__(self, builder: Builder) -> None:
@@ -47,7 +48,7 @@ class Guests:
     def run_all(
         self, session: Session, cases: Sequence[Case], kernel: KernelRequest
     ) -> Iterator[RunResult | Skipped]:
-        assert not session.options.minimize, "a guest more for a shorter load that nobody asked for"
+        assert not session.options.minimize, "failing loads must not be shortened"
         for case in cases:
             built = resolve_kernel(kernel, self.builder.store, SilentProgress())
             text = built.image.read_bytes().decode(errors="replace")
@@ -58,16 +59,15 @@ class Guests:
             elif isinstance(ending, BaseException):
                 raise ending
             else:
-                broke = (Finding(self.rule, "x"),) if ending is Verdict.FAIL else ()
-                yield RunResult(
-                    case.name, as_request(kernel), "per_range", verdict=ending, findings=broke
-                )
+                findings = (Finding(self.rule, "x"),) if ending is Verdict.FAIL else ()
+                request = as_request(kernel)
+                yield RunResult(case.name, request, "per_range", ending, findings=findings)
 
 
 @pytest.fixture
 def guests(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> Guests:
     guests = Guests(builder)
-    monkeypatch.setattr(Session, "run_all", lambda *words: guests.run_all(*words))
+    monkeypatch.setattr(Session, "run_all", lambda *arguments: guests.run_all(*arguments))
     return guests
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the tests of the command line share: how a command ended, and what it left."""
+"""Fixtures for tests of the command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIT_QEMU = QemuBinary(
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended and what it said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -40,13 +40,13 @@ Harness = Callable[..., Ended]
 
 
 def files(room: Path) -> set[Path]:
-    """All files below a folder, and the evidence folders of runs."""
+    """Return all files below a folder, and the evidence folders of runs."""
     found = {path for path in room.rglob("*") if not path.is_dir()}
     return found | set((room / "evidence").glob("*"))
 
 
 def assert_one_message(ended: Ended, *words: str, code: int = 2) -> None:
-    """The command has ended with one message and its hint, which contain these words."""
+    """Check that a command ended with one message and a hint, which contain these words."""
     assert "Traceback" not in ended.err
     assert (ended.code, ended.out) == (code, "")
     first, *rest = ended.err.splitlines()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A worker whose runs are made up: the scenario's name says what comes of it.
+"""A fake worker: the name of the scenario decides the outcome.
 
     python fake_worker.py HOST [refuse|mute|babble|no_qemu|full|old|hang_all]
 
-`early_HOST` ends the worker on that host at once, `kill_HOST` later, `kill` on every one; `hang`
-never ends; anything else passes. What follows a hyphen does not count.
+`early_HOST` ends the worker on that host immediately, `kill_HOST` later, `kill` on every host;
+`hang` never ends; other names pass. Text after a hyphen is ignored.
 """
 
 from __future__ import annotations

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Small git trees to bisect over; a commit's own subject says what its runs end with."""
+"""Small git trees to bisect over; the subject of a commit is the outcome of its runs."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_sources import FAKE_KERNEL, git
 from fake_sources import Listener as Notes
 
-from harness.bisect.ends import Asked, Opened, open_bisection
-from harness.bisect.probe import SKIPPED, Judgement
-from harness.bisect.record import Record, open_record
-from harness.bisect.run import Bisection, Ends
-from harness.bisect.search import Bisected, Failures, Judged, Outcome, Step
+from harness.bisect.judge import SKIPPED, CommitJudge, Failures, Judged, Judgement, Outcome
+from harness.bisect.range import CommitRange, RangeOptions, find_range
+from harness.bisect.run import Bisected, Bisection, Step
 from harness.core.cache import Store
 from harness.core.deadline import Deadline
 from harness.scenario.kernel_request import KernelRequest
@@ -25,20 +24,23 @@ FILES = ("Kconfig", "Makefile")
 OUTCOMES = {"PASS": Outcome.GOOD, "FAIL": Outcome.BAD}
 
 
-class FakeJudge:
-    """Ends each run as the subject of its commit says: `good`, `bad:FAILURE`, `lost`, `broken`.
+class FakeJudge(CommitJudge):
+    """Ends each run with the subject of its commit: `good`, `bad:FAILURE`, `lost`, `broken`.
 
     Attributes:
-        asked: the subjects of the commits so far.
+        judged: the subjects of the commits so far, with the scenarios and the bad end's failures.
+        subject_for: the subject to use for a commit's subject and a scenario.
     """
 
-    def __init__(self, tree: Path, *, interrupt_at: int = -1) -> None:
+    def __init__(
+        self, tree: Path, *, interrupt_at: int = -1, scenarios: Sequence[str] = ("exact_cover",)
+    ) -> None:
+        self.identity = ()
         self.tree = tree
-        self.asked: list[str] = []
-        self.scenarios: list[tuple[str, ...]] = []
-        self.bad_ends: list[Failures | None] = []
+        self.judged: list[tuple[str, tuple[str, ...], Failures | None]] = []
+        self.scenarios = tuple(scenarios)
         self.interrupt_at = interrupt_at
-        self.say: Callable[[str, str], str] = lambda subject, _scenario: subject
+        self.subject_for: Callable[[str, str], str] = lambda subject, _scenario: subject
 
     def judge(
         self,
@@ -47,20 +49,18 @@ class FakeJudge:
         bad_end: Failures | None = None,
         every: bool = False,
     ) -> Judgement:
-        if len(self.asked) == self.interrupt_at:
+        if len(self.judged) == self.interrupt_at:
             raise KeyboardInterrupt
         commit = request.spec.rpartition("@")[2]
         subject = git(self.tree, "log", "-1", "--format=%s", commit)
-        self.asked.append(subject)
-        self.scenarios.append(tuple(scenarios))
-        self.bad_ends.append(bad_end)
+        self.judged.append((subject, tuple(scenarios), bad_end))
         judged = []
         for name in scenarios:
-            word, _, failure = self.say(subject, name).split(",")[0].partition(":")
+            word, _, failure = self.subject_for(subject, name).split(",")[0].partition(":")
             verdict = VERDICTS.get(word, SKIPPED)
             outcome = OUTCOMES.get(verdict, Outcome.UNKNOWN)
-            broke = (failure or "rule 1",) if verdict == "FAIL" else ()
-            judged.append(Judged(name, outcome, (verdict,), broke, reason=f"{word} here"))
+            failures = (failure or "rule 1",) if verdict == "FAIL" else ()
+            judged.append(Judged(name, outcome, (verdict,), failures, reason=f"{word} here"))
         return Judgement(tuple(judged), 0.0, 0.0)
 
 
@@ -70,7 +70,7 @@ class Listener(Notes):
         self.steps: list[tuple[Step, bool]] = []
         self.count = -1
 
-    def begins(self, ends: Ends, count: int) -> None:
+    def begins(self, ends: CommitRange, count: int) -> None:
         self.count = count
 
     def step(self, step: Step, again: bool) -> None:
@@ -109,39 +109,40 @@ def commits(tree: Path, *subjects: str) -> list[str]:
             stream += [f"M 100644 inline {name}", f"data {len(text.encode())}", text]
         content = f"{subject} {number} {parent}"
         stream += ["M 100644 inline notes", f"data {len(content)}", content]
-    words = ["git", "-C", str(tree), "fast-import", "--quiet", "--export-marks=marks"]
-    subprocess.run(words, input="\n".join((*stream, "")), text=True, check=True, cwd=tree)
+    argv = ["git", "-C", str(tree), "fast-import", "--quiet", "--export-marks=marks"]
+    subprocess.run(argv, input="\n".join((*stream, "")), text=True, check=True, cwd=tree)
     marks = sorted(line.split() for line in (tree / "marks").read_text().splitlines())
     (tree / "marks").unlink()
     git(tree, "reset", "-q", "--hard")
-    return [name for _, name in sorted(marks, key=lambda one: int(one[0][1:]))]
+    return [name for _, name in sorted(marks, key=lambda mark: int(mark[0][1:]))]
 
 
-def opened(tree: Path, store: Store, good: str, bad: str, first_good: bool = False) -> Opened:
-    asked = Asked(str(tree), good, bad, KernelRequest("build:"), first_good)
-    return open_bisection(asked, store, Notes())
+def found_range(
+    tree: Path, store: Store, good: str, bad: str, first_good: bool = False
+) -> CommitRange:
+    options = RangeOptions(str(tree), good, bad, KernelRequest("build:"), first_good)
+    return find_range(options, store, Notes())
 
 
-def run(
+def bisection(
     tree: Path,
     store: Store,
-    good: str,
-    bad: str,
+    ends: tuple[str, str],
     *,
     first_good: bool = False,
     judge: FakeJudge | None = None,
     listener: Listener | None = None,
-    scenarios: Sequence[str] = ("exact_cover",),
-    record: Record | None = None,
     deadline: Deadline | None = None,
-) -> Bisected:
-    begun = opened(tree, store, good, bad, first_good)
+) -> Bisection:
     return Bisection(
-        begun.ends,
-        begun.history,
+        found_range(tree, store, *ends, first_good),
         judge or FakeJudge(tree),
-        scenarios,
-        record or open_record(store, "k", "q", Notes()),
+        store,
         listener or Listener(),
         deadline,
-    ).run()
+    )
+
+
+def run(tree: Path, store: Store, good: str, bad: str, **options: Any) -> Bisected:
+    """Run the bisection that `bisection` makes with these options."""
+    return bisection(tree, store, (good, bad), **options).run()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The commands as programs: under the user's own git bisect run, and killed in the middle."""
+"""The commands as programs: under the user's own git bisect run, and killed during a bisection."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_in_git_bisect_run(tree: Path, environment: dict[str, str]) -> None:
             argv, env=environment, capture_output=True, text=True, timeout=SECONDS
         )
 
-    # A mistake on the command line ends it, and makes no commit bad.
+    # A wrong command line ends it, and marks no commit as bad.
     before = git(tree, "bisect", "log")
     for words in (("no_such",), ("exact_cover", "--no-such")):
         done = bisect_run(*words)

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bisections over small git trees; a commit's own subject says what its runs end with."""
+"""Bisections over small git trees; the subject of a commit is the outcome of its runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from fake_sources import Listener as Notes
 from fake_sources import git
-from small_history import FakeJudge, Listener, commits, run, store, tree
+from small_history import FakeJudge, Listener, bisection, commits, run, store, tree
 
-from harness.bisect.record import open_record
-from harness.bisect.search import Outcome
+from harness.bisect.judge import Outcome
 from harness.core.cache import Store
 from harness.core.deadline import Deadline
 from harness.core.errors import (
@@ -31,11 +29,10 @@ def test_the_first_bad_commit(tree: Path, store: Store) -> None:
     assert result.first is not None
     assert (result.first.name, result.first.subject) == (made[37], "bad")
     assert result.first.short == made[37][:12]
-    assert (result.candidates, listener.count) == ((), 64)
+    assert (len(result.candidates), listener.count) == (1, 64)
     assert len(result.steps) <= 2 + 6
-    assert [one.role for one in result.steps[:3]] == ["bad end", "good end", ""]
-    assert result.changed.commit == result.first
-    assert [one for one, _ in listener.steps] == list(result.steps)
+    assert [step.role for step in result.steps[:3]] == ["bad end", "good end", ""]
+    assert [step for step, _ in listener.steps] == list(result.steps)
 
 
 def test_the_first_good_commit(tree: Path, store: Store) -> None:
@@ -45,25 +42,23 @@ def test_the_first_good_commit(tree: Path, store: Store) -> None:
     assert result.looking_for is Outcome.GOOD
 
 
-def test_ends_next_to_each_other(tree: Path, store: Store) -> None:
-    made = commits(tree, "good", "bad")
-    result = run(tree, store, made[0], made[1])
-    assert result.first is not None and result.first.name == made[1]
-    assert len(result.steps) == 2
-
-
-def test_commits_that_cannot_be_judged(tree: Path, store: Store) -> None:
-    made = commits(tree, "good", "good", "broken", "lost", "bad", "bad")
+@pytest.mark.parametrize(
+    ("subjects", "first", "last"),
+    [
+        ("good bad", 1, 1),
+        ("good good broken lost bad bad", 2, 4),
+        ("good good good broken broken good good good good good bad", 10, 10),
+        ("good broken bad", 1, 2),
+        ("good off bad", 1, 2),
+    ],
+)
+def test_the_commits_that_can_be_the_first(
+    tree: Path, store: Store, subjects: str, first: int, last: int
+) -> None:
+    made = commits(tree, *subjects.split())
     result = run(tree, store, made[0], "main")
-    assert result.first is None
-    assert [one.name for one in result.candidates] == made[2:5]
-    assert result.changed.commit.name == made[4]
-
-
-def test_commits_that_cannot_be_judged_are_walked_round(tree: Path, store: Store) -> None:
-    made = commits(tree, "good", "good", "good", "broken", "broken", *["good"] * 5, "bad")
-    result = run(tree, store, made[0], "main")
-    assert result.first is not None and result.first.name == made[-1]
+    assert [commit.name for commit in result.candidates] == made[first : last + 1]
+    assert (result.first is None) == (first < last)
 
 
 def test_a_history_with_merges(tree: Path, store: Store) -> None:
@@ -77,40 +72,40 @@ def test_a_history_with_merges(tree: Path, store: Store) -> None:
     assert result.first is not None and result.first.name == topic[1]
 
 
-def test_good_on_another_branch(tree: Path, store: Store) -> None:
-    made = commits(tree, "good", "good")
-    git(tree, "checkout", "-q", "-b", "stable")
-    commits(tree, "good,stable")
-    git(tree, "checkout", "-q", "main")
-    made += commits(tree, "good", "bad", "bad")
-    result = run(tree, store, "stable", "main")
-    assert result.first is not None and result.first.name == made[3]
-    assert [one.role for one in result.steps][:3] == ["bad end", "good end", "merge base"]
-
-
-@pytest.mark.parametrize(("base", "word"), [("bad", "good"), ("lost", "")])
-def test_a_merge_base_that_is_not_as_the_older_end(
-    tree: Path, store: Store, base: str, word: str
+@pytest.mark.parametrize(
+    ("base", "first_good", "error", "hint"),
+    [
+        ("good", False, "", ""),
+        ("lost", False, "", ""),
+        ("bad", False, "is bad as well: the good end", "add --first-good"),
+        ("good", True, "is good as well: the bad end", "leave --first-good out"),
+    ],
+)
+def test_an_older_end_on_another_branch(
+    tree: Path, store: Store, base: str, first_good: bool, error: str, hint: str
 ) -> None:
+    old, new = ("bad", "good") if first_good else ("good", "bad")
     made = commits(tree, base)
     git(tree, "checkout", "-q", "-b", "stable")
-    commits(tree, "good,stable")
+    commits(tree, f"{old},stable")
     git(tree, "checkout", "-q", "main")
-    made += commits(tree, "bad", "bad")
+    made += commits(tree, new, new)
+    ends = ("main", "stable") if first_good else ("stable", "main")
     listener = Listener()
-    if word:
-        with pytest.raises(UsageError, match=r"merge base .* is bad as well") as refused:
-            run(tree, store, "stable", "main")
-        assert made[0][:12] in refused.value.message
-        assert "--first-good" in refused.value.hint
-    else:
-        result = run(tree, store, "stable", "main", listener=listener)
-        assert result.first is not None and result.first.name == made[1]
-        assert any("nobody can tell what the merge base" in note for note in listener.notes)
+    if error:
+        for _ in range(2):  # a second command has the same result
+            with pytest.raises(UsageError, match=f"merge base {made[0][:12]} .*{error}") as refused:
+                run(tree, store, *ends, first_good=first_good)
+            assert hint in refused.value.hint
+        return
+    result = run(tree, store, *ends, listener=listener)
+    assert result.first is not None and result.first.name == made[1]
+    assert [step.role for step in result.steps][:3] == ["bad end", "good end", "merge base"]
+    assert any("could not be judged" in note for note in listener.notes) == (base == "lost")
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "first_good", "words", "hint"),
+    ("good", "bad", "first_good", "error", "hint"),
     [
         ("bad", "bad", False, "FAIL at the good end .*FAIL at the bad end", "older good"),
         ("bad", "bad", True, "FAIL at the good end .*FAIL at the bad end", "newer good"),
@@ -120,16 +115,16 @@ def test_a_merge_base_that_is_not_as_the_older_end(
     ],
 )
 def test_ends_that_do_not_differ(
-    tree: Path, store: Store, good: str, bad: str, first_good: bool, words: str, hint: str
+    tree: Path, store: Store, good: str, bad: str, first_good: bool, error: str, hint: str
 ) -> None:
     older, newer = (bad, good) if first_good else (good, bad)
     made = commits(tree, older, *["good"] * 10, newer)
     ends = (made[-1], made[0]) if first_good else (made[0], made[-1])
     judge = FakeJudge(tree)
-    with pytest.raises(UsageError, match=words) as refused:
+    with pytest.raises(UsageError, match=error) as refused:
         run(tree, store, *ends, first_good=first_good, judge=judge)
     assert hint in refused.value.hint
-    assert len(judge.asked) == 2
+    assert len(judge.judged) == 2
     assert not list((store.root / "bisections").iterdir())
 
 
@@ -144,95 +139,130 @@ def test_an_end_that_cannot_be_judged(
     subjects = ["good", "good", "bad"]
     subjects[end] = subject
     made = commits(tree, *subjects)
-    with pytest.raises(error, match=f"could not be judged:(.|\n)*{subject} here") as caught:
-        run(tree, store, made[0], "main")
-    assert type(caught.value) is error
-    # It may have been the machine: the next time it is tried again.
-    judge = FakeJudge(tree)
-    with pytest.raises(error):
-        run(tree, store, made[0], "main", judge=judge)
-    assert len(judge.asked) == 2
-
-
-def test_ends_in_the_wrong_order(tree: Path, store: Store) -> None:
-    made = commits(tree, "bad", "good", "good")
-    for first_good, hint in ((False, "add --first-good"), (True, "leave --first-good out")):
-        good, bad = (made[0], made[2]) if first_good else (made[2], made[0])
+    # The machine may have been the reason: a second command judges both again.
+    for _ in range(2):
         judge = FakeJudge(tree)
-        with pytest.raises(UsageError, match="is an ancestor of") as refused:
-            run(tree, store, good, bad, first_good=first_good, judge=judge)
-        assert hint in refused.value.hint
-        assert judge.asked == []
+        with pytest.raises(error, match=f"could not be judged:(.|\n)*{subject} here") as caught:
+            run(tree, store, made[0], "main", judge=judge)
+        assert type(caught.value) is error
+        assert len(judge.judged) == 2
 
 
-def test_ends_of_no_common_history(tree: Path, store: Store) -> None:
-    made = commits(tree, "good")
+def test_ends_out_of_order_or_of_no_common_history(tree: Path, store: Store) -> None:
+    made = commits(tree, "bad", "good", "good")
     git(tree, "checkout", "-q", "--orphan", "other")
-    commits(tree, "bad")
-    with pytest.raises(UsageError, match="no common ancestor"):
-        run(tree, store, "main", "other")
-    with pytest.raises(UsageError, match="the same commit"):
-        run(tree, store, "main", made[0])
+    commits(tree, "bad,other")
+    for ends, first_good, error, hint in (
+        ((made[2], made[0]), False, "is an ancestor of", "add --first-good"),
+        ((made[0], made[2]), True, "is an ancestor of", "leave --first-good out"),
+        (("main", "other"), False, "no common ancestor", "one history"),
+        (("main", made[2]), False, "the same commit", "that differ"),
+    ):
+        judge = FakeJudge(tree)
+        with pytest.raises(UsageError, match=error) as refused:
+            run(tree, store, *ends, first_good=first_good, judge=judge)
+        assert hint in refused.value.hint
+        assert judge.judged == []
 
 
-def test_an_interrupted_bisection_goes_on(tree: Path, store: Store) -> None:
-    """Wherever it is interrupted, no commit is judged twice, and the same comes out."""
+def test_an_interrupted_bisection_continues(tree: Path, store: Store) -> None:
+    """Wherever it is interrupted, no commit is judged twice, and the result is the same."""
     made = commits(tree, "good", *["good"] * 9, "broken", *["bad"] * 9)
+    ends = (made[0], "main")
     whole = FakeJudge(tree)
-    expected = run(tree, store, made[0], "main", judge=whole)
+    complete = bisection(tree, store, ends, judge=whole)
+    expected = complete.run()
     assert expected.first is None and len(expected.candidates) == 2
-    open_record(store, "k", "q", Notes()).forget()
-    for at in range(len(whole.asked)):
+    complete.forget()
+    for at in range(len(whole.judged)):
         first, second, listener = FakeJudge(tree, interrupt_at=at), FakeJudge(tree), Listener()
         with pytest.raises(KeyboardInterrupt):
-            run(tree, store, made[0], "main", judge=first)
-        result = run(tree, store, made[0], "main", judge=second, listener=listener)
-        assert first.asked + second.asked == whole.asked
-        assert result.candidates == expected.candidates
-        assert [again for _, again in listener.steps] == [
-            *[True] * at,
-            *[False] * (len(whole.asked) - at),
-        ]
-        open_record(store, "k", "q", Notes()).forget()
+            bisection(tree, store, ends, judge=first).run()
+        continued = bisection(tree, store, ends, judge=second, listener=listener)
+        assert len(continued.steps) == at
+        assert continued.run().candidates == expected.candidates
+        assert first.judged + second.judged == whole.judged
+        again = [again for _, again in listener.steps]
+        assert again == [*[True] * at, *[False] * (len(whole.judged) - at)]
+        continued.forget()
 
 
-def test_no_step_behind_the_deadline(tree: Path, store: Store) -> None:
+def interrupted(tree: Path, store: Store) -> tuple[list[str], Path]:
+    """Make 20 commits, of which the tenth is the first bad one; interrupt after three steps.
+
+    Returns:
+        The commits, and the folder of the bisection.
+    """
+    made = commits(tree, *["good"] * 10, *["bad"] * 10)
+    stopped = bisection(tree, store, (made[0], "main"), judge=FakeJudge(tree, interrupt_at=3))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    return made, stopped.folder
+
+
+def test_a_developer_takes_over_by_hand(tree: Path, store: Store) -> None:
+    made, folder = interrupted(tree, store)
+    git(folder, "bisect", "good", made[9])
+    git(folder, "bisect", "skip", made[10])
+    judge = FakeJudge(tree)
+    result = run(tree, store, made[0], "main", judge=judge)
+    assert [commit.name for commit in result.candidates] == made[10:12]
+    assert len(judge.judged) <= 3
+
+
+@pytest.mark.parametrize("damage", ["reset", "start", "no mark", "no next"])
+def test_killed_while_git_was_running(tree: Path, store: Store, damage: str) -> None:
+    """The state of git is repaired from the steps, and nothing is judged twice."""
+    made, folder = interrupted(tree, store)
+    state = folder / ".git"
+    if damage == "reset":
+        git(folder, "bisect", "reset", made[0])
+    elif damage == "start":
+        for path in (*(state / "refs" / "bisect").iterdir(), state / "BISECT_LOG"):
+            path.unlink()
+    elif damage == "no mark":
+        git(folder, "bisect", "start", "--no-checkout", made[-1], made[0])
+    else:
+        (state / "BISECT_HEAD").unlink()
+    judge = FakeJudge(tree)
+    result = run(tree, store, made[0], "main", judge=judge)
+    assert result.first is not None and result.first.name == made[10]
+    assert len(result.steps) == len({step.commit.hash for step in result.steps})
+    assert len(judge.judged) == len(result.steps) - 3
+
+
+def test_damaged_steps_start_anew(tree: Path, store: Store) -> None:
+    for text in ("not json", '{"form": 1}', '[{"commit": 1}]', "\udcff"):
+        made, folder = interrupted(tree, store)
+        (folder / "steps.json").write_bytes(text.encode(errors="surrogateescape"))
+        listener = Listener()
+        anew = bisection(tree, store, (made[0], "main"), listener=listener)
+        assert (anew.steps, folder.exists()) == ({}, False)
+        assert "starting anew" in listener.notes[0]
+        anew.run()
+        anew.forget()
+
+
+def test_no_step_after_the_deadline(tree: Path, store: Store) -> None:
     made = commits(tree, "good", "good", "bad")
     judge = FakeJudge(tree)
-    gone = Deadline(1e-9, "the bisection")
     with pytest.raises(DeadlineExpiredError, match="the bisection"):
-        run(tree, store, made[0], "main", judge=judge, deadline=gone)
-    assert judge.asked == []
+        run(tree, store, made[0], "main", judge=judge, deadline=Deadline(1e-9, "the bisection"))
+    assert judge.judged == []
 
 
-def test_a_damaged_record_is_kept_aside(store: Store) -> None:
-    for text in ("not json", '{"form": 1}', '{"form": 0, "question": "", "steps": []}'):
-        path = store.folder("bisections") / "k.json"
-        path.write_text(text)
-        notes = Notes()
-        assert open_record(store, "k", "q", notes).count == 0
-        assert "begins anew" in notes.notes[0]
-        assert path.with_suffix(".damaged").read_text() == text
-        assert not path.exists()
-
-
-def test_only_scenarios_that_differ_judge(tree: Path, store: Store) -> None:
-    made = commits(tree, "good", "good", "good", "bad", "bad")
-    judge, listener = FakeJudge(tree), Listener()
-    judge.say = lambda subject, name: {"same": "bad", "off": "skip"}.get(name, subject)
+def test_only_scenarios_that_differ_are_used(tree: Path, store: Store) -> None:
+    made = commits(tree, "good", "good", "bad:rule 6", "bad:rule 2 sr0")
     names = ("same", "exact_cover", "off")
-    result = run(tree, store, made[0], "main", judge=judge, listener=listener, scenarios=names)
-    assert judge.scenarios == [names, names, *[("exact_cover",)] * (len(judge.asked) - 2)]
+    judge, listener = FakeJudge(tree, scenarios=names), Listener()
+    judge.subject_for = lambda subject, name: {"same": "bad", "off": "skip"}.get(name, subject)
+    result = run(tree, store, made[0], "main", judge=judge, listener=listener)
+    _, scenarios, bad_ends = zip(*judge.judged, strict=True)
+    assert scenarios == (names, names, *[("exact_cover",)] * (len(judge.judged) - 2))
+    assert bad_ends[:2] == (None, None)
+    assert set(map(str, bad_ends[2:])) == {str({"exact_cover": ("rule 2 sr0",)})}
     assert result.scenarios == ("exact_cover",)
     assert listener.notes == [
         "same is left out: good / bad end are FAIL / FAIL",
         "off is left out: good / bad end are SKIPPED / SKIPPED",
     ]
-
-
-def test_what_broke_at_the_bad_end_is_known_to_later_steps(tree: Path, store: Store) -> None:
-    made = commits(tree, "good", "good", "bad:rule 6", "bad:rule 2 sr0")
-    judge = FakeJudge(tree)
-    run(tree, store, made[0], "main", judge=judge)
-    assert judge.bad_ends[:2] == [None, None]
-    assert set(map(str, judge.bad_ends[2:])) == {str({"exact_cover": ("rule 2 sr0",)})}

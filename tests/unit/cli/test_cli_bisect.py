@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`harness bisect` on builds of the fake kernel; its guests read its source."""
+"""`harness bisect` on builds of the fake kernel; the verdict of a guest depends on its source."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bisect_fixtures import Guests, builder, guests, made_tree, tree
 from cli_fixtures import Harness, assert_one_message
 from fake_sources import HMEM, Builder, edit, format_patch, git, git_fake
 
-from harness.bisect import ends
+from harness.bisect import run as bisect_run
 from harness.contract.result import Verdict
 
 __all__ = ["builder", "guests", "made_tree", "tree"]
@@ -22,12 +23,12 @@ pytestmark = pytest.mark.usefixtures("room", "no_guest")
 
 
 def compiled(builder: Builder) -> dict[str, int]:
-    """How many files each kernel of the store took, by its commit or series."""
-    found = {}
+    """The number of files compiled for each kernel of the store, by its SPEC."""
+    counts = {}
     for path in builder.store.root.glob("kernels/*/manifest.json"):
         manifest = json.loads(path.read_text())
-        found[manifest["spec"]] = manifest["build"]["compiled"]
-    return found
+        counts[manifest["spec"]] = manifest["build"]["compiled"]
+    return counts
 
 
 BISECT = ("bisect", "--accel", "tcg", "exact_cover", "--tree")
@@ -50,11 +51,31 @@ def test_the_first_bad_commit(
     assert lines[2] == "    exact_cover: rule 1"
     assert f"first bad commit: {first} dax: hmem: change 5" in lines
     assert f"    harness run exact_cover --kernel build:{tree}@{first}" in lines
-    found = json.loads(Path("steps.json").read_text())
-    assert (found["first"]["commit"], found["candidates"]) == (first, [])
-    assert [one["outcome"] for one in found["steps"]][:2] == ["bad", "good"]
-    assert 4 <= len(found["steps"]) <= 5
-    assert all(one["seconds"]["total"] >= one["seconds"]["build"] for one in found["steps"])
+    result = json.loads(Path("steps.json").read_text())
+    steps = result["steps"]
+    assert (result["first"]["commit"], result["candidates"]) == (first, [])
+    assert [step["outcome"] for step in steps][:2] == ["bad", "good"]
+    assert 4 <= len(steps) <= 5
+    assert all(step["seconds"]["total"] >= step["seconds"]["build"] for step in steps)
+    assert set(result) == {
+        *("looking_for", "good", "bad", "scenarios", "first", "candidates", "steps"),
+    }
+    assert set(steps[0]) == {
+        *("commit", "short", "subject", "role", "outcome", "scenarios", "seconds"),
+    }
+    (at_bad_end,) = steps[0]["scenarios"]
+    assert (at_bad_end.pop("evidence"), at_bad_end) == (
+        [],
+        {
+            "scenario": "exact_cover",
+            "outcome": "bad",
+            "verdicts": ["FAIL"],
+            "failures": ["rule 1"],
+            "other_failure": False,
+            "reason": "",
+        },
+    )
+    assert set(steps[0]["seconds"]) == {"build", "run", "overhead", "total"}
     assert before == (
         *(git(tree, "status", "--porcelain"), git(tree, "reflog"), git(tree, "for-each-ref")),
     )
@@ -91,13 +112,13 @@ def test_commits_that_do_not_build(harness: Harness, guests: Guests, tree: Path)
     git(tree, "commit", "-q", "-a", "-m", "mend the build")
     ended = harness(*BISECT, tree, "--good", "v0", "--bad", "broken", "--json", "steps.json")
     assert ended.code == 3
-    tail = ended.out.partition("the first bad commit is one of these 3, ")[2].splitlines()
+    tail = ended.out.partition("the first bad commit is one of these 3; ")[2].splitlines()
     assert [line.split(None, 1)[1] for line in tail[1:4]] == [
         *("break the build", "strand", "mend the build"),
     ]
     assert "UNBUILDABLE" in ended.out and "error: #error no" not in ended.err
-    found = json.loads(Path("steps.json").read_text())
-    assert found["first"] is None and len(found["candidates"]) == 3
+    result = json.loads(Path("steps.json").read_text())
+    assert result["first"] is None and len(result["candidates"]) == 3
 
 
 @pytest.mark.parametrize("at", [1, 3])
@@ -108,44 +129,40 @@ def test_interrupted_and_started_again(
     words = (*BISECT, tree, "--good", "v0", "--bad", "main")
     guests.answer = lambda text, count: KeyboardInterrupt() if count == at else whole(text, count)
     ended = harness(*words)
-    assert (ended.code, "goes on from here" in ended.err) == (130, True)
+    assert (ended.code, "run the same command to continue" in ended.err) == (130, True)
     runs = guests.count
     ended = harness(*words)
     assert ended.code == 0 and "dax: hmem: change 5" in ended.out.splitlines()[-3]
     assert f"steps made: {at}" in ended.err
     assert ended.out.count("from before") == at
     assert guests.count + at - 1 <= 5 + runs
-    # An answered question is asked anew.
+    # A finished bisection starts anew.
     assert "from before" not in harness(*words).out
 
 
-def test_another_question_does_not_go_on(harness: Harness, guests: Guests, tree: Path) -> None:
-    whole = guests.answer
-    words = (*BISECT, tree, "--good", "v0", "--bad", "main")
-    guests.answer = lambda text, count: KeyboardInterrupt() if count == 2 else whole(text, count)
-    assert harness(*words).code == 130
-    for more in (("--runs", "2"), ("--fresh",)):
-        guests.answer = whole
-        ended = harness(*words, *more)
-        assert ended.code == 0
-        assert "from before" not in ended.out
-
-
-def test_another_harness_does_not_go_on(
-    harness: Harness, guests: Guests, tree: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", ["--runs", "--fresh", "version"])
+def test_steps_of_another_bisection_are_not_used(
+    harness: Harness,
+    guests: Guests,
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
 ) -> None:
-    """It may judge the same guest otherwise."""
+    """Another version of the harness may judge the same guest differently."""
     whole = guests.answer
-    words = (*BISECT, tree, "--good", "v0", "--bad", "main")
+    words = (*BISECT, tree, "--good", "main~4", "--bad", "main")
     guests.answer = lambda text, count: KeyboardInterrupt() if count == 2 else whole(text, count)
     assert harness(*words).code == 130
     guests.answer = whole
     with monkeypatch.context() as patch:
-        patch.setattr(ends, "harness_version", lambda: "1+other")
-        ended = harness(*words)
-        assert ended.code == 0
-        assert "from before" not in ended.out
-    assert "from before" in harness(*words).out, "those of this one are still there"
+        if change == "version":
+            patch.setattr(bisect_run, "harness_version", lambda: "1+other")
+        more = {"--runs": ("--runs", "2"), "--fresh": ("--fresh",)}.get(change, ())
+        ended = harness(*words, *more)
+    assert ended.code == 0
+    assert "from before" not in ended.out
+    # Its own steps are kept, unless they were to be forgotten.
+    assert ("from before" in harness(*words).out) == (change != "--fresh")
 
 
 def test_flaky(harness: Harness, guests: Guests, tree: Path) -> None:
@@ -167,7 +184,7 @@ def test_flaky(harness: Harness, guests: Guests, tree: Path) -> None:
     assert "1 FAIL, 2 PASS" in ended.out
 
 
-def test_a_decision_needs_no_further_run(harness: Harness, guests: Guests, tree: Path) -> None:
+def test_no_run_after_the_outcome_is_known(harness: Harness, guests: Guests, tree: Path) -> None:
     words = (*BISECT, tree, "--good", "main~1", "--bad", "main", "-j", "1")
     guests.answer = lambda text, _: Verdict.FAIL if "number 8" in text else Verdict.PASS
     assert harness(*words, "--runs", "10", "--need", "3").code == 0
@@ -183,7 +200,7 @@ def test_a_failure_of_another_kind(harness: Harness, guests: Guests, tree: Path)
     words = (*BISECT, tree, "--good", "v0", "--bad", "main")
     ended = harness(*words)
     assert "dax: hmem: change 3" in ended.out.splitlines()[-3]
-    assert "exact_cover fails otherwise than the bad end: rule 6; counts as bad" in ended.out
+    assert "exact_cover fails differently from the bad end: rule 6; counts as bad" in ended.out
     ended = harness(*words, "--same-failure")
     assert ended.code == 3
     assert "one of these 6" in ended.out
@@ -204,7 +221,7 @@ def test_a_bad_end_that_does_not_build(harness: Harness, guests: Guests, tree: P
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "error"),
     [
         (("--good", "v0"), "--bad is not given"),
         (("--bad", "v0"), "--good is not given"),
@@ -217,9 +234,9 @@ def test_a_bad_end_that_does_not_build(harness: Harness, guests: Guests, tree: P
     ],
 )
 def test_bad_input(
-    harness: Harness, guests: Guests, tree: Path, words: Sequence[str], said: str
+    harness: Harness, guests: Guests, tree: Path, words: Sequence[str], error: str
 ) -> None:
-    assert_one_message(harness(*BISECT, tree, *words), said)
+    assert_one_message(harness(*BISECT, tree, *words), error)
     assert guests.count == 0
 
 
@@ -268,8 +285,9 @@ def test_over_a_series(
     assert "first bad commit: patch 4 of 6 dax: patch 4" in ended.out
     assert f"--series {series} --upto 4" in ended.out
     assert "good the base PASS" in ended.out
-    # The whole series, the base, patch 3, patch 4: each compiles what differs from the one before.
-    assert sorted(compiled(builder).values()) == [1, 2, 2, 4]
+    # Both ends and at most three steps: each compiles only the files that differ from before.
+    first, *others = sorted(compiled(builder).values(), reverse=True)
+    assert first == 4 and max(others) <= 2 and 3 <= len(others) <= 4
 
 
 def test_over_a_series_with_wrong_ends(
@@ -292,3 +310,14 @@ def test_a_series_of_which_a_patch_does_not_apply(
     ended = harness(*BISECT, tree, "--series", series)
     assert ended.code == 4
     assert "does not apply" in ended.err
+
+
+def test_patches_that_change_nothing(
+    harness: Harness, guests: Guests, series: Path, tmp_path: Path
+) -> None:
+    """The one that changes the source is found, not one of those that leave it as it is."""
+    tree = git_fake(tmp_path / "linux")
+    for number in (5, 6):
+        shutil.copy(series / "0004-x.patch", series / f"000{number}-x.patch")
+    ended = harness(*BISECT, tree, "--series", series)
+    assert "first bad commit: patch 4 of 6 dax: patch 4" in ended.out, ended.err

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`harness bisect-step` on builds of the fake kernel; its guests read its source."""
+"""`harness bisect-step` on the fake kernel; the verdict of a guest depends on its source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["builder", "guests", "made_tree", "tree"]
 pytestmark = pytest.mark.usefixtures("room", "no_guest")
 
 STEP = ("bisect-step", "--accel", "tcg")
-APPLIES_NOT = NotApplicableError("not so", hint="another")
+DOES_NOT_APPLY = NotApplicableError("not so", hint="another")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ APPLIES_NOT = NotApplicableError("not so", hint="another")
         (Verdict.FAIL, 1),
         (Verdict.INCONCLUSIVE, 125),
         (Verdict.UNBUILDABLE, 125),
-        (APPLIES_NOT, 125),
+        (DOES_NOT_APPLY, 125),
         (MissingModuleError("no dax_cxl", hint="another"), 125),
         (UnbuildableError("no", hint="look"), 125),
         (OSError(28, "No space left on device"), 128),
@@ -96,7 +96,7 @@ def test_wrong_use_of_a_step_ends_the_bisection(
     assert ended.err
 
 
-def test_a_step_where_there_is_no_kernel(harness: Harness, guests: Guests, tmp_path: Path) -> None:
+def test_a_step_outside_of_a_kernel_tree(harness: Harness, guests: Guests, tmp_path: Path) -> None:
     ended = harness(*STEP, "exact_cover")
     assert ended.code == 128
     assert "is not the source of a kernel" in ended.err
@@ -118,4 +118,15 @@ def test_a_step_in_a_plain_folder(
     harness: Harness, guests: Guests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(copy_fake(tmp_path / "plain"))
+    assert harness(*STEP, "exact_cover").code == 0
+
+
+def test_a_step_without_a_checkout(
+    harness: Harness, guests: Guests, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit that git has chosen is judged, not the files."""
+    monkeypatch.chdir(tree)
+    git(tree, "bisect", "start", "--no-checkout", "main", "main~5")
+    assert harness(*STEP, "exact_cover").code == 1
+    git(tree, "update-ref", "BISECT_HEAD", "v0")
     assert harness(*STEP, "exact_cover").code == 0

@@ -33,13 +33,13 @@ def test_the_list_has_every_scenario_and_profile(harness: Harness, room: Path) -
     for text, names in ((above, scenario_names()), (below, profile_names())):
         lines = text.splitlines()
         assert [line.split()[0] for line in lines] == list(names)
-        assert all(len(line.split()) > 3 for line in lines), "each with its summary"
+        assert all(len(line.split()) > 3 for line in lines), "a line without a summary"
     assert not [line for line in above.splitlines() if line.endswith("]")]
     assert files(room) == set()
 
 
 @pytest.mark.parametrize("kernel", ["7.2", "debian:7.2", "build:debian:7.2.13"])
-def test_the_list_marks_what_is_known_to_fail_on_a_kernel(
+def test_the_list_marks_known_failures_on_a_kernel(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, kernel: str
 ) -> None:
     monkeypatch.setattr("harness.runs.prepare.require_qemu", lambda _asked: FIT_QEMU)
@@ -97,6 +97,14 @@ def test_the_doctor_of_this_machine_changes_nothing_but_the_store(
     assert {path.relative_to(room).parts[:2] for path in files(room)} <= {("store", "qemu")}
 
 
+def test_help_lists_the_commands_in_the_order_of_use(harness: Harness) -> None:
+    _, _, commands = harness("--help").out.partition("Commands:\n")
+    names = [line.split()[0] for line in commands.splitlines() if line[2:3].strip()]
+    assert names[:6] == ["doctor", "list", "run", "boot", "compare", "build"]
+    assert names.index("bisect") < names.index("report") < names.index("matrix")
+    assert "matrix-worker" not in names
+
+
 @pytest.mark.parametrize("words", [("--help",), ("run", "-h"), ("boot", "--help"), ("--version",)])
 def test_help_starts_nothing(harness: Harness, room: Path, words: Sequence[str]) -> None:
     ended = harness(*words)
@@ -104,7 +112,7 @@ def test_help_starts_nothing(harness: Harness, room: Path, words: Sequence[str])
     assert files(room) == set()
 
 
-# Answers nothing and waits, as a harness finds it that is stopped in the middle.
+# Never answers, so that the harness is stopped while it waits.
 WAITING_QEMU = """#!/bin/sh
 echo $$ > "$0.new"
 mv "$0.new" "$0.pid"
@@ -114,10 +122,10 @@ exec sleep 60
 
 @contextmanager
 def waiting_harness(*words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A harness in a process of its own that waits for its QEMU, and the QEMU's process number."""
+    """Start a harness that waits for its QEMU; yields it and the process number of QEMU."""
     qemu = program(WAITING_QEMU)
     argv = [sys.executable, "-c", "from harness.cli.main import main; main()", *words]
-    # What ignores SIGINT, such as a shell's background job, leaves that to its children.
+    # Children of a process that ignores SIGINT, such as a background job, ignore it too.
     with subprocess.Popen(
         [*argv, "--qemu", str(qemu)],
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
@@ -135,10 +143,10 @@ def waiting_harness(*words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
             child.kill()
 
 
-def await_true(wanted: Callable[[], object], seconds: float = 20.0) -> None:
+def await_true(condition: Callable[[], object], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
-    while not wanted():
-        assert time.monotonic() < end, "it never happened"
+    while not condition():
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.01)
 
 
@@ -151,7 +159,7 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "said"),
+    ("number", "status", "printed"),
     [
         (signal.SIGTERM, 143, ""),
         (signal.SIGINT, 130, "harness: interrupted\n"),
@@ -161,14 +169,14 @@ def is_gone(pid: int) -> bool:
 )
 @pytest.mark.parametrize("command", ["run", "boot"])
 def test_a_stopped_harness_leaves_nothing(
-    room: Path, number: signal.Signals, status: int | None, said: str, command: str
+    room: Path, number: signal.Signals, status: int | None, printed: str, command: str
 ) -> None:
     with waiting_harness(command, "exact_cover") as (child, qemu):
         before = files(room)
         child.send_signal(number)
         out, err = child.communicate(timeout=20)
         await_true(lambda: is_gone(qemu))
-        assert (out, err) == ("", said)
+        assert (out, err) == ("", printed)
         assert status is None or child.returncode == status
         assert child.returncode not in (0, 1)
         assert files(room) == before

@@ -28,7 +28,7 @@ def scenario_file(name: str, old: str = "", new: str = "") -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (("run",), "Missing argument 'SCENARIO...'"),
         (("boot",), "Missing argument 'PROFILE|SCENARIO'"),
@@ -41,12 +41,12 @@ def scenario_file(name: str, old: str = "", new: str = "") -> str:
     ],
 )
 def test_a_wrong_command_line(
-    harness: Harness, room: Path, words: tuple[str, ...], said: str
+    harness: Harness, room: Path, words: tuple[str, ...], expected: str
 ) -> None:
     ended = harness(*words)
     assert (ended.code, ended.out) == (2, "")
     assert "Try 'harness" in ended.err
-    assert said in ended.err
+    assert expected in ended.err
     assert ended.err.count("Error: ") == 1
     assert "Traceback" not in ended.err
     assert files(room) == set()
@@ -54,7 +54,7 @@ def test_a_wrong_command_line(
 
 @pytest.mark.usefixtures("no_guest")
 @pytest.mark.parametrize("seconds", ["inf", "nan", "1e300"])
-def test_a_timeout_that_no_clock_can_count(
+def test_a_timeout_that_is_not_a_number_of_seconds(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, seconds: str
 ) -> None:
     use_verdicts(monkeypatch, Verdict.PASS)
@@ -65,7 +65,7 @@ def test_a_timeout_that_no_clock_can_count(
 
 @pytest.mark.usefixtures("no_guest")
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (("run", "exact_covr"), ("'exact_covr'", "did you mean exact_cover?")),
         (("run", "exact_cover", "exact_covr"), ("'exact_covr'", "did you mean exact_cover?")),
@@ -80,9 +80,9 @@ def test_a_timeout_that_no_clock_can_count(
     ],
 )
 def test_a_scenario_that_does_not_exist(
-    harness: Harness, room: Path, words: tuple[str, ...], said: tuple[str, ...]
+    harness: Harness, room: Path, words: tuple[str, ...], expected: tuple[str, ...]
 ) -> None:
-    assert_one_message(harness(*words), *said)
+    assert_one_message(harness(*words), *expected)
     assert files(room) == set()
 
 
@@ -110,7 +110,7 @@ def test_a_misspelt_profile_in_a_scenario(harness: Harness, room: Path, command:
 
 @pytest.mark.usefixtures("no_guest")
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (b"", ("mine.yaml", "empty")),
         (b"summary: [1,\nsource: x\n", ("mine.yaml:", "not valid YAML")),
@@ -123,12 +123,12 @@ def test_a_misspelt_profile_in_a_scenario(harness: Harness, room: Path, command:
         (b"- a\n- b\n", ("mine.yaml", "not a mapping")),
     ],
 )
-def test_a_file_that_is_no_scenario(
-    harness: Harness, room: Path, content: bytes, said: tuple[str, ...]
+def test_an_invalid_scenario_file(
+    harness: Harness, room: Path, content: bytes, expected: tuple[str, ...]
 ) -> None:
     Path("mine.yaml").write_bytes(content)
     before = files(room)
-    assert_one_message(harness("run", "mine.yaml"), *said)
+    assert_one_message(harness("run", "mine.yaml"), *expected)
     assert files(room) == before
 
 
@@ -142,7 +142,7 @@ def test_a_scenario_that_may_not_be_read(harness: Harness) -> None:
 
 @pytest.mark.usefixtures("no_guest")
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "expected"),
     [
         ("debain:7.2", ("'debain:7.2'", "debian:VERSION")),
         ("debian:", ("'debian:'", "debian:VERSION")),
@@ -155,15 +155,15 @@ def test_a_scenario_that_may_not_be_read(harness: Harness) -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["run", "boot"])
-def test_a_kernel_that_cannot_be_meant(
-    harness: Harness, room: Path, command: str, spec: str, said: tuple[str, ...]
+def test_an_invalid_kernel(
+    harness: Harness, room: Path, command: str, spec: str, expected: tuple[str, ...]
 ) -> None:
-    assert_one_message(harness(command, "exact_cover", "--kernel", spec), *said)
+    assert_one_message(harness(command, "exact_cover", "--kernel", spec), *expected)
     assert files(room) == set()
 
 
 class Archive:
-    """A package archive with one kernel, whose lists are as new as can be."""
+    """A package archive with one kernel and up-to-date lists."""
 
     @contextmanager
     def open(self, _store: Store, _progress: object) -> Iterator[Archive]:
@@ -207,7 +207,7 @@ def test_a_module_that_the_kernel_does_not_have(harness: Harness, room: Path, ke
 
 
 @pytest.mark.usefixtures("no_guest")
-def test_a_kernel_that_was_built_otherwise(harness: Harness, room: Path, kernel: str) -> None:
+def test_a_kernel_without_a_required_option(harness: Harness, room: Path, kernel: str) -> None:
     needs = "kernel: {config: {CXL_REGION: n}}\nguest:\n"
     name = scenario_file("mine.yaml", "guest:\n", needs)
     Path(name).write_text(Path(name).read_text().replace("owner: dax_cxl", "owner: dax_hmem"))

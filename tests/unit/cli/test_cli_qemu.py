@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The QEMU that is named or found."""
+"""Selection of the QEMU binary."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_a_text_file() -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "expected"),
     [
         (make_nothing, ("there is no such program", "10.0 or later")),
         (make_a_text_file, ("there is no such program",)),
@@ -53,12 +53,12 @@ def make_a_text_file() -> Path:
 )
 @pytest.mark.parametrize("by_variable", [False, True])
 @pytest.mark.parametrize("command", ["run", "boot"])
-def test_a_qemu_that_will_not_do(
+def test_an_unusable_qemu(
     harness: Harness,
     room: Path,
     monkeypatch: pytest.MonkeyPatch,
     make: Callable[[], Path],
-    said: tuple[str, ...],
+    expected: tuple[str, ...],
     by_variable: bool,
     command: str,
 ) -> None:
@@ -69,7 +69,8 @@ def test_a_qemu_that_will_not_do(
         monkeypatch.setenv("HARNESS_QEMU", str(qemu))
         words = ()
     ended = harness(command, "exact_cover", *words)
-    assert_one_message(ended, str(qemu), *said, "apt-get install qemu-system-x86", "HARNESS_QEMU")
+    hint = ("apt-get install qemu-system-x86", "HARNESS_QEMU")
+    assert_one_message(ended, str(qemu), *expected, *hint)
     assert files(room) == before
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where results and evidence go, and exit codes of several scenarios."""
+"""Files for results and evidence, and the exit code of several scenarios."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_results_to_a_folder(harness: Harness, room: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_guest")
-def test_results_to_a_file_that_may_not_be_written(harness: Harness) -> None:
+def test_results_to_a_file_without_permission(harness: Harness) -> None:
     Path("results.json").write_text("old")
     Path("results.json").chmod(0o400)
     if os.access("results.json", os.W_OK):
@@ -49,8 +49,8 @@ def test_results_to_a_file_that_may_not_be_written(harness: Harness) -> None:
 
 
 @pytest.mark.usefixtures("no_guest")
-def test_results_of_a_run_that_never_was(harness: Harness, room: Path) -> None:
-    """Neither an empty file for who reads results, nor the loss of those of an earlier run."""
+def test_results_of_a_run_that_did_not_start(harness: Harness, room: Path) -> None:
+    """Leaves no empty file, and keeps the results of an earlier run."""
     kernel = "image:/nowhere/linux"
     assert harness("run", "exact_cover", "--kernel", kernel, "--json", "new.json").code == 2
     Path("old.json").write_text("[]\n")
@@ -134,7 +134,7 @@ def test_the_exit_code_of_several_runs(
     names = [line.split(" ")[0] for line in ended.out.splitlines() if "exact_cover on " in line]
     assert names == [verdict.name for verdict in verdicts]
     results = json.loads(Path("results.json").read_text())
-    assert [one["verdict"] for one in results] == names
+    assert [result["verdict"] for result in results] == names
     if len(verdicts) > 1:
         summary = ended.out.splitlines()[-1]
         counts = {f"{names.count(name)} {name}" for name in names}
@@ -150,20 +150,21 @@ def test_the_exit_code_of_several_runs(
 def test_results_so_far_stay_when_a_later_run_breaks_off(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, ending: BaseException, code: int
 ) -> None:
-    """A FAIL is a FAIL, whatever could not be run after it."""
+    """A FAIL decides the exit code, whatever happens after it."""
     use_verdicts(monkeypatch, FAIL, ending)
     ended = harness("run", "exact_cover", "no_soft_reserved", "--json", "results.json")
     assert ended.code == code
     assert "Traceback" not in ended.err
     assert ended.out.startswith("FAIL exact_cover on ")
-    assert [one["verdict"] for one in json.loads(Path("results.json").read_text())] == ["FAIL"]
+    (result,) = json.loads(Path("results.json").read_text())
+    assert result["verdict"] == "FAIL"
 
 
 @pytest.mark.usefixtures("no_guest")
-def test_an_error_that_nobody_foresaw_never_looks_like_a_verdict(
+def test_an_unexpected_error_never_looks_like_a_verdict(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Status 1 says that the kernel broke the contract: a bisection would believe it."""
+    """Status 1 means that the kernel broke the contract: a bisection would take it as bad."""
     use_verdicts(monkeypatch, OSError(28, "No space left on device", "/evidence/verdict.json"))
     try:
         ended = harness("run", "exact_cover")
@@ -181,11 +182,11 @@ def test_an_error_that_nobody_foresaw_never_looks_like_a_verdict(
         (errno.EFBIG, "ulimit -f"),
         (errno.EMFILE, "ulimit -n"),
         (errno.EAGAIN, "ulimit -v and -u"),
-        (errno.EROFS, "may write"),
-        (errno.ENOTDIR, "as it should be"),
+        (errno.EROFS, "owner and permissions"),
+        (errno.ENOTDIR, "check the path"),
     ],
 )
-def test_an_error_of_the_system_says_what_to_do_about_it(
+def test_an_error_of_the_system_has_a_hint(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
 ) -> None:
     use_verdicts(monkeypatch, OSError(number, os.strerror(number), "/some/file"))
@@ -214,9 +215,9 @@ def test_results_that_do_not_fit_on_the_disk(
 @pytest.mark.usefixtures("no_guest", "kernel")
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(MemoryError(), "no memory left"), (ValueError("odd"), "a defect of the harness")],
+    [(MemoryError(), "out of memory"), (ValueError("odd"), "a bug in the harness")],
 )
-def test_what_nobody_foresaw_is_no_verdict(
+def test_an_unexpected_exception_is_not_a_verdict(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     use_verdicts(monkeypatch, error)

@@ -39,7 +39,7 @@ def unfit(**changes: object) -> QemuBinary:
 
 @pytest.fixture(autouse=True)
 def ready_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A Debian machine with everything, whatever the real one is."""
+    """A Debian machine that has everything."""
     monkeypatch.setenv("HARNESS_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "debian"})
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -75,22 +75,22 @@ def the(name: str) -> Check:
     return check
 
 
-def test_a_ready_machine_has_no_complaints() -> None:
+def test_a_ready_machine_has_no_warning() -> None:
     checks = diagnose()
     assert {check.state for check in checks} == {"ok"}
     assert {check.hint for check in checks} == {""}
     assert len({check.name for check in checks}) == len(checks)
 
 
-def test_every_complaint_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_warning_has_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_qemu(monkeypatch, unfit(version=(7, 2, 0), version_text="7.2", seccomp=False, features=()))
     without_programs(monkeypatch, "apt-get", "dpkg-deb", "xz", "git")
     monkeypatch.setattr(doctor, "_KVM", tmp_path / "no-kvm")
     use_meminfo(monkeypatch, tmp_path, "MemAvailable: 1000 kB\n")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(9, 9, 0))
-    complaints = [check for check in diagnose() if check.state != "ok"]
-    assert len(complaints) == 12
-    assert all(check.hint for check in complaints)
+    warnings = [check for check in diagnose() if check.state != "ok"]
+    assert len(warnings) == 12
+    assert all(check.hint for check in warnings)
 
 
 def test_an_old_qemu_is_missing_with_the_version_found() -> None:
@@ -102,9 +102,9 @@ def test_an_old_qemu_is_missing_with_the_version_found() -> None:
     assert "10.0 or later" in check.found
 
 
-def test_each_part_that_qemu_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    lacking = {"cxl-type3.volatile-memdev", "q35.hmat"}
-    use_qemu(monkeypatch, unfit(features=tuple(set(REQUIRED_FEATURES) - lacking)))
+def test_missing_qemu_features_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"cxl-type3.volatile-memdev", "q35.hmat"}
+    use_qemu(monkeypatch, unfit(features=tuple(set(REQUIRED_FEATURES) - missing)))
     assert the("QEMU").state == "ok"
     assert the("QEMU's CXL devices").found == "without cxl-type3.volatile-memdev"
     assert the("QEMU's machine options").found == "without q35.hmat"
@@ -121,7 +121,7 @@ def test_an_absent_qemu_is_missing_with_its_error(monkeypatch: pytest.MonkeyPatc
 
 def test_no_qemu_is_started_without_setpriv(monkeypatch: pytest.MonkeyPatch) -> None:
     without_programs(monkeypatch, "setpriv")
-    monkeypatch.setattr(doctor, "examine", lambda _path: pytest.fail("asked"))
+    monkeypatch.setattr(doctor, "examine", lambda _path: pytest.fail("QEMU was started"))
     assert the("QEMU").state == "missing"
     assert "util-linux" in the("setpriv").hint
 
@@ -129,7 +129,7 @@ def test_no_qemu_is_started_without_setpriv(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("release", "command"),
     [
-        ({"ID": "debian"}, "ci/setup installs it, or: apt-get install xz-utils"),
+        ({"ID": "debian"}, "use ci/setup, or: apt-get install xz-utils"),
         ({"ID": "ubuntu"}, "apt-get install xz-utils"),
         ({"ID": "rhel", "ID_LIKE": "fedora"}, "dnf install xz"),
         ({"ID": "arch"}, "pacman -S xz"),
@@ -150,7 +150,7 @@ def test_kvm_is_never_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert the("KVM").state == "warning"
     monkeypatch.setattr(doctor, "_KVM", tmp_path / "kvm")
     monkeypatch.setattr(os, "access", lambda path, _mode: path.name != "kvm")
-    assert "not for this user" in the("KVM").found
+    assert "no permission for" in the("KVM").found
 
 
 def test_a_store_that_cannot_be_written_is_missing(

@@ -60,14 +60,14 @@ def test_a_combination_survives_json() -> None:
         (
             {"kernels": ("debian:7.2",), "series": ("patches/x",)},
             facts(),
-            "the series patches/x takes a kernel that is built, and debian:7.2 is not: "
-            "write build:",
+            "the series patches/x needs a kernel that is built, and debian:7.2 is prebuilt: "
+            "use build:",
         ),
         (
             {"kernels": ("image:/x",), "configs": ("debug",)},
             facts(),
-            "the configuration debug takes a kernel that is built, and image:/x is not: "
-            "write build:",
+            "the configuration debug needs a kernel that is built, and image:/x is prebuilt: "
+            "use build:",
         ),
         (
             {"kernels": ("build:/a",), "configs": ("mine",)},
@@ -97,7 +97,7 @@ def test_a_combination_survives_json() -> None:
         (
             {"kernels": ("debian:7.2",), "build": False},
             facts(configs=("no_cxl",)),
-            "the scenario needs a kernel that is built with no_cxl",
+            "the scenario needs a kernel built with no_cxl",
         ),
         (
             {
@@ -111,7 +111,7 @@ def test_a_combination_survives_json() -> None:
         ),
     ],
 )
-def test_what_makes_no_sense_is_left_out_with_the_reason(
+def test_entries_that_cannot_run_are_left_out_with_the_reason(
     axes: dict[str, object], known: Facts, reason: str
 ) -> None:
     matrix = msgspec.convert(axes, Matrix)
@@ -135,11 +135,11 @@ def test_what_makes_no_sense_is_left_out_with_the_reason(
         ({"kernels": ("build:/a",), "series": ("s",)}, facts(policies={"s": None})),
     ],
 )
-def test_what_makes_sense_stays(axes: dict[str, object], known: Facts) -> None:
+def test_valid_entries_stay(axes: dict[str, object], known: Facts) -> None:
     assert reasons(msgspec.convert(axes, Matrix), known) == []
 
 
-def test_what_comes_to_the_same_runs_once() -> None:
+def test_duplicate_entries_run_once() -> None:
     # The scenario has a kernel built anyway, from the same source.
     matrix = Matrix(kernels=("debian:7.2", "build:debian:7.2"))
     plan = plan_matrix(matrix, ("one", "two"), facts(configs=("no_cxl",)))
@@ -168,8 +168,8 @@ def test_every_combination_is_in_exactly_one_shard(count: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3", ""])
-def test_what_is_no_shard_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no part of a matrix") as caught:
+def test_an_invalid_shard_is_rejected(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a shard") as caught:
         parse_shard(text)
     assert "I/N" in caught.value.hint
 
@@ -180,10 +180,10 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
         ("kernels: [debian:7.2]\nkonfigs: [base]\n", ("m.yaml:2: konfigs", "mean configs")),
         ("scenarios: [exact_cover]\n", ("m.yaml:1", "'kernels' is missing")),
         ("kernels: []\n", ("m.yaml:1: kernels", "the axis is empty")),
-        ("kernels: [a]\nqemus: []\n", ("m.yaml:2: qemus", "leave qemus out")),
+        ("kernels: [a]\nqemus: []\n", ("m.yaml:2: qemus", "remove qemus")),
         ("kernels: debian:7.2\n", ("m.yaml:1: kernels", "array", "docs/matrix.md")),
-        ("kernels:\n- debian:7.2\n- debian:7.2\n", ("m.yaml:3: kernels[1]", "twice")),
-        ("kernels: [debian:7.2, ' ']\n", ("m.yaml:1: kernels[1]", "an empty name")),
+        ("kernels:\n- debian:7.2\n- debian:7.2\n", ("m.yaml:3: kernels[1]", "duplicate")),
+        ("kernels: [debian:7.2, ' ']\n", ("m.yaml:1: kernels[1]", "empty name")),
         ("kernels: [debian]\n", ("m.yaml:1: kernels[0]", "does not name a kernel")),
         (
             "kernels: [debian:7.2]\nscenarios: [exact]\n",
@@ -195,7 +195,7 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
         ),
         (
             "kernels: [build:x]\nconfigs: [base, debgu]\n",
-            ("m.yaml:2: configs[1]", "no fragment is called 'debgu'", "did you mean debug?"),
+            ("m.yaml:2: configs[1]", "there is no fragment 'debgu'", "did you mean debug?"),
         ),
         (
             "kernels: [build:x]\nseries:\n- none\n- /no/such\n",
@@ -212,7 +212,7 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
         ),
         (
             "kernels: [debian:7.2]\nconfigs: [debug]\n",
-            ("no combination makes sense", "takes a kernel that is built"),
+            ("all entries are left out", "needs a kernel that is built"),
         ),
         ("kernels: [debian:7.2]\nrepeat: 0\n", ("m.yaml:2: repeat",)),
         ("kernels:\n- debian:7.2\n- branch\n", ("m.yaml:3: kernels[1]", "ci/nightly --matrix")),
@@ -229,7 +229,7 @@ def test_a_wrong_file_is_refused_at_file_line_and_field(
         assert word in str(caught.value)
 
 
-def test_what_is_left_out_of_a_nightly_may_be_called_branch(tmp_path: Path) -> None:
+def test_exclude_of_a_nightly_may_name_the_branch(tmp_path: Path) -> None:
     path = tmp_path / "m.yaml"
     path.write_text(
         "kernels: [branch, debian:7.2]\nscenarios: [exact_cover, no_region]\n"
@@ -246,7 +246,7 @@ def test_what_is_left_out_of_a_nightly_may_be_called_branch(tmp_path: Path) -> N
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read: No such file"):
+    with pytest.raises(UsageError, match="cannot read the matrix: No such file"):
         load_matrix(tmp_path / "absent.yaml")
     (tmp_path / "m.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8"):

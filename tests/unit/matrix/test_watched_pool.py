@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who hears of the ends of combinations, in a pool and in an avocado job with made-up workers."""
+"""The callback for results, in a pool and in an avocado job with fake workers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_end_is_heard_with_its_result(tmp_path: Path) -> None:
     pool.check()
 
 
-def test_who_cannot_hear_does_not_stop_the_job(tmp_path: Path) -> None:
+def test_an_error_of_the_callback_does_not_stop_the_job(tmp_path: Path) -> None:
     def ended(_one: Combination, _result: Mapping[str, Any] | None, _message: Message) -> None:
         raise UsageError("the disk is full", hint="free some")
 
@@ -74,7 +74,7 @@ def test_who_cannot_hear_does_not_stop_the_job(tmp_path: Path) -> None:
         pool.check()
 
 
-def test_what_is_out_of_time_is_heard_of(tmp_path: Path) -> None:
+def test_a_timeout_is_passed_to_the_callback(tmp_path: Path) -> None:
     hosts = fake_hosts(tmp_path, a="", b="")
     done = subprocess.run(
         [sys.executable, "-c", JOB, str(hosts)],

@@ -97,7 +97,7 @@ def test_a_host_may_be_told_to_take_less(tmp_path: Path, make: MakePool, notes: 
         pool.close()
 
 
-def test_what_a_lost_host_had_to_do_another_does(make: MakePool) -> None:
+def test_entries_of_a_lost_host_run_on_another_host(make: MakePool) -> None:
     pool = make(a="", b="")
     for scenario in ("kill_a", "kill_b") * 3:
         said = run(pool, scenario)
@@ -112,7 +112,7 @@ def test_nothing_comes_before_started(make: MakePool) -> None:
     for scenario in ("early_a", "early_b"):
         said = run(pool, scenario)
         assert [one["status"] for one in said].index("started") == 0
-        assert "is lost, again elsewhere" in str([one.get("log") for one in said])
+        assert "running on another host" in str([one.get("log") for one in said])
         assert said[-1]["result"] == "pass"
 
 
@@ -124,7 +124,9 @@ def test_beside_a_host_that_loses_everything_the_others_do_all(
         said = list(threads.map(lambda number: run(pool, f"kill_a-{number}"), range(20)))
     assert [(one[-1]["result"], one[-1]["host"]) for one in said] == [("pass", "b")] * 20
     # It is out as soon as three have lost their workers there; the others may have been faster.
-    assert [line.startswith("host a is out: a: its connection") for line in notes.lines] in (
+    assert [
+        line.startswith("host a is no longer used: a: the connection") for line in notes.lines
+    ] in (
         [],
         [True],
     )
@@ -138,7 +140,7 @@ def test_a_combination_that_kills_every_worker_ends_and_the_rest_goes_on(make: M
     assert run(pool, "ok")[-1]["result"] == "pass"
 
 
-def test_what_goes_wrong_here_ends_a_combination_and_its_worker_only(
+def test_a_local_error_ends_only_the_entry_and_its_worker(
     make: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make(a="")
@@ -155,7 +157,7 @@ def test_what_goes_wrong_here_ends_a_combination_and_its_worker_only(
     assert run(pool, "ok")[-1]["result"] == "pass"
 
 
-def test_without_any_host_left_each_combination_says_why(make: MakePool) -> None:
+def test_without_hosts_each_entry_has_the_reason(make: MakePool) -> None:
     pool = make(a="")
     for number in range(3):
         run(pool, f"kill-{number}")
@@ -163,7 +165,7 @@ def test_without_any_host_left_each_combination_says_why(make: MakePool) -> None
     assert [one["status"] for one in said] == ["started", "finished"]
     assert said[-1]["result"] == "error"
     assert said[-1]["fail_class"] == NO_HOST
-    assert "no host is left:\na: its connection has ended" in said[-1]["fail_reason"]
+    assert "no host is left:\na: the connection was closed" in said[-1]["fail_reason"]
 
 
 @pytest.mark.parametrize(
@@ -171,12 +173,12 @@ def test_without_any_host_left_each_combination_says_why(make: MakePool) -> None
     [
         (
             "refuse",
-            ("b: its connection has ended", "Connection refused", "ssh, without a password"),
+            ("b: the connection was closed", "Connection refused", "ssh works without a password"),
         ),
-        ("babble", ("b: it said 'Welcome to the lab!'",)),
+        ("babble", ("b: unexpected reply 'Welcome to the lab!'",)),
         ("no_qemu", ("b: QEMU is not installed", "hint: install it")),
         ("full", ("1 MiB are free, runs want 256 MiB", "free some")),
-        ("old", ("b: it has version 0.0.1+old of the harness", "same version on all hosts")),
+        ("old", ("b: the host has version 0.0.1+old", "same version on all hosts")),
     ],
 )
 def test_a_host_that_cannot_is_left_out_with_the_reason(
@@ -185,7 +187,7 @@ def test_a_host_that_cannot_is_left_out_with_the_reason(
     pool = make(a="", b=how)
     assert pool.size == 2
     (line,) = notes.lines
-    assert line.startswith("host b is out: ")
+    assert line.startswith("host b is no longer used: ")
     for word in words:
         assert word in line
     assert run(pool, "ok")[-1]["host"] == "a"
@@ -194,13 +196,13 @@ def test_a_host_that_cannot_is_left_out_with_the_reason(
 def test_no_host_at_all_is_a_usage_error_with_every_reason(make: MakePool) -> None:
     with pytest.raises(UsageError) as caught:
         make(a="refuse", b="no_qemu")
-    for word in ("no host can run guests", "a: its connection has ended", "b: QEMU is not"):
+    for word in ("no host can run guests", "a: the connection was closed", "b: QEMU is not"):
         assert word in str(caught.value)
 
 
 def test_a_mute_host_is_not_waited_for(make: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_process, "_HELLO_SECONDS", 0.3)
-    with pytest.raises(UsageError, match=r"nothing was heard of it for 0\.3 s"):
+    with pytest.raises(UsageError, match=r"no reply for 0\.3 s"):
         make(a="mute")
 
 
@@ -281,10 +283,10 @@ def test_ssh_never_asks_and_notices_a_dead_host() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("hosts: []\n", ("h.yaml:1: hosts", "no host is listed")),
+        ("hosts: []\n", ("h.yaml:1: hosts", "no hosts")),
         ("hosts:\n- name: a\n  sssh: x\n", ("h.yaml:3", "unknown key 'sssh'", "did you mean ssh")),
         ("hosts:\n- ssh: x\n", ("h.yaml:2: hosts[0]", "'name' is missing")),
-        ("hosts:\n- {name: a}\n- {name: a}\n", ("h.yaml:3: hosts[1].name", "two hosts")),
+        ("hosts:\n- {name: a}\n- {name: a}\n", ("h.yaml:3: hosts[1].name", "duplicate host")),
         ("hosts:\n- {name: a, options: [-v]}\n", ("hosts[0].options", "add ssh")),
         # ssh would take it as an option, which can name a command to run.
         ("hosts:\n- {name: a, ssh: -oProxyCommand=x}\n", ("hosts[0].ssh",)),

@@ -253,7 +253,7 @@ def test_two_at_once(room: Room) -> None:
     ("text", "words"),
     [
         ("kernels: [branch]\nplanets: [mars]\n", ("matrix.yaml:2", "planets")),
-        ("kernels: [debian:7.2]\n", ("matrix.yaml:1: kernels", "must name the kernel 'branch'")),
+        ("kernels: [debian:7.2]\n", ("matrix.yaml:1: kernels", "needs the kernel 'branch'")),
     ],
 )
 def test_a_wrong_matrix(room: Room, text: str, words: tuple[str, ...]) -> None:
@@ -264,7 +264,7 @@ def test_a_wrong_matrix(room: Room, text: str, words: tuple[str, ...]) -> None:
 
 def test_hosts_are_looked_at_before_anything_is_built(room: Room) -> None:
     hosts = room.root / "hosts.yaml"
-    assert_refused(room.night("--hosts", hosts), "hosts.yaml", "cannot be read")
+    assert_refused(room.night("--hosts", hosts), "hosts.yaml", "cannot read")
     hosts.write_text("hosts:\n- {name: a, shs: b}\n")
     assert_refused(room.night("--hosts", hosts), "hosts.yaml:2", "unknown key 'shs'")
     assert not (room.state / "nights").exists()

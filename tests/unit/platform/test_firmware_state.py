@@ -64,6 +64,7 @@ def test_a_decoder_lies_in_its_window_and_takes_its_granularity() -> None:
         *("upper", span("290000000-2cfffffff"), 1024),
     )
     assert (upper.window, upper.devices, upper.window_ways) == (1, ("m1",), 1)
+    assert upper.paths == (("hb1", "0"),)
 
 
 def test_a_decoder_may_have_a_granularity_of_its_own() -> None:

@@ -97,8 +97,8 @@ def test_a_reference_names_scenarios_and_parameters() -> None:
     [
         ("ownership:exact_cower", ("no scenario is called 'exact_cower'", "exact_cover")),
         ("ownership:exact_cover?kernle=x", ("unknown parameter 'kernle'", "did you mean kernel")),
-        ("ownership:exact_cover?repeat=x", ("not a combination", "repeat")),
-        ("ownership:exact_cover?policy=v4", ("not a combination", "policy")),
+        ("ownership:exact_cover?repeat=x", ("invalid matrix entry", "repeat")),
+        ("ownership:exact_cover?policy=v4", ("invalid matrix entry", "policy")),
         ("m.yaml", ("m.yaml:2: scenarois", "did you mean scenarios")),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_wrong_reference_says_what_is_wrong(reference: str, words: tuple[str, 
         assert word in info
 
 
-def test_what_is_not_ours_is_left_to_others() -> None:
+def test_other_references_are_not_resolved() -> None:
     Path("other.yaml").write_text("- a: playbook\n")
     for reference in ("other.yaml", "absent.yaml", "/bin/true", "exact_cover"):
         assert resolve(reference)[0] is ReferenceResolutionResult.NOTFOUND
@@ -228,7 +228,7 @@ def test_a_skip_and_a_defect_are_told_from_a_failure(
     assert (said[-1]["result"], said[-1]["fail_reason"]) == ("skip", "not applicable: needs X")
     said = run(monkeypatch, RuntimeError("oops"), here)
     assert said[-1]["result"] == "error"
-    assert "a defect of the harness" in said[-1]["fail_reason"]
+    assert "a bug in the harness" in said[-1]["fail_reason"]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_job_over_hosts_has_every_result_in_every_form(here: Path) -> None:
         "--json", "out.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "host c is out: c: its connection has ended: ssh: connect to" in done.stderr
+    assert "host c is no longer used: c: the connection was closed: ssh: connect to" in done.stderr
     assert "avocado." not in done.stderr
     tests = json.loads(Path("res/latest/results.json").read_text())
     assert tests["total"] == tests["pass"] > 40
@@ -278,16 +278,16 @@ def test_a_shard_of_a_job_runs_its_part(here: Path) -> None:
         here, "harness", "matrix", "m.yaml", "--hosts", "hosts.yaml", "--results", "res",
         "--shard", "2/2",
     )  # fmt: skip
-    assert "1 combinations" in done.stdout
+    assert "1 entries" in done.stdout
     assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("absent.yaml",), "the matrix cannot be read"),
-        (("m.yaml", "--shard", "3/2"), "'3/2' is no part of a matrix"),
-        (("m.yaml", "--hosts", "absent.yaml"), "the hosts cannot be read"),
+        (("absent.yaml",), "cannot read the matrix"),
+        (("m.yaml", "--shard", "3/2"), "'3/2' is not a shard"),
+        (("m.yaml", "--hosts", "absent.yaml"), "cannot read the hosts file"),
         (("m.yaml", "--hosts", "hosts.yaml"), "no host can run guests"),
         (("m.yaml", "--json", "/no/such/folder/x"), "its folder does not exist"),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The pytest door: which verdict becomes which outcome. No guest runs in any of these."""
+"""The pytest plugin: outcomes of verdicts, and progress of a session. No test runs a guest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.core.cache import Store
 from harness.core.errors import UsageError
 from harness.core.progress import SilentProgress
 
-# Both imported here: pytester forgets the modules that were first imported below it.
+# Both imported here: pytester unloads modules that were first imported in its tests.
 from harness.runs import prepare, session
 from harness.runs.requirements import NotApplicableError
 from harness.scenario.kernel_request import KernelRequest
@@ -33,10 +33,10 @@ def test_ownership(scenario_result):
     assert_owners(scenario_result)
 """
 
-# In place of the project's own issues, which come and go.
+# Replaces tests/known_issues.yaml, which changes.
 ISSUES = """
 import pytest
-from harness.scenario.known_issues import read_known_issues
+from harness.scenario.known_issues import load_known_issues
 
 TEXT = '''
 issues:
@@ -47,14 +47,16 @@ issues:
 '''
 
 @pytest.fixture(scope="session")
-def known_issues():
-    return read_known_issues(TEXT, "known.yaml").value
+def known_issues(tmp_path_factory):
+    path = tmp_path_factory.mktemp("issues") / "known.yaml"
+    path.write_text(TEXT)
+    return load_known_issues(path)
 """
 
 
 @pytest.fixture(autouse=True)
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A suite with the one test of tests/guest/test_scenarios.py, on a machine that can do all."""
+    """A suite with the test of tests/guest/test_scenarios.py, on a machine that can run guests."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("HARNESS_QEMU", raising=False)
     monkeypatch.setenv("HARNESS_EVIDENCE", str(pytester.path / "evidence"))
@@ -66,7 +68,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...]]]:
-    """Lets every run end in a given way, and returns the arguments that the runs were given."""
+    """Make every run end in a given way; returns the arguments of the runs."""
 
     def use(verdict: Verdict | BaseException, **more: Any) -> list[tuple[Any, ...]]:
         seen: list[tuple[Any, ...]] = []
@@ -79,8 +81,9 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...
             def run_all(
                 self, cases: Iterable[Case], kernel: object
             ) -> Iterator[RunResult | session.Skipped]:
+                cases = list(cases)
                 for case in cases:
-                    seen.append((case, kernel, *self.given))
+                    seen.append((case, kernel, *self.given, len(cases)))
                     if isinstance(verdict, NotApplicableError):
                         yield session.Skipped(case, verdict)
                     elif isinstance(verdict, BaseException):
@@ -108,7 +111,7 @@ def outcomes(pytester: pytest.Pytester, *words: str) -> tuple[dict[str, int], st
     return done.parseoutcomes(), done.stdout.str()
 
 
-STRANDED = Finding("1", "nobody owns it")
+STRANDED = Finding("1", "stranded range")
 ONE = ("-k", "exact_cover]")
 
 
@@ -125,10 +128,10 @@ def test_without_qemu_tests_are_skipped_with_the_reason(
     pytester: pytest.Pytester, answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = answer(Verdict.PASS)
-    lacking(monkeypatch)
+    without_qemu(monkeypatch)
     counts, text = outcomes(pytester)
     assert counts == {"skipped": len(scenario_names())}
-    assert "no guest can be run here" in text
+    assert "this machine cannot run guests" in text
     assert "there is no such program" in text
     assert "install one" in text
     assert seen == []
@@ -138,7 +141,7 @@ def test_in_ci_a_machine_without_qemu_is_an_error(
     pytester: pytest.Pytester, answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = answer(Verdict.PASS)
-    lacking(monkeypatch)
+    without_qemu(monkeypatch)
     monkeypatch.setenv("CI", "1")
     counts, text = outcomes(pytester)
     assert counts == {"errors": len(scenario_names())}
@@ -146,14 +149,14 @@ def test_in_ci_a_machine_without_qemu_is_an_error(
     assert seen == []
 
 
-def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    def look(*_arguments: object) -> NoReturn:
+def without_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_usage_error(*_arguments: object) -> NoReturn:
         raise UsageError("there is no such program", where="qemu", hint="install one")
 
-    monkeypatch.setattr(prepare, "this_host", look)
+    monkeypatch.setattr(prepare, "this_host", raise_usage_error)
 
 
-def test_the_real_search_for_qemu_is_what_decides(
+def test_the_real_search_for_qemu_decides(
     pytester: pytest.Pytester, answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "this_host", THIS_HOST)
@@ -172,9 +175,9 @@ def test_a_broken_contract_is_a_failure(pytester: pytest.Pytester, answer: Any) 
     counts, text = outcomes(pytester, *ONE)
     assert counts == {"failed": 1, "deselected": len(scenario_names()) - 1}
     assert "OwnershipError: FAIL exact_cover on debian:7.2 (6.18.0)" in text
-    assert "nobody owns it" in text
+    assert "stranded range" in text
     assert "evidence: the folder" in text
-    assert "run_scenario(" not in text, "a person wants to read the verdict, not the harness"
+    assert "run_scenario(" not in text, "the report has no Python traceback"
 
 
 @pytest.mark.parametrize("verdict", [Verdict.INCONCLUSIVE, Verdict.UNBUILDABLE])
@@ -182,7 +185,7 @@ def test_a_broken_contract_is_a_failure(pytester: pytest.Pytester, answer: Any) 
 def test_a_run_without_a_judgement_is_an_error(
     pytester: pytest.Pytester, answer: Any, verdict: Verdict, release: str
 ) -> None:
-    """Also where a failure is known: that a guest was lost is not the failure that is known."""
+    """Also where a failure is known: a lost guest is not that failure."""
     answer(verdict, reason="QEMU ended", hint="look there", kernel=RunKernel(release))
     counts, text = outcomes(pytester, *ONE)
     assert counts == {"errors": 1, "deselected": len(scenario_names()) - 1}
@@ -247,7 +250,7 @@ def test_the_options_reach_the_runs(pytester: pytest.Pytester, answer: Any) -> N
     options = ("--kernel", "debian:6.18", "--policy", "all_or_nothing", "--evidence", "elsewhere")
     loads = ("--load", "kmem,dax_hmem", "--repeat", "3", "--start", "cold")
     _, text = outcomes(pytester, *ONE, *options, *loads)
-    ((case, kernel, judging, repeat, start),) = seen
+    ((case, kernel, judging, repeat, start, _),) = seen
     assert (case.name, judging.policy, judging.evidence_root) == (
         "exact_cover",
         "all_or_nothing",
@@ -277,18 +280,16 @@ def test_a_report_names_verdict_and_evidence(pytester: pytest.Pytester, answer: 
 def test_a_suite_without_scenarios_starts_nothing(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "this_host", lambda *_arguments: pytest.fail("QEMU was asked"))
+    monkeypatch.setattr(prepare, "this_host", lambda *_arguments: pytest.fail("QEMU was started"))
     pytester.makepyfile("def test_nothing():\n    pass\n")
     assert outcomes(pytester)[0] == {"passed": 1}
 
 
-def test_guests_run_ahead_of_the_tests_that_ask_for_them(
-    pytester: pytest.Pytester, answer: Any
-) -> None:
-    """In one session, with all that was selected in the order of the tests."""
+def test_guests_run_ahead_of_their_tests(pytester: pytest.Pytester, answer: Any) -> None:
+    """In one session, in the order of the selected tests."""
     seen = answer(Verdict.PASS)
     counts, _ = outcomes(pytester, "-k", "partial_region")
     names = [name for name in scenario_names() if "partial_region" in name]
-    assert [one[0].name for one in seen] == names
-    assert len({id(one[2]) for one in seen}) == 1
+    assert [arguments[0].name for arguments in seen] == names
+    assert {arguments[5] for arguments in seen} == {len(names)}, "not in one call"
     assert counts["passed"] == len(names) > 2

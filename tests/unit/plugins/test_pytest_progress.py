@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a pytest session says while its tests wait for a download or a build."""
+"""Progress that a pytest session prints while a test waits for a download or a build."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import sys
 
 import pytest
 
-from harness.plugins.pytest_progress import LineStream
+from harness.plugins.pytest_plugin import LineStream
 
 pytest_plugins = ["pytester"]
 
-# A host that is no more than its progress, and tests that wait for a build.
+# A host with only its progress, and tests that wait for a build.
 CONFTEST = """
 from types import SimpleNamespace
 from harness.runs import prepare
@@ -38,7 +38,7 @@ def test_build(harness_host, number):
 
 
 def session(pytester: pytest.Pytester, *words: str) -> list[str]:
-    """The lines that a person sees of a session with default capture."""
+    """Run a session with default capture; returns the lines of its output."""
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(SUITE)
     done = subprocess.run(
@@ -51,7 +51,7 @@ def session(pytester: pytest.Pytester, *words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_wait_is_told_while_it_lasts(pytester: pytest.Pytester) -> None:
+def test_a_wait_is_reported_while_it_lasts(pytester: pytest.Pytester) -> None:
     lines = session(pytester)
     at = [at for at, line in enumerate(lines) if line == "building kernel 0 (about 1200 files)"]
     assert len(at) == 1
@@ -63,39 +63,39 @@ def test_a_wait_is_told_while_it_lasts(pytester: pytest.Pytester) -> None:
         "reading the files (once)",
     ]
     assert not any("captured" in line for line in lines)
-    # Nothing of it is told once more with the failure.
+    # The failure does not repeat it.
     assert sum("building kernel 3" in line for line in lines) == 1
 
 
-SUITE_FILE = "test_a_wait_is_told_while_it_lasts.py"
+SUITE_FILE = "test_a_wait_is_reported_while_it_lasts.py"
 
 
-def test_without_a_wait_nothing_is_told(pytester: pytest.Pytester) -> None:
+def test_without_a_wait_nothing_is_reported(pytester: pytest.Pytester) -> None:
     lines = session(pytester, "-k", "first")
     assert any(re.match(r"\S+ \.\.\.\. +\[100%\]", line) for line in lines)
 
 
-def test_workers_tell_the_session(pytester: pytest.Pytester) -> None:
+def test_workers_report_to_the_session(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     lines = session(pytester, "-n", "2")
-    told = [line for line in lines if "building kernel" in line]
-    assert sorted(re.sub(r"^\[gw[01]\] ", "", line) for line in told) == [
+    reported = [line for line in lines if "building kernel" in line]
+    assert sorted(re.sub(r"^\[gw[01]\] ", "", line) for line in reported) == [
         f"building kernel {number} (about 1200 files)" for number in range(4)
     ], lines
-    assert all(re.match(r"\[gw[01]\] ", line) for line in told)
-    # No dot shares a line with what was told.
-    dots = [line for line in lines if re.search("once|about", line)]
-    assert all(re.fullmatch(r"\[gw[01]\] [^.]*", line) for line in dots)
+    assert all(re.match(r"\[gw[01]\] ", line) for line in reported)
+    # No dot shares a line with progress.
+    progress = [line for line in lines if re.search("once|about", line)]
+    assert all(re.fullmatch(r"\[gw[01]\] [^.]*", line) for line in progress)
 
 
-def test_lines_are_whole_and_below_what_others_wrote() -> None:
+def test_lines_are_whole_and_below_what_pytest_wrote() -> None:
     read, write = os.pipe()
     stream = LineStream(write, "[x] ")
     print("one", "two", file=stream)
     stream.write("thr")
-    stream.others_wrote()
+    stream.continue_below()
     stream.write("ee\nfour\n")
     stream.close()
     stream.close()
-    with os.fdopen(read) as said:
-        assert said.read() == "[x] one two\n\n[x] three\n[x] four\n"
+    with os.fdopen(read) as output:
+        assert output.read() == "[x] one two\n\n[x] three\n[x] four\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""ci/bench, with a harness that only says how its guests ended."""
+"""ci/bench, with a fake harness that only prints outcomes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ sys.exit(0)
 def test_orders_ends_with_1_when_restored_guests_end_otherwise(
     tmp_path: Path, odd: str, at: int, said: str, code: int
 ) -> None:
-    """The first run only fills the store; then warm and cold ones, in turns."""
+    """The first run fills the store; then warm and cold runs alternate."""
     program = tmp_path / "harness"
     program.write_text(HARNESS.format(python=sys.executable, folder=str(tmp_path), odd=odd, at=at))
     program.chmod(0o755)

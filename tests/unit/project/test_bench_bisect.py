@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""ci/bench_bisect: what it asks of a bisection."""
+"""The checks of ci/bench_bisect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bench() -> Any:
     return module
 
 
-def found(steps: int = 8, overhead: float = 0.4, first: int = 37) -> dict[str, Any]:
+def bisected(steps: int = 8, overhead: float = 0.4, first: int = 37) -> dict[str, Any]:
     made = [{"short": f"c{number}", "seconds": {"overhead": 0.1}} for number in range(steps)]
     made[-1]["seconds"] = {"overhead": overhead}
     return {"first": {"commit": COMMITS[first]}, "steps": made}
@@ -33,17 +33,15 @@ def found(steps: int = 8, overhead: float = 0.4, first: int = 37) -> dict[str, A
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        (found(), []),
-        (found(steps=9), ["9 steps"]),
-        (found(overhead=0.5), ["c7", "0.50 s"]),
-        (found(first=36), ["another commit"]),
-        ({**found(), "first": None}, ["another commit"]),
+        (bisected(), []),
+        (bisected(steps=9), ["9 steps"]),
+        (bisected(overhead=0.5), ["c7", "0.50 s"]),
+        (bisected(first=36), ["another commit"]),
+        ({**bisected(), "first": None}, ["another commit"]),
     ],
 )
-def test_what_is_not_as_wanted_is_said(
-    bench: Any, result: dict[str, Any], words: list[str]
-) -> None:
-    said = bench.troubles(result, COMMITS, 37)
-    assert len(said) == bool(words)
+def test_problems(bench: Any, result: dict[str, Any], words: list[str]) -> None:
+    lines = bench.problems(result, COMMITS, 37)
+    assert len(lines) == bool(words)
     for word in words:
-        assert word in said[0]
+        assert word in lines[0]

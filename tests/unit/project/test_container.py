@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""ci/container without podman: what it tells podman and avocado, and what it says itself."""
+"""ci/container without podman: its requests to podman and avocado, and its messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECIPE = PROJECT / "ci" / "Containerfile"
 
 @pytest.fixture
 def script() -> Any:
-    """The script as a module."""
+    """Import the script as a module."""
     loader = SourceFileLoader("ci_container", str(SCRIPT))
     spec = importlib.util.spec_from_loader("ci_container", loader)
     assert spec is not None
@@ -40,7 +40,7 @@ def script() -> Any:
 
 @pytest.fixture
 def podman(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A podman that prints its words, one a line."""
+    """A podman that prints its arguments, one on each line."""
     program = tmp_path / "programs" / "podman"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -78,7 +78,7 @@ def test_no_host_is_named(path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_containers_are_given(
+def test_options_of_containers(
     script: Any, podman: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: bool
 ) -> None:
     monkeypatch.setenv("HARNESS_STORE", str(tmp_path / "store"))
@@ -220,7 +220,7 @@ def test_a_lost_container_ends_its_test_but_one_that_avocado_stopped_does_not(
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_what_a_killed_job_left_is_removed_but_not_of_one_that_lives(
+def test_leftovers_of_a_killed_job_are_removed_but_not_those_of_a_running_one(
     script: Any, podman: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
     other = tmp_path / f"{script._PREFIX}1"

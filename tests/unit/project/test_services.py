@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ready-made files that start a night: for a systemd timer, and for a hosted CI service."""
+"""The files that start a night: the systemd service and the hosted CI workflow."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_nights_are_started_with_options_that_exist() -> None:
 
 
 def test_a_night_that_cannot_judge_anything_is_not_started_again_all_day() -> None:
-    """Each such start is a night of its own, and takes the place of one that is kept."""
+    """Each start is a separate night, and replaces a kept one."""
     service = (SYSTEMD / "cxl-ownership-nightly.service").read_text()
     settings = dict(re.findall(r"^(\w+)=(.*)$", service, re.M))
     assert settings["Restart"] == "on-failure"
@@ -63,15 +63,15 @@ def test_a_hosted_night_is_cut_short_before_what_is_kept_of_it_is_lost() -> None
     assert [one["if"] for one in later] == ["always()"] * len(later)
 
 
-def test_what_a_hosted_night_reports_is_uploaded() -> None:
-    """Since 4.4 the action leaves out whatever is in a folder whose name begins with a dot."""
+def test_the_report_of_a_hosted_night_is_uploaded() -> None:
+    """Since 4.4 the action skips hidden folders by default."""
     upload = step("actions/upload-artifact@v4")["with"]
     hidden = [path for path in upload["path"].split() if re.search(r"(^|/)\.", path)]
     assert not hidden or upload["include-hidden-files"] is True
 
 
 def summed_up(folder: Path) -> tuple[str, str]:
-    """What the step of a hosted night that sums it up says, and the name of the artifact."""
+    """Run the summary step of a hosted night; returns its output and the name of the artifact."""
     files = {name: folder / name for name in ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT")}
     for file in files.values():
         file.write_text("")
@@ -95,7 +95,7 @@ def test_the_summary_of_a_hosted_night_says_whose_it_is(tmp_path: Path) -> None:
     summary.parent.mkdir(parents=True)
 
     def night(written: int | None) -> tuple[str, str]:
-        """One whose summary was written so many seconds after it began."""
+        """Make a night whose summary was written this many seconds after its start."""
         began.touch()
         os.utime(began, (1_000_000, 1_000_000))
         if written is not None:

@@ -25,7 +25,7 @@ def bash(*words: str, path: str = os.environ["PATH"]) -> Completed:
 
 @pytest.fixture
 def ready_checkout(tmp_path: Path) -> Path:
-    """A checkout with a finished environment, and stand-ins for the programs."""
+    """A checkout with a finished environment, and substitutes for the programs."""
     checkout = (tmp_path / "check out").resolve()
     (checkout / "ci").mkdir(parents=True)
     shutil.copy2(SETUP, checkout / "ci" / "setup")
@@ -113,7 +113,7 @@ def test_without_a_command_a_ready_machine_is_left_in_peace(ready_checkout: Path
         ("", False),
     ],
 )
-def test_who_builds_kernels(command: str, builds: bool) -> None:
+def test_commands_that_build_kernels(command: str, builds: bool) -> None:
     function = re.search(r"^builds_kernels\(\) \{.*?^\}$", SETUP.read_text(), re.M | re.S)
     assert function is not None
     done = bash(
@@ -132,7 +132,7 @@ def test_an_unknown_option_is_refused(ready_checkout: Path) -> None:
 
 
 def backports_source(file: Path, number: int) -> str:
-    """What ci/setup makes of an entry of apt's sources."""
+    """Convert an entry of apt's sources with ci/setup."""
     function = re.search(r"^backports_entry\(\) \{.*?^\}$", SETUP.read_text(), re.M | re.S)
     assert function is not None
     script = f'codename=bookworm\n{function[0]}\nbackports_entry "$@"'

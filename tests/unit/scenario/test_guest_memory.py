@@ -17,10 +17,15 @@ def test_ram_that_cannot_hold_the_page_structs_is_refused_with_the_arithmetic() 
     state = firmware_state({"sr0": large}, decoders=[committed("d", large)], ram=ONE_GIB)
     firmware = {"soft_reserved": RESERVED}
     check_page_structs(scenario_of(firmware, load=CXL_ONLY), state)
-    with pytest.raises(UsageError, match=r"page structs of 128G need 2G .* itself 512M") as caught:
+    with pytest.raises(UsageError, match=r"of 128G need 2G .* RAM 16M, .* itself 192M") as caught:
         check_page_structs(scenario_of(firmware), state)
     assert str(caught.value.where).endswith(": profile")
-    assert "nodes[0].memory of the profile by 1536M" in caught.value.hint
+    assert "nodes[0].memory of the profile by 1280M" in caught.value.hint
+    enlarged = ["0-9ffff", "100000-8fffffff"]  # 1G and 1280M
+    check_page_structs(
+        scenario_of(firmware),
+        firmware_state({"sr0": large}, decoders=[committed("d", large)], ram=enlarged),
+    )
 
 
 def test_the_largest_memory_of_a_guest_of_1_gib() -> None:
@@ -29,9 +34,9 @@ def test_the_largest_memory_of_a_guest_of_1_gib() -> None:
         state = firmware_state({"sr0": text}, decoders=[committed("d", text)], ram=ONE_GIB)
         check_page_structs(scenario_of({"soft_reserved": RESERVED}), state)
 
-    check(32)
+    check(51)
     with pytest.raises(UsageError, match="enlarge nodes"):
-        check(33)
+        check(52)
 
 
 def test_a_range_over_the_acpi_tables_at_the_end_of_low_ram_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from machines import committed, firmware_state, span
 
 from harness.scenario.issue_conditions import AddressCondition, addresses_where
@@ -42,6 +43,36 @@ def test_a_region_that_is_given_up_is_in_the_way_as_well() -> None:
     assert [str(one) for one in addresses_where("covered_in_part", state, {})] == [WINDOW]
     hidden = firmware_state({"sr0": WINDOW}, decoders=[replace(decoder, hidden=True)])
     assert addresses_where("covered_in_part", hidden, {}) == ()
+
+
+HOST_BRIDGES = (("hb0", "0"), ("hb1", "0"))
+HIGH_BITS_FIRST = (("hb0", "0"), ("hb0", "1"), ("hb1", "0"), ("hb1", "1"))
+
+
+@pytest.mark.parametrize(
+    ("paths", "granularity", "condition"),
+    [
+        ((("hb0", "0"),), 16384, None),
+        (HOST_BRIDGES, 8192, None),
+        (HOST_BRIDGES, 16384, "interleave_above_16k"),
+        # Two root ports; with a switch of one way below each.
+        ((("hb0", "0"), ("hb0", "1")), 16384, None),
+        ((("hb0", "0", "0"), ("hb0", "1", "0")), 8192, None),
+        ((("hb0", "0", "0"), ("hb0", "1", "0")), 16384, "interleave_above_16k"),
+        # Two levels.
+        ((("hb0", "0"), ("hb1", "0"), ("hb0", "1"), ("hb1", "1")), 8192, None),
+        (HIGH_BITS_FIRST, 8192, "interleave_high_bits_first"),
+        (tuple(("hb0", *path) for path in HIGH_BITS_FIRST), 256, "interleave_high_bits_first"),
+    ],
+)
+def test_interleaves_that_linux_does_not_assemble(
+    paths: tuple[tuple[str, ...], ...], granularity: int, condition: AddressCondition | None
+) -> None:
+    decoder = replace(committed("decoder0", WINDOW, grain=granularity), paths=paths)
+    state = firmware_state({"sr0": WINDOW}, decoders=[decoder], windows=[WINDOW])
+    kinds: tuple[AddressCondition, ...] = ("interleave_above_16k", "interleave_high_bits_first")
+    holding = [kind for kind in kinds if addresses_where(kind, state, {})]
+    assert holding == ([condition] if condition else [])
 
 
 def test_entries_of_the_srat_that_are_no_range() -> None:

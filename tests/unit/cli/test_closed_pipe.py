@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whoever reads the messages may go away: what a command ends with is the same."""
+"""The exit code of a command whose reader has closed the pipe."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ import pytest
         (("bisect-step", "--frobnicate"), 128),
     ],
 )
-def test_wrong_input_that_nobody_hears_of_is_no_broken_contract(
-    words: tuple[str, ...], code: int
-) -> None:
+def test_wrong_input_has_its_exit_code_without_a_reader(words: tuple[str, ...], code: int) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
