@@ -86,7 +86,7 @@ class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """
 
     addresses: AddressCondition | None = None
-    config: dict[str, Literal["y", "n", "enabled"]] = {}
+    config: dict[str, Literal["y", "m", "n", "enabled"]] = {}
     drivers: tuple[str, ...] = ()
     order: Order | None = None
     load: How | None = None
