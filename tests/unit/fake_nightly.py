@@ -20,7 +20,6 @@ from harness.matrix.entry import ending_of
 from harness.matrix.plan import Combination
 from harness.matrix.watched_pool import Ended
 from harness.nightly.history import NightHistory
-from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import load_case
 
 PAUSE = float(os.environ.get("NIGHT_PAUSE", "0"))
