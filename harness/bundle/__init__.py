@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A run packed into a zip file, and replayed from it."""
+"""Pack the evidence of a run into a ZIP file, judge it again, and run it again."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command `harness fuzz`: random layouts, the oracle against a real kernel."""
+"""The command `harness fuzz`: compare a kernel with the oracle on random layouts."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 7 * 24 * 60),
     default=10,
     show_default=True,
-    help="How long layouts are drawn; what is under way then is finished.",
+    help="The time for drawing layouts; guests that run then finish.",
 )
 @click.option(
     "--shrink-minutes",
     type=click.FloatRange(0, 24 * 60),
     default=4,
     show_default=True,
-    help="How long each new failure is shrunk at most; 0 saves it as it was drawn.",
+    help="The time limit for shrinking a new failure; 0 saves the layout as it was drawn.",
 )
-@click.option("--seed", type=click.IntRange(0), help="Draws the same layouts again.")
+@click.option("--seed", type=click.IntRange(0), help="Draw the same layouts again.")
 @click.option(
     "--save",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("fuzz-found"),
     show_default=True,
-    help="Folder for the scenarios of what was found.",
+    help="The folder for scenarios of failures.",
 )
 @kernel_options
 @guest_options
@@ -53,13 +53,13 @@ def fuzz(
     request: KernelRequest,
     guests: GuestOptions,
 ) -> None:
-    """Draw random layouts, and hold a kernel against the oracle.
+    """Compare a kernel with the oracle on random layouts.
 
-    What fails in a way that no known issue explains is shrunk to the smallest layout that fails so,
-    and saved as a scenario that `harness run FILE` runs again.
+    A failure that no known issue explains is shrunk to the smallest layout that fails in the same
+    way, and saved as a scenario: `harness run FILE` runs it again.
 
-    Exit code: 0 nothing new, 1 a new failure, 2 wrong input, 3 a layout that could not be judged,
-    4 the kernel does not build.
+    Exit code: 0 no new failure, 1 a new failure, 2 invalid input, 3 a layout that could not be
+    judged, 4 the kernel does not build.
     """
     from harness.fuzz.campaign import Campaign, ForgetfulHost
     from harness.runs.prepare import policy_for
@@ -81,7 +81,7 @@ def fuzz(
 
 def _print_tally(tally: Tally) -> None:
     for failure in tally.new:
-        click.echo(f"NEW {failure.file}" + f", {failure.how}")
+        click.echo(f"NEW {failure.file}, {failure.how}")
         for line in sorted(failure.signature):
             click.echo(f"  {line}")
         click.echo(f"  evidence: {failure.result.evidence}")

@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from harness.cli.bisect import bisect, bisect_step
+from harness.cli.bundle import bundle, judge, replay
 from harness.cli.compare import compare
 from harness.cli.fuzz import fuzz
 from harness.cli.kernels import register_kernel_commands
 from harness.cli.matrix import matrix, matrix_worker
 from harness.cli.options import USAGE, accel_options, explains_errors, kernel_options
-from harness.cli.report import bundle, replay, report
+from harness.cli.report import report
 from harness.cli.run import run
 from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario import POLICIES, Policy
@@ -139,7 +140,17 @@ def _register_commands() -> None:
     for command in (doctor, list_command, run, boot, compare):
         main.add_command(command)
     register_kernel_commands(main, explains_errors)
-    for command in (bisect, bisect_step, report, bundle, replay, matrix, fuzz, matrix_worker):
+    for command in (
+        bisect,
+        bisect_step,
+        report,
+        bundle,
+        judge,
+        replay,
+        matrix,
+        fuzz,
+        matrix_worker,
+    ):
         main.add_command(command)
 
 

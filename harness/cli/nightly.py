@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command of `ci/nightly`: a night of a branch, from the fetch to the report."""
+"""The command `ci/nightly`: run a night of a branch, from the fetch to the report."""
 
 from __future__ import annotations
 
@@ -27,45 +27,52 @@ if TYPE_CHECKING:
     from harness.matrix.plan import Combination
     from harness.matrix.watched_pool import Ended
     from harness.nightly.bisect import BisectingTime
-    from harness.nightly.diff import Bisecting
+    from harness.nightly.diff import BisectOutcome
     from harness.nightly.night import NightResult, RunJob
     from harness.runs.prepare import Host
 
-_USUAL = PROJECT / "ci" / "nightly.yaml"
+_DEFAULT_MATRIX = PROJECT / "ci" / "nightly.yaml"
 _TIMEOUT = "Test interrupted: Timeout reached"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--tree", required=True, metavar="URL|PATH", help="The git repository of Linux.")
-@click.option("--branch", default="cxl/next", show_default=True, help="Its branch.")
+@click.option("--tree", required=True, metavar="URL|PATH", help="A git repository of Linux.")
+@click.option("--branch", default="cxl/next", show_default=True, help="A branch of it.")
 @click.option(
     "--matrix",
     type=click.Path(path_type=Path),
-    default=_USUAL,
+    default=_DEFAULT_MATRIX,
     metavar="FILE",
-    help="What is run, ci/nightly.yaml without it; its kernel `branch` is the branch.",
+    help="A matrix file; its kernel `branch` stands for the branch. Default: ci/nightly.yaml.",
 )
 @click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the history and the reports; beside the evidence of runs without it.",
+    help="The folder of the history and the reports. Default: next to the evidence of runs.",
 )
-@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Guests at once on this machine.")
-@click.option("--hosts", type=click.Path(path_type=Path), metavar="HOSTS.yaml", help="Run there.")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1, 256),
+    help="The number of concurrent guests on this host.",
+)
+@click.option(
+    "--hosts", type=click.Path(path_type=Path), metavar="HOSTS.yaml", help="Run on these hosts."
+)
 @click.option(
     "--run-timeout",
     type=click.IntRange(1, 24 * 3600),
     default=3600,
     show_default=True,
     metavar="SECONDS",
-    help="How long one combination may take.",
+    help="The time limit for one matrix entry.",
 )
 @click.option(
     "--bisect-minutes",
     type=click.IntRange(0, 24 * 60),
     default=60,
     show_default=True,
-    help="How long looking for the commit of one regression may take; 0 for not at all.",
+    help="The time limit for the bisection of one regression; 0 for no bisection.",
 )
 @click.option(
     "--bisect-total-minutes",
@@ -73,7 +80,7 @@ _TIMEOUT = "Test interrupted: Timeout reached"
     type=click.IntRange(1, 7 * 24 * 60),
     default=240,
     show_default=True,
-    help="How long this may take for all regressions of a night together.",
+    help="The time limit for all bisections of a night.",
 )
 @click.option(
     "--runs",
@@ -81,7 +88,7 @@ _TIMEOUT = "Test interrupted: Timeout reached"
     default=1,
     show_default=True,
     metavar="N",
-    help="How many runs each commit gets when bisecting.",
+    help="The number of runs of each commit in a bisection.",
 )
 @click.option(
     "--keep",
@@ -89,9 +96,9 @@ _TIMEOUT = "Test interrupted: Timeout reached"
     default=30,
     show_default=True,
     metavar="NIGHTS",
-    help="How many nights keep evidence, report and whole results; verdicts and owners stay.",
+    help="The number of nights that keep evidence, report and whole results; verdicts are kept.",
 )
-@click.option("--fresh", is_flag=True, help="Give up a night that was not finished.")
+@click.option("--fresh", is_flag=True, help="Give up an unfinished night and begin a new one.")
 @explains_errors
 def nightly(
     tree: str,
@@ -107,28 +114,29 @@ def nightly(
     keep: int,
     fresh: bool,
 ) -> None:
-    """Run the matrix on what a branch has now, and compare with the nights before.
+    """Run the matrix on a branch, and compare the results with the nights before.
 
-    Killed and started again, it goes on where it was. Reports are in STATE/nights/latest:
+    A night that was killed continues when it is started again. Reports are in STATE/nights/latest:
     summary.txt, report.html, results.json, junit.xml, night.json.
 
-    Exit code: 0 no regression, 1 a regression, 2 wrong input, 3 nothing could be judged, the branch
-    could not be fetched, or the night was cut short.
+    Exit code: 0 no regression, 1 a regression, 2 invalid input, 3 nothing could be judged, the
+    branch could not be fetched, or the night was interrupted.
     """
     from harness.bisect.judge import Flakiness
     from harness.core.cache import Store
     from harness.core.version import harness_version
+    from harness.kernels.resolve import resolve_kernel
     from harness.matrix.lab import load_hosts
-    from harness.nightly.diff import Bisecting, Change
+    from harness.nightly.diff import BisectOutcome
     from harness.nightly.history import open_history
-    from harness.nightly.night import Asked, Nightly
+    from harness.nightly.night import Nightly, NightOptions
     from harness.nightly.repo import night_tree
     from harness.runs.prepare import this_host
 
     folder = (state or evidence_root().parent / "nightly").absolute()
     make_folder(folder, "--state")
     if hosts is not None:
-        load_hosts(hosts)  # what is wrong with it is said before anything is fetched or built
+        load_hosts(hosts)  # report errors in it before anything is fetched or built
     progress = TerminalProgress()
     host = this_host(progress, "auto")
     with (
@@ -138,19 +146,17 @@ def nightly(
         followed = night_tree(folder, tree)
 
         def build(request: KernelRequest) -> None:
-            from harness.kernels.resolve import resolve_kernel
-
             resolve_kernel(request, host.store, progress)
 
         def bisect(
-            one: Combination, good: str, bad: str, evidence: Path, time: BisectingTime
-        ) -> Bisecting:
+            entry: Combination, good: str, bad: str, evidence: Path, time: BisectingTime
+        ) -> BisectOutcome:
             if bisect_minutes == 0:
-                return Bisecting("", "", ("not bisected, as asked",))
+                return BisectOutcome("", "", ("not bisected: --bisect-minutes is 0",))
             where = (str(followed.folder), good, bad)
-            return _bisect(host, one, where, Flakiness(runs), bisect_minutes, evidence, time)
+            return _bisect(host, entry, where, Flakiness(runs), bisect_minutes, evidence, time)
 
-        made = Nightly(
+        nights = Nightly(
             folder,
             history,
             followed,
@@ -158,26 +164,32 @@ def nightly(
             build,
             _job_runner(hosts, jobs, run_timeout, progress),
             bisect,
-            progress,
+            progress.note,
         )
-        result = made.run(Asked(branch, matrix, fresh, total_minutes))
-        text = _write_reports(made.folder(result.night), result, history.results(result.night))
-        made.finish(result.night, keep)
-    click.echo(text, nl=False)
+        result = nights.run(NightOptions(branch, matrix, fresh, total_minutes))
+        results = history.results(result.night)
+        text = _write_reports(nights.folder(result.night), result, results)
+        nights.finish(result.night, keep)
     latest = folder / "nights" / "latest"
-    page = latest / "report.html"  # without any result there is none
-    click.echo(f"\nreport: {page if page.exists() else latest / 'summary.txt'}")
+    report = latest / ("report.html" if results else "summary.txt")
+    click.echo(f"{text}\nreport: {report}")
+    sys.exit(_exit_code(result))
+
+
+def _exit_code(result: NightResult) -> int:
+    from harness.nightly.diff import Change
+
     changes = {row.change for row in result.rows}
     if Change.REGRESSION in changes:
-        sys.exit(Verdict.FAIL.exit_code)
-    if changes <= {Change.UNTOLD, Change.LEFT, Change.SKIPPED}:
-        sys.exit(Verdict.INCONCLUSIVE.exit_code)
+        return Verdict.FAIL.exit_code
+    judged = changes - {Change.NOT_JUDGED, Change.LEFT, Change.SKIPPED}
+    return Verdict.PASS.exit_code if judged else Verdict.INCONCLUSIVE.exit_code
 
 
 def _job_runner(
     hosts: Path | None, jobs: int | None, run_timeout: int, progress: TerminalProgress
 ) -> RunJob:
-    """Runs combinations as an avocado job, on this machine or on hosts."""
+    """A function that runs matrix entries as an avocado job, on this host or on others."""
 
     def run_job(left: Sequence[Combination], results: Path, ended: Ended) -> None:
         from harness.matrix.lab import connected_pool
@@ -187,17 +199,17 @@ def _job_runner(
         pool = WatchedPool(connected_pool(hosts, progress, jobs), ended)
         try:
             with avocado_job(left, pool, results, run_timeout) as job:
-                progress.note(f"{len(left)} combinations, {pool.size} at once, in {job.logdir}")
+                progress.note(f"{len(left)} entries, {pool.size} concurrently, in {job.logdir}")
                 job.run()
         finally:
             pool.close()
         pool.check()
-        by_name = {one.name: one for one in left}
+        entries = {entry.name: entry for entry in left}
         for test in job.result.tests:
-            # Whoever is out of time is not heard of: avocado ends it.
+            # The pool reports no end for an entry that avocado interrupted.
             if test.get("fail_reason") == _TIMEOUT:
                 reason = f"INCONCLUSIVE: not done after {run_timeout} s"
-                ended(by_name[test["name"].name], None, {"fail_reason": reason})
+                ended(entries[test["name"].name], None, {"fail_reason": reason})
 
     return run_job
 
@@ -210,14 +222,14 @@ def _bisect(
     minutes: int,
     evidence: Path,
     time: BisectingTime,
-) -> Bisecting:
+) -> BisectOutcome:
     """Look for the first bad commit of a combination, in a tree between two commits."""
     from harness.bisect.judge import commit_judge
     from harness.bisect.message import result_lines, step_lines
     from harness.bisect.range import RangeOptions, find_range
     from harness.bisect.run import Bisection
     from harness.core.deadline import Deadline
-    from harness.nightly.diff import Bisecting
+    from harness.nightly.diff import BisectOutcome
     from harness.runs.guest_run import Judging
     from harness.runs.prepare import this_host
     from harness.runs.session import default_jobs
@@ -256,22 +268,18 @@ def _bisect(
     bisection.forget()
     lines = result_lines(found, run_command=False)
     if found.first is None:
-        return Bisecting("", "", lines)
-    return Bisecting(found.first.name, found.first.subject, lines[1:])
+        return BisectOutcome("", "", lines)
+    return BisectOutcome(found.first.name, found.first.subject, lines[1:])
 
 
 def _write_reports(folder: Path, result: NightResult, results: list[Any]) -> str:
-    """Write all forms of a night's report; the text of its summary."""
+    """Write the report of a night in all formats, and return its summary."""
     from harness.nightly.report import night_json, night_lines
 
     text = "\n".join(night_lines(result)) + "\n"
-    files = {
-        "results.json": json.dumps(results, indent=1) + "\n",
-        "night.json": json.dumps(night_json(result), indent=1) + "\n",
-        "summary.txt": text,
-    }
-    for name, content in files.items():
-        _write(folder / name, content)
+    _write(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    _write(folder / "night.json", json.dumps(night_json(result), indent=1) + "\n")
+    _write(folder / "summary.txt", text)
     if results:
         from harness.reports.html.page import html_report
         from harness.reports.junit import junit_report
@@ -295,5 +303,5 @@ def _write(path: Path, text: str) -> None:
         raise UsageError(
             f"the report cannot be written: {error.strerror}",
             where=str(path),
-            hint="free some space and start it again: the results are kept",
+            hint="free some space and start the night again: the results are kept",
         ) from None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Random layouts judged against the contract."""
+"""Compare kernels with the oracle on random layouts."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Random layouts on a real kernel, held against the oracle; what is new is shrunk and saved.
+"""Compare a kernel with the oracle on random layouts; new failures are shrunk and saved.
 
-Hypothesis draws a round of layouts with a seed, without running any, so that guests can run side by
-side. To shrink one, it draws the same round once more, is told that this very layout fails, and
-goes on from there, with a guest for each smaller one.
+Hypothesis draws the layouts of a round from a seed before any of them runs, so that guests can run
+concurrently. To shrink a failing layout, it draws the same round again, is told that this layout
+fails, and continues from there with a guest for each smaller layout.
 """
 
 from __future__ import annotations
@@ -35,35 +35,47 @@ from harness.scenario.scenario import Policy
 from harness.scenario.scenario_files import Case
 
 ROUND = 20
-"""How many layouts are drawn at once; part of what a seed stands for."""
+"""The number of layouts that are drawn together. A seed draws other layouts with another number."""
 
 _PROGRESS_SECONDS = 15.0
 _AS_DRAWN = "as it was drawn"
 
+Answer = dict[str, str]
 Signature = frozenset[str]
+
+
+class RecentAnswers:
+    """The latest answers by key.
+
+    Args:
+        most: the number of answers that are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._answers: dict[str, Answer] = {}
+
+    def recall(self, key: str, compute: Callable[[], Answer]) -> Answer:
+        """The answer for a key, computed if it is not kept."""
+        if key not in self._answers:
+            answer = compute()
+            while len(self._answers) >= self._most:
+                self._answers.pop(next(iter(self._answers)), None)
+            self._answers[key] = answer
+        return self._answers[key]
 
 
 @dataclass
 class ForgetfulHost(Host):
-    """A host that does not store address maps: a drawn layout is not needed again."""
+    """A host that does not store the address maps of drawn layouts, which are used only once."""
 
-    _address_maps: dict[str, dict[str, str]] = field(default_factory=dict, init=False, repr=False)
+    _recent: RecentAnswers = field(
+        default_factory=lambda: RecentAnswers(ROUND), init=False, repr=False
+    )
 
-    def remember(self, kind: str) -> Callable[[str, Callable[[], dict[str, str]]], dict[str, str]]:
-        """As for any host, but only the last address maps are kept."""
-        if kind != "layouts":
-            return super().remember(kind)
-        last = self._address_maps
-
-        def recall(key: str, ask: Callable[[], dict[str, str]]) -> dict[str, str]:
-            if key not in last:
-                answer = ask()
-                while len(last) > ROUND:
-                    last.pop(next(iter(last)), None)
-                last[key] = answer
-            return last[key]
-
-        return recall
+    def remember(self, kind: str) -> Callable[[str, Callable[[], Answer]], Answer]:
+        """Keep address maps for a round, and other answers in the store."""
+        return self._recent.recall if kind == "layouts" else super().remember(kind)
 
 
 @dataclass(frozen=True)
@@ -71,10 +83,9 @@ class NewFailure:
     """A failure that no known issue explains.
 
     Attributes:
-        signature: what it has in common with others like it.
-        file: the scenario file of the smallest layout that was found to fail so.
-        result: of the first run that failed so.
-        how: how it was shrunk, or why it was not.
+        file: the scenario file of the smallest layout that is known to fail in this way.
+        result: of the first run that failed in this way.
+        how: how the layout was shrunk, or why it was not.
     """
 
     signature: Signature
@@ -85,15 +96,15 @@ class NewFailure:
 
 @dataclass
 class Tally:
-    """How a campaign stands.
+    """The counts of a campaign so far.
 
     Attributes:
-        layouts: that were run.
-        passed: where kernel and oracle agreed.
-        known: where they did not, for a known reason, or as in a failure that was new before.
+        layouts: the layouts that were run.
+        passed: those on which kernel and oracle agree.
+        known: those with a known issue, or with a failure that was new before.
         refused: layouts that could not be run, by reason: defects of the harness.
         inconclusive: scenario files of layouts that could not be judged.
-        new: failures that nobody knew.
+        new: the failures that no known issue explains.
     """
 
     layouts: int = 0
@@ -113,15 +124,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class Campaign:
-    """What is fuzzed, and how.
+    """A comparison of one kernel with the oracle.
 
     Attributes:
-        session: runs guests.
-        request: the kernel.
-        policy: whose rules are judged.
-        folder: where layouts are saved.
-        seed: says which layouts are drawn.
-        shrink_seconds: how long one failure is shrunk at most.
+        folder: for the files of saved layouts.
+        shrink_seconds: the time limit for shrinking one failure.
     """
 
     session: Session
@@ -132,26 +139,30 @@ class Campaign:
     shrink_seconds: float
 
     def run(self, seconds: float) -> Tally:
-        """Draw and run layouts, at least one, for so long; what is under way is finished.
+        """Draw and run layouts, at least one, until the time is over; running guests finish.
 
         Raises:
-            UsageError: the kernel cannot be had, or nothing can be saved.
+            UsageError: the kernel cannot be found or fetched, or a file cannot be saved.
             UnbuildableError: the kernel does not build.
         """
         end = time.monotonic() + seconds
         tally = Tally()
-        seen: set[str] = set()
-        done: set[str] = set()
+        signs_seen: set[str] = set()
+        layouts_seen: set[str] = set()
         number = 0
         while True:
-            drawn = [one for one in draw_layouts(self.seed, number) if one.key not in done]
+            drawn = [
+                layout
+                for layout in draw_layouts(self.seed, number)
+                if layout.key not in layouts_seen
+            ]
             failed = []
             for case, result in self._run_round(drawn, number, end, tally):
-                done.add(case.layout.key)
+                layouts_seen.add(case.layout.key)
                 signs = self._judge(case, result, tally)
-                if signs - seen:
-                    seen |= signs
-                    # At once: who interrupts the campaign keeps what it has found.
+                if signs - signs_seen:
+                    signs_seen |= signs
+                    # Save immediately: the user may interrupt the campaign.
                     self._save(case, signs, _AS_DRAWN)
                     failed.append((case, result, signs))
                     continue
@@ -167,7 +178,7 @@ class Campaign:
     def _run_round(
         self, drawn: list[Layout], number: int, end: float, tally: Tally
     ) -> Iterator[tuple[DrawnCase, RunResult]]:
-        under_way: list[DrawnCase] = []
+        started: list[DrawnCase] = []
 
         def cases() -> Iterator[Case]:
             for index, layout in enumerate(drawn):
@@ -175,26 +186,26 @@ class Campaign:
                     return
                 name = f"fuzz_{self.seed}_{number}_{index}"
                 try:
-                    under_way.append(case_of(layout, name, self._machine))
+                    started.append(case_of(layout, name, self._machine))
                 except UsageError as error:
                     tally.refused[error.message] += 1
                 else:
-                    yield under_way[-1].case
+                    yield started[-1].case
 
-        said = time.monotonic()
+        last_note = time.monotonic()
         for index, result in enumerate(self.session.run_all(cases(), self.request)):
             if isinstance(result, Skipped):
                 raise result.error
             if result.verdict is Verdict.UNBUILDABLE:
                 raise UnbuildableError(result.reason, hint=result.hint)
             tally.layouts += 1
-            yield under_way[index], result
-            if time.monotonic() - said > _PROGRESS_SECONDS:
-                said = time.monotonic()
-                self.session.host.progress.note(str(tally))
+            yield started[index], result
+            if time.monotonic() - last_note > _PROGRESS_SECONDS:
+                last_note = time.monotonic()
+                self._note(str(tally))
 
     def _judge(self, case: DrawnCase, result: RunResult, tally: Tally) -> Signature:
-        """Count a result, and say what of it nobody can explain."""
+        """Count a result, and return the failures that no known issue explains."""
         if result.verdict is Verdict.PASS:
             tally.passed += 1
             return frozenset()
@@ -211,37 +222,38 @@ class Campaign:
     def _shrunk(
         self, number: int, case: DrawnCase, result: RunResult, signs: Signature
     ) -> NewFailure:
-        """Look for the smallest layout that fails so, and save it."""
+        """Find the smallest layout that fails in this way, and save it."""
         self._note(f"new: {'; '.join(sorted(signs))}\n  in {case.case.name}, {result.evidence}")
         end = time.monotonic() + self.shrink_seconds
-        kept: dict[str, DrawnCase] = {}
-        tried: dict[str, bool] = {}
+        cases: dict[str, DrawnCase] = {}
+        failures: dict[str, bool] = {}
 
         def fails(layout: Layout) -> bool:
-            if layout.key not in tried:
-                tried[layout.key] = time.monotonic() < end and self._fails(
-                    layout, case, signs, kept
+            if layout.key not in failures:
+                failures[layout.key] = time.monotonic() < end and self._fails(
+                    layout, case, signs, cases
                 )
-            return tried[layout.key]
+            return failures[layout.key]
 
         how = _AS_DRAWN
         if self.shrink_seconds > 0:
             how = f"{_AS_DRAWN}, since it does not fail every time"
             if fails(case.layout):
                 smallest = shrink_layout(self.seed, number, case.layout, fails)
-                case, how = kept[smallest.key], f"shrunk with {len(kept)} guests"
+                case, how = cases[smallest.key], f"shrunk with {len(cases)} guests"
         file = self._save(case, signs, how)
         self._note(f"  {how}: {file}")
         return NewFailure(signs, file, result, how)
 
     def _fails(
-        self, layout: Layout, first: DrawnCase, signs: Signature, kept: dict[str, DrawnCase]
+        self, layout: Layout, first: DrawnCase, signs: Signature, cases: dict[str, DrawnCase]
     ) -> bool:
+        """Run a layout, add its case to `cases`, and return whether it fails in the same way."""
         try:
             case = case_of(layout, first.case.name, self._machine)
         except UsageError:
             return False
-        kept[layout.key] = case
+        cases[layout.key] = case
         result = self.session.run(case.case, self.request)
         shutil.rmtree(result.evidence, ignore_errors=True)
         return signs <= _signs(result)
@@ -261,41 +273,41 @@ class Campaign:
 
 
 def _signs(result: RunResult) -> Signature:
-    """What of a failure no known issue covers."""
+    """The failures of a result that no known issue explains."""
     if result.verdict is not Verdict.FAIL:
         return frozenset()
-    return signature(one for one in result.findings if one.known is None)
+    return signature(finding for finding in result.findings if finding.known is None)
 
 
 def draw_layouts(seed: int, number: int) -> list[Layout]:
     """The different layouts of one round of a seed."""
-    found: dict[str, Layout] = {}
+    drawn: dict[str, Layout] = {}
 
     def collect(layout: Layout) -> bool:
-        found.setdefault(layout.key, layout)
+        drawn.setdefault(layout.key, layout)
         return False
 
     _search(seed, number, collect, (Phase.generate,))
-    return list(found.values())
+    return list(drawn.values())
 
 
 def shrink_layout(
     seed: int, number: int, layout: Layout, fails: Callable[[Layout], bool]
 ) -> Layout:
-    """The smallest layout that still fails, as far as `fails` has patience.
+    """The smallest layout that Hypothesis finds to fail.
 
     Args:
         seed: as for `draw_layouts`.
-        number: of the round that `layout` is of.
-        layout: fails.
-        fails: whether a smaller one does; must answer the same for the same layout.
+        number: the round in which `layout` was drawn.
+        layout: a layout that fails.
+        fails: whether a layout fails; its answer for a layout must not change.
     """
     reached = False
 
-    def interesting(one: Layout) -> bool:
+    def interesting(smaller: Layout) -> bool:
         nonlocal reached
-        reached = reached or one.key == layout.key
-        return reached and fails(one)
+        reached = reached or smaller.key == layout.key
+        return reached and fails(smaller)
 
     return _search(seed, number, interesting, (Phase.generate, Phase.shrink)) or layout
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Random layouts inside what the hardware model allows, built so that hardly any is refused.
+"""Random layouts within the limits of QEMU's CXL devices, hardly any of which is refused.
 
-Hypothesis draws and shrinks them: of each choice, the simplest stands first.
+Hypothesis draws and shrinks them: the simplest value of each choice comes first.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from harness.fuzz.draw_devices import (
 
 MODULES = ("cxl_acpi", "cxl_pci", "cxl_mem", "dax_hmem", "kmem", "dax_cxl")
 
-# MiB of a memory block of x86.
+# The size of a memory block on x86, in MiB.
 _BLOCK = 128
 
-# What is behind a slot of a window: devices, a device of the hidden host bridge, nothing, devices
-# of which the host bridge decodes more.
-_KINDS_TOLD = (*("decoded",) * 4, *("lone",) * 3, "hole", "disagree")
-_KINDS_UNTOLD = ("decoded", "decoded", "decoded", "hole")
+# The content of a slot of a window in the CEDT: devices, a device of the hidden host bridge,
+# nothing, or devices that decode less than their host bridge. Then of a window that is not in it.
+_KINDS_LISTED = (*("decoded",) * 4, *("lone",) * 3, "hole", "disagree")
+_KINDS_UNLISTED = ("decoded", "decoded", "decoded", "hole")
 
-# What may be gone, with what needs it; mostly nothing.
+# Missing modules, with those that depend on them; mostly none.
 _GONE = (*((),) * 8, ("kmem",), ("cxl_acpi",), ("cxl_pci",), ("cxl_mem", "cxl_pci"))
 
-# What the load may leave to others to ask for.
+# Modules that the load does not name, and that other modules may request; mostly none.
 _NOT_NAMED = (
     *((),) * 8,
     *(("cxl_pci", "cxl_mem"), ("cxl_mem",), ("cxl_acpi",), ("dax_cxl",), ("dax_hmem",), ("kmem",)),
@@ -61,12 +61,10 @@ _NO_WINDOW = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A profile and a scenario as their files have them, but for the expected owners.
+    """The fields of a profile and of a scenario, without the expected owners.
 
     Attributes:
-        profile: fields of the profile.
-        scenario: fields of the scenario; `expect` has only the kernel's messages, and there is
-            no `profile`.
+        scenario: without `profile`; `expect` has only kernel messages.
     """
 
     profile: dict[str, Any]
@@ -74,13 +72,19 @@ class Layout:
 
     @property
     def key(self) -> str:
-        """The same for the same layout."""
+        """Text that is the same only for equal layouts."""
         return json.dumps([self.profile, self.scenario])
 
 
 @dataclass
-class _Room:
-    """The windows, one directly after the other, in MiB from the first one's start."""
+class _Windows:
+    """The windows, which are adjacent, in MiB from the start of the first.
+
+    Attributes:
+        starts: of each window.
+        backed: start and end of each range with memory behind it.
+        lines: the kernel messages to expect.
+    """
 
     windows: list[dict[str, Any]] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
@@ -98,8 +102,13 @@ class _Room:
     def window_at(self, at: int) -> int:
         return max(number for number, start in enumerate(self.starts) if start <= at)
 
+    def span(self, decoder: dict[str, Any]) -> tuple[int, int]:
+        """Start and end of a decoder."""
+        start = self.starts[decoder["window"]] + decoder["offset"]
+        return start, start + decoder["size"]
+
     def back(self, start: int, size: int) -> None:
-        """Note that there is memory."""
+        """Record a range with memory behind it."""
         end = start + size
         if self.backed and self.backed[-1][1] == start:
             start = self.backed.pop()[0]
@@ -113,19 +122,19 @@ class _Room:
 def layouts(draw: Draw) -> Layout:
     """Layouts with one to three host bridges and windows, at most 3 GiB behind the windows."""
     tree = draw_tree(draw)
-    room = _windows(draw, tree)
+    space = _windows(draw, tree)
     ram_node = draw(st.sampled_from((False, False, True)))
     described = draw(st.sampled_from(("nothing", "nothing", "ranges", "windows")))
     hmat = draw(st.sampled_from((False, True, described != "nothing")))
-    spans = _spans(draw, room, apart=hmat and described == "ranges")
-    reserved = {f"sr{number}": _position(room, span) for number, span in enumerate(spans)}
+    spans = _spans(draw, space, apart=hmat and described == "ranges")
+    reserved = {f"sr{number}": _position(space, span) for number, span in enumerate(spans)}
     nodes = [{"cpus": 2, "memory": "1G"}]
     if ram_node:
         # Behind 2816 MiB, QEMU puts all but 2 GiB of the RAM above 4 GiB.
         nodes = [{"cpus": 2, "memory": "2304M"}, {"memory": "512M"}]
         if draw(st.booleans()):
             reserved["srnode"] = {"node": 1}
-    srat = _srat(draw, room, spans, described, len(nodes), hmat=hmat)
+    srat = _srat(draw, space, spans, described, len(nodes), hmat=hmat)
     profile: dict[str, Any] = {"summary": "Drawn by harness fuzz.", "nodes": nodes}
     if draw(st.sampled_from((False, False, True))):
         profile |= {"slots": 2, "maxmem": "8G"}
@@ -135,12 +144,12 @@ def layouts(draw: Draw) -> Layout:
             for node in range(len(nodes))
         ]
     profile["host_bridges"] = draw_bridges(draw, tree)
-    profile["windows"] = [_written(window) for window in room.windows]
+    profile["windows"] = [_written(window) for window in space.windows]
     if f'"{HIDDEN}"' not in json.dumps(profile["windows"]):
         profile["host_bridges"].pop()
     firmware: dict[str, Any] = {
         "soft_reserved": reserved,
-        "decoders": [_written(decoder) for decoder in room.decoders],
+        "decoders": [_written(decoder) for decoder in space.decoders],
     }
     if srat:
         firmware["acpi"] = {"srat": srat}
@@ -149,39 +158,45 @@ def layouts(draw: Draw) -> Layout:
         "source": "harness fuzz",
         "firmware": firmware,
         "guest": _guest(draw),
-        "expect": {"dmesg": room.lines},
+        "expect": {"dmesg": space.lines},
     }
     return Layout(profile, scenario)
 
 
-def _windows(draw: Draw, tree: DrawnTree) -> _Room:
-    room = _Room()
-    told = [bridge["name"] for bridge in tree.bridges if bridge["name"] != HIDDEN]
-    kinds = ["told", "told", "untold", "interleaved"] if len(told) > 1 else ["told", "untold"]
+def _windows(draw: Draw, tree: DrawnTree) -> _Windows:
+    space = _Windows()
+    listed = [bridge["name"] for bridge in tree.bridges if bridge["name"] != HIDDEN]
+    kinds = (
+        ["listed", "listed", "unlisted", "interleaved"]
+        if len(listed) > 1
+        else ["listed", "unlisted"]
+    )
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(kinds))
         if kind == "interleaved":
-            targets = told if draw(st.booleans()) else told[::-1]
-        elif kind == "told":
-            targets = [draw(st.sampled_from(told))]
+            targets = listed if draw(st.booleans()) else listed[::-1]
+        elif kind == "listed":
+            targets = [draw(st.sampled_from(listed))]
         else:
-            targets = [draw(st.sampled_from((HIDDEN, told[0])))]
-        _window(draw, tree, room, targets, untold=kind == "untold")
-    return room
+            targets = [draw(st.sampled_from((HIDDEN, listed[0])))]
+        _window(draw, tree, space, targets, unlisted=kind == "unlisted")
+    return space
 
 
-def _window(draw: Draw, tree: DrawnTree, room: _Room, targets: list[str], *, untold: bool) -> None:
-    """Add a window: up to three slots, each with devices behind it, or with nothing."""
-    kinds = _KINDS_UNTOLD if untold else _KINDS_TOLD
+def _window(
+    draw: Draw, tree: DrawnTree, space: _Windows, targets: list[str], *, unlisted: bool
+) -> None:
+    """Add a window with up to three slots, each with devices behind it or without."""
+    kinds = _KINDS_UNLISTED if unlisted else _KINDS_LISTED
     slots: list[tuple[str, tuple[str, ...], int]] = []
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(kinds))
         devices = (HIDDEN_DEVICE,) if kind == "lone" else draw_turns(draw, tree, targets)
         slots.append((kind, devices, draw(st.integers(1, 3))))
     ways = max(len(targets), *(len(devices) for _, devices, _ in slots))
-    start, at = room.end, 0
+    start, at = space.end, 0
     parts: list[dict[str, Any]] = []
-    number = len(room.windows)
+    number = len(space.windows)
     decoders = []
     backed = []
     for kind, devices, units in slots:
@@ -193,9 +208,9 @@ def _window(draw: Draw, tree: DrawnTree, room: _Room, targets: list[str], *, unt
             decoders.append(decoder | {"devices": list(devices)})
             backed.append((start + at, decoder["size"]))
             if "ports_size" in decoder:
-                room.expect(*_NO_REGION)
-            if untold and HIDDEN not in targets:
-                room.expect(_NO_WINDOW)
+                space.expect(*_NO_REGION)
+            if unlisted and HIDDEN not in targets:
+                space.expect(_NO_WINDOW)
         behind = [HIDDEN] if kind == "lone" else targets
         if parts and parts[-1]["targets"] == behind:
             parts[-1]["size"] += size
@@ -203,109 +218,107 @@ def _window(draw: Draw, tree: DrawnTree, room: _Room, targets: list[str], *, unt
             parts.append({"targets": behind, "size": size})
         at += size
     window: dict[str, Any] = {"targets": targets, "size": at}
-    if untold:
+    if unlisted:
         window["hidden"] = True
     elif len(parts) > 1 or parts[0]["targets"] != targets:
         window["parts"] = parts
     granularity = draw(st.sampled_from((256, 256, 1024, 4096)))
     if granularity != 256:
         window["granularity"] = granularity
-    room.windows.append(window)
-    room.starts.append(start)
-    room.decoders += decoders
+    space.windows.append(window)
+    space.starts.append(start)
+    space.decoders += decoders
     for where, size in backed:
-        room.back(where, size)
+        space.back(where, size)
 
 
-def _spans(draw: Draw, room: _Room, *, apart: bool) -> list[tuple[int, int]]:
-    """Soft Reserved ranges, in MiB from the first window's start, none without memory behind it.
+def _spans(draw: Draw, space: _Windows, *, apart: bool) -> list[tuple[int, int]]:
+    """Soft Reserved ranges in MiB from the start of the first window, with memory behind them.
 
     Args:
-        draw: draws.
-        room: the windows.
-        apart: whether ranges follow each other without a gap, each with an SRAT entry.
+        apart: whether ranges are adjacent, with an SRAT entry each.
     """
     spans: list[tuple[int, int]] = []
     counts = (1, 2, 3, 0) if apart else (1, 1, 2, 2, 0)
-    for begin, end in room.backed:
+    for begin, end in space.backed:
         at = begin
         edges = sorted(
-            {begin, end, *room.starts}
-            | {room.starts[one["window"]] + one["offset"] for one in room.decoders}
-            | {room.starts[one["window"]] + one["offset"] + one["size"] for one in room.decoders}
+            {begin, end, *space.starts}
+            | {edge for decoder in space.decoders for edge in space.span(decoder)}
         )
         for _ in range(draw(st.sampled_from(counts))):
             if at > end - _BLOCK:
                 break
-            starts = [one for one in edges if at <= one < end]
+            starts = [edge for edge in edges if at <= edge < end]
             if apart and at > begin:
                 starts = [at, *starts]
             start = _point(draw, starts, at, end - _BLOCK)
-            stops = [one for one in reversed(edges) if start < one <= end]
-            stop = _ending(room, start, _point(draw, stops, start + _BLOCK, end), end)
+            stops = [edge for edge in reversed(edges) if start < edge <= end]
+            stop = _ending(space, start, _point(draw, stops, start + _BLOCK, end), end)
             spans.append((start, stop))
             at = stop + (0 if apart else _BLOCK)
     return spans
 
 
 def _point(draw: Draw, edges: list[int], first: int, last: int) -> int:
-    """An edge of something, now and then any memory block's, seldom one within a block."""
+    """Draw an edge, or sometimes a memory block, or seldom a place within a block."""
     if edges and draw(st.sampled_from((True, False))):
         return draw(st.sampled_from(edges))
     step = draw(st.sampled_from((*(_BLOCK,) * 7, _BLOCK // 2)))
     return draw(st.sampled_from(range(first, last + 1, step)))
 
 
-def _ending(room: _Room, start: int, stop: int, end: int) -> int:
-    """Where a range may end: in the window in which it begins, or with a later one."""
-    first, last = room.window_at(start), room.window_at(stop - 1)
-    while last > first and room.starts[last] + room.size(last) > end:
+def _ending(space: _Windows, start: int, stop: int, end: int) -> int:
+    """The possible end of a range: within its first window, or at the end of a later window."""
+    first, last = space.window_at(start), space.window_at(stop - 1)
+    while last > first and space.starts[last] + space.size(last) > end:
         last -= 1
-    whole = room.starts[last] + room.size(last)
+    whole = space.starts[last] + space.size(last)
     return min(stop, whole) if last == first else whole
 
 
-def _position(room: _Room, span: tuple[int, int]) -> dict[str, Any]:
-    first, last = room.window_at(span[0]), room.window_at(span[1] - 1)
-    offset = span[0] - room.starts[first]
+def _position(space: _Windows, span: tuple[int, int]) -> dict[str, Any]:
+    first, last = space.window_at(span[0]), space.window_at(span[1] - 1)
+    offset = span[0] - space.starts[first]
     position: dict[str, Any] = {"window": first}
     if offset:
         position["offset"] = size_text(offset)
     if last > first:
         position["last_window"] = last
-    elif span != (room.starts[first], room.starts[first] + room.size(first)):
+    elif span != (space.starts[first], space.starts[first] + space.size(first)):
         position["size"] = size_text(span[1] - span[0])
     return position
 
 
 def _srat(
     draw: Draw,
-    room: _Room,
+    space: _Windows,
     spans: list[tuple[int, int]],
     described: str,
     node: int,
     *,
     hmat: bool,
 ) -> list[dict[str, Any]]:
-    """Entries for ranges or windows, each of a node of its own.
+    """SRAT entries for ranges or windows, each with its own node.
 
-    Memory outside windows needs one in any case: kmem takes nothing without a node. With a HMAT,
-    an entry's memory may all get a dax device, so that none may reach where there is no memory.
+    Memory outside of the windows in the CEDT always needs an entry: kmem uses no memory without a
+    node. With a HMAT, all memory of an entry may get a dax device, so an entry must not cover a
+    place without memory.
     """
-    told = [not window.get("hidden") for window in room.windows]
+    listed = [not window.get("hidden") for window in space.windows]
     pieces: list[tuple[int, int, int]] = []
     if described == "ranges":
         for number, (start, end) in enumerate(spans):
-            for window in range(room.window_at(start), room.window_at(end - 1) + 1):
-                begin = room.starts[window]
-                piece = max(start, begin), min(end, begin + room.size(window))
+            for window in range(space.window_at(start), space.window_at(end - 1) + 1):
+                begin = space.starts[window]
+                piece = max(start, begin), min(end, begin + space.size(window))
                 pieces.append((*piece, node + number))
     else:
-        for window, begin in enumerate(room.starts):
-            end = begin + room.size(window)
+        for window, begin in enumerate(space.starts):
+            end = begin + space.size(window)
             inside = [span for span in spans if span[0] < end and begin < span[1]]
-            whole = any(a <= begin and end <= b for a, b in room.backed)
-            if not inside or (told[window] and described == "nothing"):
+            whole = any(a <= begin and end <= b for a, b in space.backed)
+            if not inside or (listed[window] and described == "nothing"):
                 continue
             if whole or not hmat:
                 pieces.append((begin, end, node + window))
@@ -313,11 +326,11 @@ def _srat(
                 pieces += [(max(a, begin), min(b, end), node + window) for a, b in inside]
     entries = []
     for start, end, number in pieces:
-        window = room.window_at(start)
+        window = space.window_at(start)
         entry: dict[str, Any] = {"window": window, "node": number}
-        if start != room.starts[window]:
-            entry["offset"] = size_text(start - room.starts[window])
-        if end != room.starts[window] + room.size(window):
+        if start != space.starts[window]:
+            entry["offset"] = size_text(start - space.starts[window])
+        if end != space.starts[window] + space.size(window):
             entry["size"] = size_text(end - start)
         entries.append(entry)
     if entries and draw(st.sampled_from((False, False, False, True))):
@@ -336,7 +349,7 @@ def _guest(draw: Draw) -> dict[str, Any]:
 
 
 def _written(values: dict[str, Any]) -> dict[str, Any]:
-    """Sizes in MiB as a file has them; offsets of 0 are left out."""
+    """Format sizes in MiB for a file, without offsets of 0."""
     shown: dict[str, Any] = {}
     for name, value in values.items():
         if name == "parts":

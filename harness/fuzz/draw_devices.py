@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Random host bridges with switches and devices, and what their decoders are used for."""
+"""Random host bridges with switches and devices, and the use of their decoders."""
 
 from __future__ import annotations
 
@@ -11,34 +11,42 @@ from hypothesis import strategies as st
 from harness.platform.memory_range import MIB, format_size
 
 GRAIN = 256
-"""MiB: the steps of CXL capacity."""
+"""The granularity of CXL capacity in MiB."""
 
 # In MiB.
 _MOST_OF_A_DEVICE = 2048
 _MOST_BEHIND_WINDOWS = 3072
 _DECODERS_PER_COMPONENT = 4
 
-# Each root port of a host bridge: a device, or a switch with two.
+# The root ports of a host bridge, each with a device or a switch with two devices.
 _PORTS = (("device",), ("device", "device"), ("switch",), ("device", "switch"), ("switch",) * 2)
 _BUSES = (0x20, 0x50, 0x80)
 
 HIDDEN = "hbh"
 HIDDEN_DEVICE = "memh"
-"""The host bridge that no CEDT mentions, and what is below it."""
+"""The host bridge without an entry in the CEDT, and its device."""
 
 T = TypeVar("T")
 
 
 class Draw(Protocol):
-    """Draws from a strategy, as Hypothesis hands it to a composite one."""
+    """The first argument of a composite strategy of Hypothesis."""
 
     def __call__(self, strategy: st.SearchStrategy[T], /) -> T:
-        """A value of the strategy."""
+        """Draw a value of a strategy."""
 
 
 @dataclass
 class DrawnTree:
-    """The host bridges, and what their decoders are used for so far."""
+    """The host bridges, and the decoders and the capacity in use so far.
+
+    Attributes:
+        above: the host bridge and the port with a switch above each device.
+        groups: the devices of each host bridge that can interleave.
+        decoders: the number of decoders in use of each component.
+        used: MiB in use of each device.
+        behind: MiB behind all windows.
+    """
 
     bridges: list[dict[str, Any]] = field(default_factory=list)
     above: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -48,25 +56,25 @@ class DrawnTree:
     behind: int = 0
 
     def take(self, devices: tuple[str, ...], size: int) -> bool:
-        """Use decoders and capacity, unless there are none left."""
-        parts = {*devices, *(one for device in devices for one in self.above[device])}
+        """Use decoders and capacity, and return whether enough were left."""
+        parts = {*devices, *(part for device in devices for part in self.above[device])}
         share = size // len(devices)
         if (
-            any(self.decoders.get(one, 0) >= _DECODERS_PER_COMPONENT for one in parts)
-            or any(self.used.get(one, 0) + share > _MOST_OF_A_DEVICE for one in devices)
+            any(self.decoders.get(part, 0) >= _DECODERS_PER_COMPONENT for part in parts)
+            or any(self.used.get(device, 0) + share > _MOST_OF_A_DEVICE for device in devices)
             or self.behind + size > _MOST_BEHIND_WINDOWS
         ):
             return False
-        for one in parts:
-            self.decoders[one] = self.decoders.get(one, 0) + 1
-        for one in devices:
-            self.used[one] = self.used.get(one, 0) + share
+        for part in parts:
+            self.decoders[part] = self.decoders.get(part, 0) + 1
+        for device in devices:
+            self.used[device] = self.used.get(device, 0) + share
         self.behind += size
         return True
 
 
 def draw_tree(draw: Draw) -> DrawnTree:
-    """One or two host bridges that Linux is told of, and one that is hidden, with one device."""
+    """One or two host bridges in the CEDT, and a hidden one with one device."""
     tree = DrawnTree()
     devices = 0
     for number in range(draw(st.integers(1, 2))):
@@ -81,8 +89,8 @@ def draw_tree(draw: Draw) -> DrawnTree:
             plugged = [{"name": name} for name in names]
             if kind == "switch":
                 downstream = [
-                    {"name": f"dp{number}{place}{index}", "device": one}
-                    for index, one in enumerate(plugged)
+                    {"name": f"dp{number}{place}{index}", "device": device}
+                    for index, device in enumerate(plugged)
                 ]
                 ports.append({"name": port, "switch": {"ports": downstream}})
             else:
@@ -99,17 +107,17 @@ def draw_tree(draw: Draw) -> DrawnTree:
 
 
 def _groups(below: list[list[str]]) -> list[tuple[str, ...]]:
-    """The devices of one host bridge that can interleave: each level of ports takes turns."""
+    """The devices of one host bridge that can interleave, in the order of their ports."""
     every = [name for names in below for name in names]
     groups: list[tuple[str, ...]] = [(name,) for name in every]
-    groups += [(one, other) for one in every for other in every if one < other]
+    groups += [(first, second) for first in every for second in every if first < second]
     if len(every) == 4:
         groups.append((below[0][0], below[1][0], below[0][1], below[1][1]))
     return groups
 
 
 def draw_turns(draw: Draw, tree: DrawnTree, targets: list[str]) -> tuple[str, ...]:
-    """Devices that take turns over a window's targets, as many below each."""
+    """Devices that interleave over the targets of a window, the same number below each."""
     ways = draw(st.sampled_from((1, 1, 2, 4)))
     chosen = []
     for bridge in targets:
@@ -126,7 +134,7 @@ def draw_bridges(draw: Draw, tree: DrawnTree) -> list[dict[str, Any]]:
 
     def filled(port: dict[str, Any]) -> dict[str, Any]:
         if "switch" in port:
-            below = [filled(one) for one in port["switch"]["ports"]]
+            below = [filled(downstream) for downstream in port["switch"]["ports"]]
             return port | {"switch": {"ports": below}}
         name = port["device"]["name"]
         size = min(max(tree.used.get(name, 0) + spare, GRAIN), _MOST_OF_A_DEVICE)
@@ -138,5 +146,5 @@ def draw_bridges(draw: Draw, tree: DrawnTree) -> list[dict[str, Any]]:
 
 
 def size_text(mebibytes: int) -> str:
-    """A number of MiB, more than 0, as files have it."""
+    """A positive number of MiB in the format of files."""
     return format_size(mebibytes * MIB)

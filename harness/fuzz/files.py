@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A drawn layout as a checked case, and as the files from which `harness run` runs it again."""
+"""A drawn layout as a checked case, and as files for `harness run`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ class DrawnCase:
     """A layout that can be run.
 
     Attributes:
-        layout: as it was drawn.
         case: with the owners that the oracle expects.
-        machine: where QEMU puts things.
-        state: what the firmware leaves, at real addresses.
-        texts: the profile's and the scenario's file.
+        machine: the address map of the profile in QEMU.
+        state: the firmware state, with addresses.
+        texts: the contents of the profile and the scenario file.
     """
 
     layout: Layout
@@ -43,14 +42,14 @@ class DrawnCase:
     texts: tuple[str, str]
 
     def save(self, folder: Path, comment: Sequence[str]) -> Path:
-        """Write scenario and profile, and give the scenario's file.
+        """Write the scenario and its profile, and return the scenario file.
 
         Args:
-            folder: is made if it is not there.
-            comment: lines for the scenario's head.
+            folder: created if it does not exist.
+            comment: lines for the head of the scenario file.
 
         Raises:
-            UsageError: they cannot be written.
+            UsageError: the files cannot be written.
         """
         name = self.case.name
         profile, scenario = self.texts
@@ -62,7 +61,7 @@ class DrawnCase:
             file.write_text(_LICENCE + head + scenario)
         except OSError as error:
             raise UsageError(
-                f"cannot be written: {error.strerror}",
+                f"the layout cannot be written: {error.strerror}",
                 where=str(folder),
                 hint="name another folder with --save",
             ) from None
@@ -70,21 +69,20 @@ class DrawnCase:
 
 
 def case_of(
-    layout: Layout, name: str, ask_machine: Callable[[Profile], MachineLayout]
+    layout: Layout, name: str, address_map: Callable[[Profile], MachineLayout]
 ) -> DrawnCase:
-    """Read a layout as if it stood in files, and let the oracle state the owners.
+    """Make a scenario of a layout, with the owners that the oracle expects.
 
     Args:
-        layout: as it was drawn.
         name: of the scenario.
-        ask_machine: where QEMU puts a profile's parts.
+        address_map: the address map of a profile in QEMU.
 
     Raises:
-        UsageError: the layout is one that scenario files may not have.
+        UsageError: the layout is not valid in scenario files.
     """
     profile_text = _yaml(layout.profile)
     profile = read_profile(profile_text, f"{name}.profile.yaml").value
-    machine = ask_machine(profile)
+    machine = address_map(profile)
     unjudged = read_scenario(_scenario(layout, name, {}), name)
     check_scenario(unjudged, profile)
     state = place_firmware(unjudged, profile, machine)
@@ -109,7 +107,7 @@ def _yaml(values: dict[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes no anchors, which scenario files may not have."""
+    """Write no anchors, which are not allowed in scenario files."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

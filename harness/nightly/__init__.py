@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nightly runs: what changed since the night before."""
+"""Nightly runs of a branch, compared with the nights before."""

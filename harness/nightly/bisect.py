@@ -1,159 +1,157 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Looking for the commits that broke what a night saw break, for no longer than it may take."""
+"""Bisect the regressions of a night within a limited time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.errors import HarnessError
 from harness.matrix.plan import Combination
-from harness.nightly.diff import Bisecting, Line, Row
+from harness.nightly.diff import BisectOutcome, Earlier, EntryKey, Row
 from harness.nightly.history import Night, NightHistory
 from harness.nightly.repo import NightTree
 
-_MOST_TRIED = 2
+_MOST_CANDIDATES = 2
 
 
 class BisectingTime:
-    """How long a night may still look for commits. What it has taken is in the history at once.
+    """The time that a night may still spend on bisections; time spent is in its history.
 
     Args:
-        history: of all nights.
-        night: which.
-        minutes: how long all bisections of the night may take together, > 0.
+        minutes: for all bisections of the night together, > 0.
     """
 
     def __init__(self, history: NightHistory, night: Night, minutes: float) -> None:
         self._history = history
         self._night = night
+        self._before = history.bisecting_seconds(night)
+        self._start: float | None = None
         self.minutes = minutes
-        self._since: float | None = None
+
+    def start(self) -> None:
+        """Start the clock, unless it is running."""
+        if self._start is None:
+            self._start = time.monotonic()
 
     def taken(self) -> float:
-        """Seconds that were taken so far, by starts before this one too."""
-        running = 0.0 if self._since is None else time.monotonic() - self._since
-        return self._history.bisecting_seconds(self._night) + running
+        """Seconds spent so far, in earlier starts of the night too."""
+        return self._before + (0 if self._start is None else time.monotonic() - self._start)
 
     def left(self) -> float:
-        """Seconds, never negative."""
+        """Seconds left, never negative."""
         return max(0.0, 60 * self.minutes - self.taken())
 
     def keep(self) -> None:
-        """Write down what has passed: a kill loses what comes after."""
-        if self._since is not None:
-            now = time.monotonic()
-            self._history.add_bisecting_seconds(self._night, now - self._since)
-            self._since = now
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Time passes within the block."""
-        self._since = time.monotonic()
-        try:
-            yield
-        finally:
-            self.keep()
-            self._since = None
+        """Record the time spent so far: a kill loses only what is spent later."""
+        self._history.set_bisecting_seconds(self._night, self.taken())
 
 
-Bisect = Callable[[Combination, str, str, Path, BisectingTime], Bisecting]
-"""Looks for the first bad commit of a combination between a good and a bad one; in a folder.
+Bisect = Callable[[Combination, str, str, Path, BisectingTime], BisectOutcome]
+"""Find the first bad commit of an entry between a good and a bad one, with evidence in a folder.
 
-It begins no step behind the time that is left, and keeps what has passed after each step.
+It starts no step when no time is left, and calls `keep` after each step.
 """
 
 
+@dataclass(frozen=True)
 class NightBisecting:
-    """Looks for the commits of one night's regressions.
+    """The bisections of one night.
 
-    Args:
-        night: which.
-        history: of all nights.
-        tree: the repository.
-        bisect: looks for one commit.
-        note: hears how it goes.
+    Attributes:
+        note: prints progress.
         folder: for the evidence.
-        minutes: how long it may take altogether, however often the night is started, > 0.
+        minutes: for all bisections together, over all starts of the night, > 0.
     """
 
-    def __init__(
-        self,
-        night: Night,
-        history: NightHistory,
-        tree: NightTree,
-        bisect: Bisect,
-        note: Callable[[str], None],
-        folder: Path,
-        minutes: float,
-    ) -> None:
-        self._night = night
-        self._history = history
-        self._tree = tree
-        self._bisect = bisect
-        self._note = note
-        self._folder = folder
-        self._time = BisectingTime(history, night, minutes)
+    night: Night
+    history: NightHistory
+    tree: NightTree
+    bisect: Bisect
+    note: Callable[[str], None]
+    folder: Path
+    minutes: float
 
-    def run(self, rows: Sequence[Row], by_line: Mapping[Line, Combination]) -> None:
-        """Look for the commit of each row that has a good end and was not looked at yet."""
-        made = self._history.bisectings(self._night)
-        causes: dict[str, list[str]] = {}
-        if self._time.taken() >= 1 and any(row.good and row.line not in made for row in rows):
-            self._note(
-                f"looking for commits has taken {self._time.taken() / 60:.1f} minutes of this "
-                f"night before, of {self._time.minutes:g}"
+    def run(self, rows: Sequence[Row], entries: Mapping[EntryKey, Combination]) -> None:
+        """Bisect each regression that has a good commit and was not bisected yet."""
+        done = self.history.bisections(self.night)
+        todo = [(row.key, row.good) for row in rows if row.good is not None]
+        time_left = BisectingTime(self.history, self.night, self.minutes)
+        if time_left.taken() >= 1 and any(key not in done for key, _ in todo):
+            self.note(
+                f"earlier starts of this night spent {time_left.taken() / 60:.1f} of "
+                f"{self.minutes:g} minutes on bisections"
             )
-        for row in rows:
-            if row.good is None:
-                continue
-            found = causes.setdefault(row.good.commit, [])
-            came = made.get(row.line)
-            if came is None:
-                came = self._look(row, row.good.commit, by_line[row.line], found)
-                self._history.add_bisecting(self._night, row.line, came)
-            if came.commit:
-                found[:] = [came.commit, *(one for one in found if one != came.commit)]
+        # First bad commits by good commit, the latest first.
+        causes: dict[str, list[str]] = {}
+        for key, good in todo:
+            candidates = causes.setdefault(good.commit, [])
+            outcome = done.get(key)
+            if outcome is None:
+                outcome = self._outcome(key, good, entries[key], candidates, time_left)
+                self.history.add_bisection(self.night, key, outcome)
+            if outcome.commit:
+                candidates[:] = dict.fromkeys([outcome.commit, *candidates])
 
-    def _look(self, row: Row, good: str, one: Combination, found: Sequence[str]) -> Bisecting:
-        why = ""
-        if good == self._night.commit:
-            why = "the same commit passed before: it does not always fail"
-        elif one.series is not None:
-            why = "with a series on top, nothing is bisected"
-        elif not self._tree.has(good):
-            why = f"{good[:12]}, which passed, is gone"
-        elif not self._time.left():
-            why = self._used_up()
-        if why:
-            return Bisecting("", "", (why,))
-        self._note(f"looking for the commit that broke {row.line}")
+    def _outcome(
+        self,
+        key: EntryKey,
+        good: Earlier,
+        entry: Combination,
+        candidates: Sequence[str],
+        time_left: BisectingTime,
+    ) -> BisectOutcome:
+        reason = self._why_not(good.commit, entry, time_left)
+        if reason:
+            return BisectOutcome("", "", (reason,))
+        self.note(f"bisecting {key}")
+        time_left.start()
         try:
-            with self._time.running():
-                return self._first_bad(one, good, found)
+            return self._first_bad(entry, good.commit, candidates, time_left)
         except HarnessError as error:
-            return Bisecting("", "", tuple(str(error).splitlines()))
+            return BisectOutcome("", "", tuple(str(error).splitlines()))
+        finally:
+            time_left.keep()
 
-    def _used_up(self) -> str:
-        return (
-            f"not bisected: the time is used up, {self._time.minutes:g} minutes a night "
-            "(--bisect-total-minutes)"
-        )
+    def _why_not(self, good: str, entry: Combination, time_left: BisectingTime) -> str:
+        """The reason not to bisect an entry, or empty."""
+        if good == self.night.commit:
+            return "not bisected: the same commit passed before, so the failure is intermittent"
+        if entry.series is not None:
+            return "not bisected: the kernel has a series on top of the branch"
+        if not self.tree.has(good):
+            return f"not bisected: the commit that passed, {good[:12]}, is gone"
+        return "" if time_left.left() else _used_up(time_left)
 
-    def _first_bad(self, one: Combination, good: str, found: Sequence[str]) -> Bisecting:
-        """Look for the commit that broke a line, at those first that broke others since `good`.
+    def _first_bad(
+        self,
+        entry: Combination,
+        good: str,
+        candidates: Sequence[str],
+        time_left: BisectingTime,
+    ) -> BisectOutcome:
+        """Find the commit that broke an entry.
 
-        One commit often breaks many lines: its kernels are built, and two steps tell.
+        A commit often breaks many entries: try those that broke others since the same good commit
+        first, which takes two steps, with kernels that are built already.
         """
-        for commit in found[:_MOST_TRIED]:
-            parent = self._tree.parent(commit)
+        for commit in candidates[:_MOST_CANDIDATES]:
+            parent = self.tree.parent(commit)
             if parent is not None:
-                with suppress(HarnessError):  # it is another one
-                    came = self._bisect(one, parent, commit, self._folder, self._time)
-                    if came.commit:
-                        return came
-        if found and not self._time.left():
-            return Bisecting("", "", (self._used_up(),))
-        return self._bisect(one, good, self._night.commit, self._folder, self._time)
+                with suppress(HarnessError):  # another commit broke this entry
+                    outcome = self.bisect(entry, parent, commit, self.folder, time_left)
+                    if outcome.commit:
+                        return outcome
+        if candidates and not time_left.left():
+            return BisectOutcome("", "", (_used_up(time_left),))
+        return self.bisect(entry, good, self.night.commit, self.folder, time_left)
+
+
+def _used_up(time_left: BisectingTime) -> str:
+    return (
+        f"not bisected: the time is used up, {time_left.minutes:g} minutes a night "
+        "(--bisect-total-minutes)"
+    )

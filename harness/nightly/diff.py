@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nights as values: what a night saw, line by line, and what has changed since an earlier one."""
+"""Compare the outcomes of a night with those of the nights before, entry by entry."""
 
 from __future__ import annotations
 
@@ -8,25 +8,20 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from harness.contract.failure_signature import failures_of
-from harness.contract.result import RunResult, Verdict
 from harness.matrix.plan import BRANCH, NO_CONFIG, Combination
-
-SKIPPED = "SKIPPED"
-_JUDGED = (Verdict.PASS.name, Verdict.FAIL.name)
+from harness.nightly.outcome import SKIPPED, Outcome
 
 
 @dataclass(frozen=True, order=True)
-class Line:
-    """What is compared from night to night: a combination, whatever commit the branch has.
+class EntryKey:
+    """A matrix entry without the commit of the branch: the same from night to night.
 
     Attributes:
-        scenario: its name, or the path of its file.
+        scenario: name, or path of its file.
         kernel: a SPEC, or `branch`.
-        configs: fragments with commas between, or `base`.
-        series: patches, or empty.
-        policy: whose rules are judged.
-        qemu: the program, or empty for the usual one.
+        configs: fragments, separated by commas, or `base`.
+        series: path of the patches, or empty.
+        qemu: the program, or empty for the default.
     """
 
     scenario: str
@@ -46,165 +41,120 @@ class Line:
         return " ".join([*words, *([f"qemu={self.qemu}"] if self.qemu else [])])
 
 
-def line_of(one: Combination, branch: str) -> Line:
-    """The line of a combination.
+def key_of(entry: Combination, branch: str) -> EntryKey:
+    """The key of an entry.
 
     Args:
-        one: the combination.
-        branch: the SPEC that the branch has that night.
+        branch: the SPEC of the branch's kernel in this night.
     """
-    return Line(
-        one.scenario,
-        BRANCH if one.kernel == branch else one.kernel,
-        ",".join(one.configs) or NO_CONFIG,
-        one.series or "",
-        one.policy,
-        one.qemu or "",
-    )
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What one night saw of a line.
-
-    Attributes:
-        verdict: the name of a verdict, or SKIPPED where the kernel is not what it is about.
-        known: why the failure is known, or empty.
-        failures: what broke, as `failures_of` gives it.
-        reason: for other verdicts than PASS and FAIL, why.
-        evidence: the folder of the run.
-    """
-
-    verdict: str
-    known: str = ""
-    failures: tuple[str, ...] = ()
-    reason: str = ""
-    evidence: str = ""
-
-    @property
-    def judged(self) -> bool:
-        """Whether the contract was seen to hold or to be broken."""
-        return self.verdict in _JUDGED
-
-    @property
-    def fails(self) -> bool:
-        """Whether it failed, and nobody knows why."""
-        return self.verdict == Verdict.FAIL.name and not self.known
-
-    def __str__(self) -> str:
-        return f"{self.verdict} (known)" if self.known else self.verdict
-
-
-def seen_in(record: RunResult) -> Seen:
-    """What a result says."""
-    return Seen(
-        record.verdict.name,
-        record.known_issue or "",
-        failures_of(record),
-        record.reason,
-        record.evidence,
+    return EntryKey(
+        entry.scenario,
+        BRANCH if entry.kernel == branch else entry.kernel,
+        ",".join(entry.configs) or NO_CONFIG,
+        entry.series or "",
+        entry.policy,
+        entry.qemu or "",
     )
 
 
 class Change(Enum):
-    """What a line is beside the nights before, in the order in which people want to hear of it."""
+    """The change of an entry since the nights before, in the order of a report."""
 
     REGRESSION = "regression"
     NEW_FAILURE = "fails when first seen"
-    UNTOLD = "could not be judged"
-    LEFT = "does not concern this kernel any more"
+    NOT_JUDGED = "could not be judged"
+    LEFT = "no longer applies to this kernel"
     STILL_FAILS = "fails as before"
     FIXED = "fixed"
     KNOWN = "known issue"
     PASSES = "passes"
-    SKIPPED = "does not concern this kernel"
+    SKIPPED = "does not apply to this kernel"
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """The newest night before this one that saw a line so that it counts.
+    """The outcome of an entry in an earlier night.
 
     Attributes:
         night: its number.
-        commit: of the branch, that night.
-        seen: what it saw.
+        commit: of the branch in that night.
     """
 
     night: int
     commit: str
-    seen: Seen
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line tonight, and before.
+    """The outcome of an entry in this night, with the earlier ones that it is compared with.
 
     Attributes:
-        line: which.
-        now: what tonight saw.
-        judged: the newest earlier PASS or FAIL, None where there is none.
-        before: the newest earlier PASS, FAIL or UNBUILDABLE, None where there is none.
+        judged: the newest earlier PASS or FAIL, if any.
+        before: the newest earlier PASS, FAIL or UNBUILDABLE, if any.
     """
 
-    line: Line
-    now: Seen
+    key: EntryKey
+    now: Outcome
     judged: Earlier | None = None
     before: Earlier | None = None
 
     @property
     def change(self) -> Change:
-        """What has changed.
+        """The change since the nights before.
 
-        A night that could judge nothing of the line is looked through, so that no regression is
-        lost because the night in which it began was a bad one.
+        Nights in which the entry could not be judged are skipped, so that a regression is not lost
+        because it began in a night that failed for other reasons.
         """
-        if self.now.verdict == SKIPPED:
+        now, before = self.now, self.before
+        if now.verdict == SKIPPED:
             return Change.SKIPPED if self.judged is None else Change.LEFT
-        if self.now.verdict == Verdict.PASS.name:
-            worse = self.before is not None and self.before.seen.verdict != Verdict.PASS.name
-            return Change.FIXED if worse else Change.PASSES
-        if self.now.verdict == Verdict.UNBUILDABLE.name:
-            return self._unbuildable()
-        if self.now.verdict != Verdict.FAIL.name:
-            return Change.UNTOLD
-        if self.now.known:
+        if now.passed:
+            return Change.FIXED if before and not before.outcome.passed else Change.PASSES
+        if now.unbuildable:
+            return _failure(before, before is not None and before.outcome.unbuildable)
+        if not now.failed:
+            return Change.NOT_JUDGED
+        if now.known:
             return Change.KNOWN
-        if self.judged is None:
-            return Change.NEW_FAILURE
-        old = self.judged.seen
-        same = old.fails and set(self.now.failures) <= set(old.failures)
-        return Change.STILL_FAILS if same else Change.REGRESSION
+        return _failure(self.judged, self.judged is not None and self._fails_as(self.judged))
 
-    def _unbuildable(self) -> Change:
-        if self.before is None:
-            return Change.NEW_FAILURE
-        same = self.before.seen.verdict == Verdict.UNBUILDABLE.name
-        return Change.STILL_FAILS if same else Change.REGRESSION
+    def _fails_as(self, earlier: Earlier) -> bool:
+        """Whether every failure of this night was in an earlier night too, and not explained."""
+        old = earlier.outcome
+        return old.failed and not old.known and set(self.now.failures) <= set(old.failures)
 
     @property
     def good(self) -> Earlier | None:
-        """The night to bisect from, None where bisecting cannot find out anything."""
-        passed = self.judged is not None and self.judged.seen.verdict == Verdict.PASS.name
-        wanted = self.change is Change.REGRESSION and self.now.fails and passed
-        return self.judged if wanted and self.line.kernel == BRANCH else None
+        """The night that passed, from which to bisect; None if a bisection cannot help."""
+        can_bisect = self.now.failed and self.key.kernel == BRANCH
+        if not can_bisect or self.change is not Change.REGRESSION:
+            return None
+        return self.judged if self.judged and self.judged.outcome.passed else None
+
+
+def _failure(earlier: Earlier | None, same: bool) -> Change:
+    if earlier is None:
+        return Change.NEW_FAILURE
+    return Change.STILL_FAILS if same else Change.REGRESSION
 
 
 @dataclass(frozen=True)
-class Bisecting:
-    """What came of looking for the commit of a regression.
+class BisectOutcome:
+    """The outcome of bisecting a regression.
 
     Attributes:
-        commit: the first bad commit, empty where it was not found.
+        commit: the first bad commit, empty if it was not found.
         subject: of that commit.
-        said: lines for people.
+        lines: details for the report.
     """
 
     commit: str
     subject: str
-    said: tuple[str, ...]
+    lines: tuple[str, ...]
 
 
 def counts_of(rows: Sequence[Row]) -> tuple[tuple[Change, int], ...]:
-    """How many rows there are of each change; without those that nothing is of."""
+    """The number of rows with each change that occurs."""
     changes = [row.change for row in rows]
     return tuple((change, changes.count(change)) for change in Change if change in changes)

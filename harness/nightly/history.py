@@ -9,44 +9,47 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.contract.result import Verdict
 from harness.core.errors import UsageError
-from harness.nightly.diff import Bisecting, Earlier, Line, Seen
-from harness.nightly.history_rows import check_rows, check_times, give_back_room, shorten_results
+from harness.nightly.diff import BisectOutcome, Earlier, EntryKey
+from harness.nightly.outcome import Outcome
 
 FILE = "history.sqlite"
-_APPLICATION = 0x43584C4F
-# Raise it, and say how to bring an older file up to it, when the tables change.
-_VERSION = 1
+_FORMAT = 1
 _BUSY_SECONDS = 30.0
-# What SQLite calls errors that say nothing about what is in the file.
+# Errors of SQLite that do not mean that the file is damaged.
 _NOT_DAMAGE = (
     *("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH"),
     *("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_INTERRUPT"),
 )
+# `pragma integrity_check` tests the checks, too.
 _TABLES = """
 create table nights(
     id integer primary key, tree text not null, branch text not null, matrix text not null,
-    harness text not null, commit_name text not null, subject text not null,
-    began real not null, ended real, given_up integer not null default 0);
+    harness text not null, commit_name text not null, subject text not null, began real not null,
+    ended real, given_up integer not null default 0, bisecting_seconds real not null default 0);
 create table results(
-    night integer not null references nights(id), line text not null, verdict text not null,
-    known text not null, failures text not null, reason text not null, evidence text not null,
-    result text, primary key(night, line));
+    night integer not null references nights(id), entry text not null check(json_valid(entry)),
+    verdict text not null, known text not null, failures text not null check(json_valid(failures)),
+    reason text not null, evidence text not null,
+    result text check(result is null or json_valid(result)),
+    primary key(night, entry));
 create table bisections(
-    night integer not null references nights(id), line text not null, commit_name text not null,
-    subject text not null, said text not null, primary key(night, line));
-create index lines on results(line, night);
+    night integer not null references nights(id), entry text not null check(json_valid(entry)),
+    commit_name text not null, subject text not null, lines text not null check(json_valid(lines)),
+    primary key(night, entry));
+create index entries on results(entry, night);
 """
-# Without a new form: a harness that does not know it does without it.
-_LATER = """
-create table if not exists bisecting_times(
-    night integer primary key references nights(id), seconds real not null);
-"""
+_NIGHT = "id, tree, branch, matrix, harness, commit_name, subject, began"
+_OUTCOME = "verdict, known, failures, reason, evidence"
+# The parts of a result that are large, and dropped when it is old.
+_DETAILS = ("findings", "steps", "attempts", "differences", "timings", "notes")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,13 @@ class Night:
     """One night.
 
     Attributes:
-        number: from 1.
+        number: from 1; 0 before the night is in the history.
         tree: URL or path of the repository.
-        branch: its branch.
-        matrix: the text of the matrix file that it runs.
+        matrix: the text of the matrix file.
         harness: the version of the harness.
         commit: of the branch.
         subject: of that commit.
         began: in seconds since 1970.
-        ended: the same, None while it is under way.
     """
 
     number: int
@@ -73,18 +74,13 @@ class Night:
     commit: str
     subject: str
     began: float
-    ended: float | None = None
-
-
-_NIGHT = "id, tree, branch, matrix, harness, commit_name, subject, began, ended"
-_SEEN = "r.verdict, r.known, r.failures, r.reason, r.evidence"
 
 
 class NightHistory:
-    """What all nights saw. For any thread.
+    """The outcomes of all nights, for use by any thread.
 
     Args:
-        connection: to the database, of `open_history`.
+        connection: to the database, see `open_history`.
         path: of its file, for messages.
     """
 
@@ -94,161 +90,141 @@ class NightHistory:
         self._lock = threading.Lock()
 
     def unfinished(self, tree: str, branch: str) -> Night | None:
-        """The newest night of a branch that was begun and neither ended nor given up."""
-        rows = self._rows(
+        """The newest night of a branch that neither ended nor was given up."""
+        return self._first(
+            Night,
             f"select {_NIGHT} from nights where tree = ? and branch = ? and ended is null"
             " and not given_up order by id desc limit 1",
-            tree,
-            branch,
+            *(tree, branch),
         )
-        return Night(*rows[0]) if rows else None
 
     def last(self, tree: str, branch: str, before: int | None = None) -> Night | None:
-        """The newest complete night of a branch, or the newest that was given up.
+        """The newest complete night of a branch, else the newest that was given up.
 
         Args:
-            tree: of the branch.
-            branch: which.
             before: only nights with a smaller number, None for all.
         """
-        rows = self._rows(
+        return self._first(
+            Night,
             f"select {_NIGHT} from nights where tree = ? and branch = ? and id < ?"
             " order by ended is not null desc, id desc limit 1",
-            tree,
-            branch,
-            1 << 62 if before is None else before,
+            *(tree, branch, 1 << 62 if before is None else before),
         )
-        return Night(*rows[0]) if rows else None
 
-    def begin(
-        self,
-        tree: str,
-        branch: str,
-        matrix: str,
-        harness: str,
-        commit: str,
-        subject: str,
-        above: int = 0,
-    ) -> Night:
-        """Begin a night; all others of the branch that did not end are given up.
+    def begin(self, night: Night, above: int = 0) -> Night:
+        """Begin a night, and give up all other unfinished nights of its branch.
 
-        Its number is larger than `above` and than that of every other night.
+        Returns:
+            the night, with a number larger than `above` and that of every other night.
         """
+        place = (night.tree, night.branch)
+        values = (night.matrix, night.harness, night.commit, night.subject, night.began)
         with self._writing() as connection:
             connection.execute(
                 "update nights set given_up = 1 where tree = ? and branch = ? and ended is null",
-                (tree, branch),
+                place,
             )
-            began = time.time()
             cursor = connection.execute(
-                "insert into nights"
-                "(id, tree, branch, matrix, harness, commit_name, subject, began)"
+                f"insert into nights({_NIGHT})"
                 " select 1 + max(?, coalesce(max(id), 0)), ?, ?, ?, ?, ?, ?, ? from nights",
-                (above, tree, branch, matrix, harness, commit, subject, began),
+                (above, *place, *values),
             )
-            number = cursor.lastrowid
-        assert number is not None
-        return Night(number, tree, branch, matrix, harness, commit, subject, began)
+        return replace(night, number=cursor.lastrowid or 0)
 
     def end(self, night: Night) -> None:
-        """Say that a night is complete."""
-        with self._writing() as connection:
-            connection.execute(
-                "update nights set ended = ? where id = ?", (time.time(), night.number)
-            )
+        """Record that a night is complete."""
+        self._write("update nights set ended = ? where id = ?", time.time(), night.number)
 
-    def add(self, night: Night, line: Line, seen: Seen, result: Mapping[str, Any] | None) -> None:
-        """Keep what a night saw of a line; `result` is the run's, None where there was none."""
-        values = (
-            *(night.number, _line_key(line), seen.verdict, seen.known, json.dumps(seen.failures)),
-            *(seen.reason, seen.evidence, json.dumps(result) if result is not None else None),
+    def add(
+        self, night: Night, key: EntryKey, outcome: Outcome, result: Mapping[str, Any] | None
+    ) -> None:
+        """Record the outcome of an entry, with the result of its run, if any."""
+        self._write(
+            "insert or replace into results values (?, ?, ?, ?, ?, ?, ?, ?)",
+            *(night.number, _key_text(key), outcome.verdict, outcome.known),
+            *(json.dumps(outcome.failures), outcome.reason, outcome.evidence),
+            json.dumps(result) if result is not None else None,
         )
-        with self._writing() as connection:
-            connection.execute(
-                "insert or replace into results values (?, ?, ?, ?, ?, ?, ?, ?)", values
-            )
 
-    def shorten(self, before: int) -> None:
-        """Keep of results of nights before a number only what they are of, verdict and owners.
-
-        All that nights are compared by stays; a night that is still to be finished keeps all.
-        """
-        with self._writing() as connection:
-            shorten_results(connection, before)
-        with self._lock, self._explained():
-            give_back_room(self._connection)
-
-    def seen(self, night: Night) -> dict[Line, Seen]:
-        """What a night has seen so far, in the order of lines."""
-        rows = self._rows(
-            f"select r.line, {_SEEN} from results r where night = ? order by r.line", night.number
+    def outcomes(self, night: Night) -> dict[EntryKey, Outcome]:
+        """The outcomes of a night so far, in the order of keys."""
+        query = f"select entry, {_OUTCOME} from results where night = ? order by entry"
+        return dict(
+            self._rows(lambda key, *rest: (_key(key), _outcome(*rest)), query, night.number)
         )
-        return {_line(text): _seen(rest) for text, *rest in rows}
 
     def results(self, night: Night) -> list[Any]:
-        """The results of a night's runs, as `RunResult.as_json` made them."""
-        rows = self._rows(
-            "select result from results where night = ? and result is not null order by line",
-            night.number,
-        )
-        return [json.loads(text) for (text,) in rows]
+        """The results of a night's runs, as JSON objects."""
+        query = "select result from results where night = ? and result is not null order by entry"
+        return self._rows(json.loads, query, night.number)
 
-    def earlier(self, night: Night, line: Line, *, judged: bool) -> Earlier | None:
-        """The newest earlier night of the same branch that saw a line so that it counts.
+    def drop_details(self, before: int) -> None:
+        """Drop all but verdicts and owners from results of nights before a number.
 
-        Of a night that never ended only a PASS counts: it told nobody of its failures, which would
-        not be new any more.
-
-        Args:
-            night: before which.
-            line: which.
-            judged: whether only PASS and FAIL count, else UNBUILDABLE does as well.
+        Nights are compared by what stays. A night that can still be continued keeps all.
         """
-        verdicts = [Verdict.PASS.name, Verdict.FAIL.name]
-        verdicts += [] if judged else [Verdict.UNBUILDABLE.name]
-        rows = self._rows(
-            f"select n.id, n.commit_name, {_SEEN} from results r join nights n on n.id = r.night"
-            " where r.line = ? and n.id < ? and n.tree = ? and n.branch = ?"
-            f" and r.verdict in ({', '.join('?' * len(verdicts))})"
-            " and (n.ended is not null or r.verdict = ?) order by n.id desc limit 1",
-            *(_line_key(line), night.number, night.tree, night.branch, *verdicts),
-            Verdict.PASS.name,
+        paths = ", ".join(f"'$.{name}'" for name in _DETAILS)
+        self._write(
+            f"update results set result = json_remove(result, {paths}) where night < ?"
+            f" and json_type(result, '$.{_DETAILS[0]}') is not null"
+            " and night in (select id from nights where ended is not null or given_up)",
+            before,
         )
-        return Earlier(rows[0][0], rows[0][1], _seen(rows[0][2:])) if rows else None
+        # Without space for a copy, the file stays as large as it is.
+        with self._lock, suppress(sqlite3.OperationalError):
+            self._connection.execute("vacuum")
 
-    def add_bisecting(self, night: Night, line: Line, came: Bisecting) -> None:
-        """Keep what came of looking for the commit of a regression."""
-        values = (night.number, _line_key(line), came.commit, came.subject, json.dumps(came.said))
-        with self._writing() as connection:
-            connection.execute("insert or replace into bisections values (?, ?, ?, ?, ?)", values)
+    def earlier(self, night: Night, key: EntryKey, *verdicts: Verdict) -> Earlier | None:
+        """The newest of these verdicts on an entry in the earlier nights of the same branch.
 
-    def bisectings(self, night: Night) -> dict[Line, Bisecting]:
-        """What came of looking for the commits of a night's regressions, so far."""
-        rows = self._rows(
-            "select line, commit_name, subject, said from bisections where night = ?", night.number
+        Of a night that did not end only a PASS counts: its failures were never reported.
+        """
+        return self._first(
+            lambda number, commit, *outcome: Earlier(number, commit, _outcome(*outcome)),
+            f"select id, commit_name, {_OUTCOME} from results join nights on id = night"
+            " where entry = ? and id < ? and tree = ? and branch = ?"
+            f" and verdict in ({', '.join('?' * len(verdicts))})"
+            " and (ended is not null or verdict = ?) order by id desc limit 1",
+            *(_key_text(key), night.number, night.tree, night.branch),
+            *(verdict.name for verdict in (*verdicts, Verdict.PASS)),
         )
-        return {
-            _line(text): Bisecting(commit, subject, tuple(json.loads(said)))
-            for text, commit, subject, said in rows
-        }
 
-    def add_bisecting_seconds(self, night: Night, seconds: float) -> None:
-        """Keep that looking for commits has taken a night so much longer."""
-        with self._writing() as connection:
-            connection.execute(
-                "insert into bisecting_times values (?, ?)"
-                " on conflict(night) do update set seconds = seconds + excluded.seconds",
-                (night.number, seconds),
-            )
+    def add_bisection(self, night: Night, key: EntryKey, outcome: BisectOutcome) -> None:
+        """Record the outcome of bisecting a regression."""
+        self._write(
+            "insert or replace into bisections values (?, ?, ?, ?, ?)",
+            *(night.number, _key_text(key), outcome.commit, outcome.subject),
+            json.dumps(outcome.lines),
+        )
+
+    def bisections(self, night: Night) -> dict[EntryKey, BisectOutcome]:
+        """The outcomes of the bisections of a night so far."""
+
+        def read(key: str, commit: str, subject: str, lines: str) -> tuple[EntryKey, BisectOutcome]:
+            return _key(key), BisectOutcome(commit, subject, tuple(json.loads(lines)))
+
+        query = "select entry, commit_name, subject, lines from bisections where night = ?"
+        return dict(self._rows(read, query, night.number))
+
+    def set_bisecting_seconds(self, night: Night, seconds: float) -> None:
+        """Record how long the bisections of a night have taken so far."""
+        self._write("update nights set bisecting_seconds = ? where id = ?", seconds, night.number)
 
     def bisecting_seconds(self, night: Night) -> float:
-        """How long a night has looked for commits so far, in all its starts."""
-        rows = self._rows("select seconds from bisecting_times where night = ?", night.number)
-        return float(rows[0][0]) if rows else 0.0
+        """How long the bisections of a night have taken so far, over all its starts."""
+        query = "select bisecting_seconds from nights where id = ?"
+        return self._first(float, query, night.number) or 0.0
 
-    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+    def _rows(self, read: Callable[..., T], query: str, *values: object) -> list[T]:
         with self._lock, self._explained():
-            return self._connection.execute(query, values).fetchall()
+            return [read(*row) for row in self._connection.execute(query, values)]
+
+    def _first(self, read: Callable[..., T], query: str, *values: object) -> T | None:
+        return next(iter(self._rows(read, query, *values)), None)
+
+    def _write(self, statement: str, *values: object) -> None:
+        with self._writing() as connection:
+            connection.execute(statement, values)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -261,53 +237,56 @@ class NightHistory:
             yield
         except sqlite3.DatabaseError as error:
             raise UsageError(
-                f"the history cannot be used: {error}",
+                f"the history cannot be read or written: {error}",
                 where=str(self._path),
-                hint="is the disk full, or the file not writable? Free some space and start it "
-                "again: it goes on from here",
+                hint="check the permissions of the file and the free space, then start the night "
+                "again: it continues where it stopped",
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise UsageError(
+                f"the history has a damaged row: {error}",
+                where=str(self._path),
+                hint="move the file away and start the night again: a new history begins",
             ) from error
 
 
 @contextmanager
 def open_history(folder: Path, note: Callable[[str], None]) -> Iterator[NightHistory]:
-    """The history in a folder, a new one when there is none, for the length of the block.
+    """Open the history in a folder for the length of the block; a new one if there is none.
 
     Args:
-        folder: hold a lock on it.
-        note: hears of a damaged file, which is kept aside.
+        folder: locked by the caller.
+        note: is called with a message if the file is damaged and was moved aside.
 
     Raises:
-        UsageError: it was written by a newer harness, or cannot be opened.
+        UsageError: a newer version of the harness wrote the file, or it cannot be opened.
     """
     path = folder / FILE
     try:
-        connection = _connected(path)
-    except sqlite3.DatabaseError as error:
+        connection = _connect(path)
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if getattr(error, "sqlite_errorname", "").startswith(_NOT_DAMAGE):
             raise UsageError(
                 f"the history cannot be opened: {error}",
                 where=str(path),
-                hint="is the folder writable, and the disk not full?",
+                hint="check the permissions of the folder and the free space",
             ) from error
-        aside = _put_aside(path)
+        aside = _move_aside(path)
         note(
-            f"the history {path} is damaged ({error}); it is kept as {aside.name}, and a new one "
-            "begins: there is no earlier night to compare with"
+            f"the history {path} is damaged ({error}); it is kept as {aside.name}, and a new "
+            "history begins: there is no earlier night to compare with"
         )
-        connection = _connected(path)
+        connection = _connect(path)
     try:
         yield NightHistory(connection, path)
     finally:
         connection.close()
 
 
-def _connected(path: Path) -> sqlite3.Connection:
+def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
     try:
         _prepare(connection, path)
-    except UnicodeDecodeError as error:
-        connection.close()
-        raise sqlite3.DatabaseError(f"a text is none: {error}") from error
     except BaseException:
         connection.close()
         raise
@@ -315,58 +294,44 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    (version,) = connection.execute("pragma user_version").fetchone()
-    (application,) = connection.execute("pragma application_id").fetchone()
+    """Make the tables of a new file, or check those of an existing one."""
     (tables,) = connection.execute("select count(*) from sqlite_schema").fetchone()
     if not tables:
-        with connection:
-            connection.executescript(
-                f"begin; {_TABLES} {_LATER} pragma application_id = {_APPLICATION};"
-                f" pragma user_version = {_VERSION}; commit;"
-            )
+        connection.executescript(f"begin; {_TABLES} pragma user_version = {_FORMAT}; commit;")
         return
-    if application != _APPLICATION:
-        raise sqlite3.DatabaseError("it is the database of another program")
-    if version < 1:
-        raise sqlite3.DatabaseError(f"it is of form {version}")
-    if version > _VERSION:
+    (version,) = connection.execute("pragma user_version").fetchone()
+    if version > _FORMAT:
         raise UsageError(
-            f"it was written by a newer harness (form {version}, this one knows {_VERSION})",
+            f"the history was written by a newer harness (format {version}, not {_FORMAT})",
             where=str(path),
-            hint="use that harness, or name another folder with --state",
+            hint="use that version, or name another folder with --state",
         )
-    (said,) = connection.execute("pragma integrity_check(1)").fetchone()
-    if said != "ok":
-        raise sqlite3.DatabaseError(said)
-    check_rows(connection)
-    with connection:
-        connection.execute(_LATER)
-    check_times(connection)
+    if version != _FORMAT:
+        raise sqlite3.DatabaseError(f"unknown format {version}")
+    (problem,) = connection.execute("pragma integrity_check(1)").fetchone()
+    if problem != "ok":
+        raise sqlite3.DatabaseError(problem)
 
 
-def _put_aside(path: Path) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    aside = path.with_name(f"{path.name}.damaged-{stamp}")
-    for number in range(2, 1000):
-        if not aside.exists():
-            break
-        aside = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
+def _move_aside(path: Path) -> Path:
+    stamp = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))
+    aside = next(free for free in (path.with_name(name) for name in names) if not free.exists())
     path.rename(aside)
-    # A journal that is left would be played back into the new file.
+    # A journal that stays would be played back into the new file.
     for suffix in ("-journal", "-wal", "-shm"):
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
     return aside
 
 
-def _line_key(line: Line) -> str:
-    return json.dumps(asdict(line), sort_keys=True)
+def _key_text(key: EntryKey) -> str:
+    return json.dumps(asdict(key), sort_keys=True)
 
 
-def _line(text: str) -> Line:
-    return Line(**json.loads(text))
+def _key(text: str) -> EntryKey:
+    return EntryKey(**json.loads(text))
 
 
-def _seen(row: Any) -> Seen:
-    verdict, known, failures, reason, evidence = row
-    return Seen(verdict, known, tuple(json.loads(failures)), reason, evidence)
+def _outcome(verdict: str, known: str, failures: str, reason: str, evidence: str) -> Outcome:
+    return Outcome(verdict, known, tuple(json.loads(failures)), reason, evidence)

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A night: fetch a branch, build its kernels, run the matrix, compare, bisect what is new.
+"""Run a night: fetch a branch, build its kernels, run the matrix, compare, bisect regressions.
 
-All that a night found out is in its history at once. Killed at any point and started again, it
-goes on with the same commit, and what was done is not done again.
+Every outcome is recorded in the history immediately. A night that was killed and is started again
+continues with the same commit and repeats nothing.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from harness.contract.result import NotAResultError, RunResult, Verdict, read_result
+from harness.contract.result import Verdict
 from harness.core.errors import (
-    HarnessError,
     InconclusiveError,
     NotConfigurableError,
     UnbuildableError,
@@ -29,9 +29,10 @@ from harness.matrix.plan import Combination, Plan
 from harness.matrix.watched_pool import Ended
 from harness.matrix.worker_messages import NO_HOST
 from harness.nightly.bisect import Bisect, NightBisecting
-from harness.nightly.diff import SKIPPED, Bisecting, Line, Row, Seen, line_of, seen_in
+from harness.nightly.diff import BisectOutcome, EntryKey, Row, key_of
 from harness.nightly.history import Night, NightHistory
-from harness.nightly.repo import NightTree, rebased
+from harness.nightly.outcome import outcome_at_end, outcome_of, result_without_kernel
+from harness.nightly.repo import NightTree, note_rebase
 from harness.runs.prepare import request_for
 from harness.scenario.kernel_request import KernelRequest
 from harness.scenario.scenario_files import load_case
@@ -40,29 +41,20 @@ NIGHTS = "nights"
 LATEST = "latest"
 
 Build = Callable[[KernelRequest], object]
-"""Gets a kernel into the store."""
+"""Build or fetch a kernel into the store."""
 
 RunJob = Callable[[Sequence[Combination], Path, Ended], None]
-"""Runs combinations, in a folder; a combination that was cut short is not heard of."""
-
-
-class Listener(Protocol):
-    """Hears how a night goes."""
-
-    def note(self, text: str) -> None:
-        """Something worth saying."""
+"""Run entries of the matrix in a folder; an entry that is interrupted has no end."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A night as a user asks for it.
+class NightOptions:
+    """A night as requested by the user.
 
     Attributes:
-        branch: which branch.
-        matrix: the matrix file, which names the kernel `branch`.
-        fresh: begin anew, whatever was left unfinished.
-        bisect_minutes: how long all bisections together may take, > 0; a night that is started
-            again has what is left of it.
+        matrix: a matrix file that names the kernel `branch`.
+        fresh: begin a new night even if the last one can be continued.
+        bisect_minutes: for all bisections of the night together, > 0.
     """
 
     branch: str
@@ -73,268 +65,224 @@ class Asked:
 
 @dataclass(frozen=True)
 class NightResult:
-    """What a night saw.
+    """The outcome of a night.
 
     Attributes:
-        night: which.
-        last: the night of the same branch before, None where there was none.
-        rows: by line.
-        bisectings: what came of looking for commits, for some of the regressions.
+        last: the last night of the same branch, if any.
+        rows: in the order of keys.
+        bisections: of some of the regressions.
         spec: the SPEC of the branch's kernel.
-        plan: what was run, and what was left out.
-        ahead: how many commits the branch has that it did not have in the last night.
-        gone: lines of the last night that the matrix does not have any more.
+        plan: the entries that were run, and those that were left out.
+        ahead: the number of commits on the branch since the last night.
+        gone: entries of the last night that are no longer in the matrix.
     """
 
     night: Night
     last: Night | None
     rows: tuple[Row, ...]
-    bisectings: Mapping[Line, Bisecting]
+    bisections: Mapping[EntryKey, BisectOutcome]
     spec: str
     plan: Plan
     ahead: int
-    gone: tuple[Line, ...]
+    gone: tuple[EntryKey, ...]
 
 
+@dataclass(frozen=True)
 class Nightly:
     """The nights of one repository.
 
-    Args:
-        state: the folder with the history; hold its lock.
-        history: of all nights.
-        tree: the repository.
+    Attributes:
+        state: the folder with the history, locked by the caller.
         harness: the version of the harness.
-        build: gets a kernel into the store.
-        run_job: runs combinations.
-        bisect: looks for a commit.
-        listener: hears how it goes.
+        note: prints progress.
     """
 
-    def __init__(
-        self,
-        state: Path,
-        history: NightHistory,
-        tree: NightTree,
-        harness: str,
-        build: Build,
-        run_job: RunJob,
-        bisect: Bisect,
-        listener: Listener,
-    ) -> None:
-        self._state = state
-        self._history = history
-        self._tree = tree
-        self._harness = harness
-        self._build = build
-        self._run_job = run_job
-        self._bisect = bisect
-        self._listener = listener
+    state: Path
+    history: NightHistory
+    tree: NightTree
+    harness: str
+    build: Build
+    run_job: RunJob
+    bisect: Bisect
+    note: Callable[[str], None]
 
     def folder(self, night: Night) -> Path:
-        """Where a night's reports and evidence are."""
-        return self._state / NIGHTS / str(night.number)
+        """The folder for reports and evidence of a night."""
+        return self.state / NIGHTS / str(night.number)
 
-    def run(self, asked: Asked) -> NightResult:
-        """Do what is left of a night; `finish` comes after its report is written.
+    def run(self, options: NightOptions) -> NightResult:
+        """Do the rest of a night; call `finish` once its report is written.
 
         Raises:
-            UsageError: the matrix is wrong, there is no such branch, or the machine cannot do it.
-            InconclusiveError: the branch cannot be fetched.
+            UsageError: the matrix is invalid, the branch does not exist, or the host lacks
+                something that guests need.
+            InconclusiveError: the branch cannot be fetched, or entries were interrupted.
         """
-        text = _matrix_text(asked.matrix)
-        # What is wrong with it is said before the fetch.
-        load_matrix(asked.matrix, f"build:{self._tree.folder}")
-        night = self._unfinished(asked, text) or self._begin(asked, text)
-        spec = f"build:{self._tree.folder}@{night.commit}"
-        plan = load_matrix(asked.matrix, spec)
+        # Report errors in the matrix before the fetch.
+        load_matrix(options.matrix, f"build:{self.tree.folder}")
+        text = options.matrix.read_text(encoding="utf-8")
+        night = self._unfinished(options, text) or self._begin(options.branch, text)
+        spec = f"build:{self.tree.folder}@{night.commit}"
+        plan = load_matrix(options.matrix, spec)
+        entries = {key_of(entry, spec): entry for entry in plan.chosen}
         self.folder(night).mkdir(parents=True, exist_ok=True)
-        self._run_matrix(night, plan.chosen, spec)
+        self._run_matrix(night, entries)
+        rows = self._rows(night, entries)
         NightBisecting(
-            *(night, self._history, self._tree, self._bisect, self._listener.note),
-            *(self.folder(night) / "bisect", asked.bisect_minutes),
-        ).run(
-            self._rows(night, plan.chosen, spec), {line_of(one, spec): one for one in plan.chosen}
-        )
-        return self._result(night, plan, spec)
-
-    def finish(self, night: Night, keep: int) -> None:
-        """Remove folders and whole results of old nights, and say that one is complete.
-
-        Args:
-            night: which.
-            keep: how many nights keep their evidence, at least 1.
-        """
-        root = self._state / NIGHTS
-        link = root / f"{LATEST}.new"
-        link.unlink(missing_ok=True)
-        link.symlink_to(str(night.number))
-        os.replace(link, root / LATEST)
-        # Another branch may have had nights since this one began.
-        numbers = self._numbers()
-        for number in set(numbers[:-keep]) - {night.number}:
-            shutil.rmtree(root / str(number), ignore_errors=True)
-        self._history.shorten(min(numbers[-keep:], default=night.number))
-        self._history.end(night)
-
-    def _numbers(self) -> list[int]:
-        """The nights that have a folder."""
-        names = (one.name for one in (self._state / NIGHTS).glob("*"))
-        return sorted(int(name) for name in names if name.isdigit())
-
-    def _unfinished(self, asked: Asked, text: str) -> Night | None:
-        night = self._history.unfinished(self._tree.source, asked.branch)
-        if night is None:
-            return None
-        why = ""
-        if asked.fresh:
-            why = "as asked"
-        elif night.matrix != text:
-            why = "the matrix is another one now"
-        elif night.harness != self._harness:
-            why = "the harness is another one now"
-        elif not self._tree.has(night.commit):
-            why = f"its commit {night.commit[:12]} is gone"
-        if why:
-            self._listener.note(f"night {night.number} was not finished and is given up: {why}")
-            return None
-        done = len(self._history.seen(night))
-        self._listener.note(
-            f"going on with night {night.number} at {night.commit[:12]}; results so far: {done}"
-        )
-        return night
-
-    def _begin(self, asked: Asked, text: str) -> Night:
-        source, branch = self._tree.source, asked.branch
-        last = self._history.last(source, branch)
-        try:
-            commit, subject = self._tree.fetch(branch)
-        except UsageError as error:
-            if last is None:
-                raise
-            raise UsageError(
-                f"{error.message}; night {last.number} still saw it, at {last.commit[:12]}",
-                where=error.where,
-                hint=error.hint,
-            ) from error
-        if last is not None:
-            rebased(self._tree, last.commit, commit, self._listener.note)
-        # A new history, after a damaged one, must not take the folders of nights that were.
-        above = max(self._numbers(), default=0)
-        night = self._history.begin(source, branch, text, self._harness, commit, subject, above)
-        self._tree.keep(night.number, commit)
-        self._listener.note(f"night {night.number}: {branch} is at {commit[:12]} {subject}")
-        return night
-
-    def _run_matrix(self, night: Night, chosen: Sequence[Combination], spec: str) -> None:
-        seen = self._history.seen(night)
-        left = [one for one in chosen if line_of(one, spec) not in seen]
-        left = self._buildable(night, left, spec)
-        if not left:
-            return
-
-        why = ""
-
-        def ended(one: Combination, result: Mapping[str, Any] | None, message: Message) -> None:
-            nonlocal why
-            if message.get("fail_class") == NO_HOST:
-                # Not a word about this combination: it is to be run once a host is there again.
-                why = f": {message.get('fail_reason', '')}"
-                return
-            self._history.add(night, line_of(one, spec), seen_at_end(result, message), result)
-
-        self._listener.note(f"combinations to run: {len(left)} of {len(chosen)}")
-        self._run_job(left, self.folder(night) / "jobs", ended)
-        seen = self._history.seen(night)
-        lost = [one for one in left if line_of(one, spec) not in seen]
-        if lost:
-            raise InconclusiveError(
-                f"{len(lost)} of {len(left)} combinations came to no end, "
-                f"such as {lost[0].name}{why}",
-                where=str(self.folder(night)),
-                hint="start it again: it goes on from here",
-            )
-
-    def _buildable(self, night: Night, left: Sequence[Combination], spec: str) -> list[Combination]:
-        """Build every kernel once, before any guest; what does not build is not run."""
-        by_kernel: dict[KernelRequest, list[Combination]] = {}
-        for one in left:
-            request = request_for(load_case(one.scenario), one.request)
-            by_kernel.setdefault(request, []).append(one)
-        runnable = []
-        for request, combinations in by_kernel.items():
-            try:
-                self._build(request)
-            except NotConfigurableError:
-                pass  # what that means is for each scenario to say
-            except (UnbuildableError, InconclusiveError) as error:
-                self._listener.note(f"{request}: {error}")
-                for one in combinations:
-                    result = _unbuilt(one, request, error)
-                    seen = seen_in(result)
-                    self._history.add(night, line_of(one, spec), seen, result.as_json())
-                continue
-            runnable += combinations
-        return runnable
-
-    def _rows(self, night: Night, chosen: Sequence[Combination], spec: str) -> tuple[Row, ...]:
-        wanted = {line_of(one, spec) for one in chosen}
-        return tuple(
-            Row(
-                line,
-                seen,
-                self._history.earlier(night, line, judged=True),
-                self._history.earlier(night, line, judged=False),
-            )
-            for line, seen in self._history.seen(night).items()
-            if line in wanted
-        )
-
-    def _result(self, night: Night, plan: Plan, spec: str) -> NightResult:
-        last = self._history.last(night.tree, night.branch, night.number)
-        rows = self._rows(night, plan.chosen, spec)
-        gone = set(self._history.seen(last)) - {row.line for row in rows} if last else set()
-        known = last is not None and self._tree.has(last.commit)
+            *(night, self.history, self.tree, self.bisect, self.note),
+            folder=self.folder(night) / "bisect",
+            minutes=options.bisect_minutes,
+        ).run(rows, entries)
+        last = self.history.last(night.tree, night.branch, night.number)
+        gone = set(self.history.outcomes(last)) - set(entries) if last else set()
+        comparable = last is not None and self.tree.has(last.commit)
         return NightResult(
             night,
             last,
             rows,
-            self._history.bisectings(night),
+            self.history.bisections(night),
             spec,
             plan,
-            self._tree.count(last.commit, night.commit) if last and known else 0,
+            self.tree.count(last.commit, night.commit) if last and comparable else 0,
             tuple(sorted(gone)),
         )
 
+    def finish(self, night: Night, keep: int) -> None:
+        """Record that a night is complete, and remove what is kept of old nights no longer.
 
-def seen_at_end(result: Mapping[str, Any] | None, message: Message) -> Seen:
-    """What the end of a combination says about its line."""
-    if result is not None:
-        with suppress(NotAResultError):
-            return seen_in(read_result(result))
-    reason = str(message.get("fail_reason", ""))
-    kind = message.get("fail_class", "")
-    if kind == "NotApplicable":
-        return Seen(SKIPPED, reason=reason)
-    unbuildable = kind == Verdict.UNBUILDABLE.name
-    verdict = Verdict.UNBUILDABLE if unbuildable else Verdict.INCONCLUSIVE
-    return Seen(verdict.name, reason=reason or "it ended without a result")
+        Args:
+            keep: the number of nights that keep their folder and whole results, at least 1.
+        """
+        root = self.state / NIGHTS
+        link = root / f"{LATEST}.new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(str(night.number))
+        os.replace(link, root / LATEST)
+        numbers = self._numbers()
+        # This night may have begun before others of another branch.
+        for number in set(numbers[:-keep]) - {night.number}:
+            shutil.rmtree(root / str(number), ignore_errors=True)
+        self.history.drop_details(min(numbers[-keep:], default=night.number))
+        self.history.end(night)
 
+    def _numbers(self) -> list[int]:
+        """The nights that have a folder."""
+        names = (path.name for path in (self.state / NIGHTS).glob("*"))
+        return sorted(int(name) for name in names if name.isdigit())
 
-def _unbuilt(one: Combination, request: KernelRequest, error: HarnessError) -> RunResult:
-    unbuildable = isinstance(error, UnbuildableError)
-    return RunResult(
-        load_case(one.scenario).name,
-        request,
-        one.policy,
-        verdict=Verdict.UNBUILDABLE if unbuildable else Verdict.INCONCLUSIVE,
-        reason=error.message if error.where is None else f"{error.where}: {error.message}",
-        hint=error.hint,
-    )
+    def _unfinished(self, options: NightOptions, text: str) -> Night | None:
+        """The night to continue, if any."""
+        night = self.history.unfinished(self.tree.source, options.branch)
+        if night is None:
+            return None
+        reason = ""
+        if options.fresh:
+            reason = "--fresh"
+        elif night.matrix != text:
+            reason = "the matrix has changed"
+        elif night.harness != self.harness:
+            reason = "the harness has changed"
+        elif not self.tree.has(night.commit):
+            reason = f"its commit {night.commit[:12]} is gone"
+        if reason:
+            self.note(f"night {night.number} was not finished and is given up: {reason}")
+            return None
+        done = len(self.history.outcomes(night))
+        self.note(f"continuing night {night.number} at {night.commit[:12]}; results so far: {done}")
+        return night
 
+    def _begin(self, branch: str, text: str) -> Night:
+        source = self.tree.source
+        last = self.history.last(source, branch)
+        try:
+            commit, subject = self.tree.fetch(branch)
+        except UsageError as error:
+            if last is None:
+                raise
+            raise UsageError(
+                f"{error.message}; night {last.number} found it at {last.commit[:12]}",
+                where=error.where,
+                hint=error.hint,
+            ) from error
+        if last is not None:
+            note_rebase(self.tree, last.commit, commit, self.note)
+        # A new history after a damaged one must not reuse the folders of earlier nights.
+        above = max(self._numbers(), default=0)
+        night = self.history.begin(
+            Night(0, source, branch, text, self.harness, commit, subject, time.time()), above
+        )
+        self.tree.keep(night.number, commit)
+        self.note(f"night {night.number}: {branch} is at {commit[:12]} {subject}")
+        return night
 
-def _matrix_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        load_matrix(path)  # says what is wrong
-        raise
+    def _run_matrix(self, night: Night, entries: Mapping[EntryKey, Combination]) -> None:
+        """Run the entries that have no outcome yet.
+
+        Raises:
+            InconclusiveError: some still have none.
+        """
+        done = self.history.outcomes(night)
+        left = {key: entry for key, entry in entries.items() if key not in done}
+        left = self._buildable(night, left)
+        if not left:
+            return
+        keys = {entry: key for key, entry in left.items()}
+        lost_host = ""
+
+        def ended(entry: Combination, result: Mapping[str, Any] | None, message: Message) -> None:
+            nonlocal lost_host
+            if message.get("fail_class") == NO_HOST:
+                # Not an outcome: the entry is run when the night is continued with a host.
+                lost_host = f": {message.get('fail_reason', '')}"
+            else:
+                self.history.add(night, keys[entry], outcome_at_end(result, message), result)
+
+        self.note(f"matrix entries to run: {len(left)} of {len(entries)}")
+        self.run_job(list(left.values()), self.folder(night) / "jobs", ended)
+        done = self.history.outcomes(night)
+        interrupted = [entry for key, entry in left.items() if key not in done]
+        if interrupted:
+            raise InconclusiveError(
+                f"{len(interrupted)} of {len(left)} matrix entries were interrupted, "
+                f"such as {interrupted[0].name}{lost_host}",
+                where=str(self.folder(night)),
+                hint="start the night again: it continues with these",
+            )
+
+    def _buildable(
+        self, night: Night, left: Mapping[EntryKey, Combination]
+    ) -> dict[EntryKey, Combination]:
+        """Build every kernel before any guest starts, and return the entries that can run.
+
+        The others get the outcome of their kernel.
+        """
+        by_kernel: dict[KernelRequest, dict[EntryKey, Combination]] = {}
+        for key, entry in left.items():
+            request = request_for(load_case(entry.scenario), entry.request)
+            by_kernel.setdefault(request, {})[key] = entry
+        runnable: dict[EntryKey, Combination] = {}
+        for request, entries in by_kernel.items():
+            try:
+                # A missing option is judged by each scenario.
+                with suppress(NotConfigurableError):
+                    self.build(request)
+                runnable |= entries
+            except (UnbuildableError, InconclusiveError) as error:
+                self.note(f"{request}: {error}")
+                for key, entry in entries.items():
+                    result = result_without_kernel(entry, request, error)
+                    self.history.add(night, key, outcome_of(result), result.as_json())
+        return runnable
+
+    def _rows(self, night: Night, entries: Mapping[EntryKey, Combination]) -> tuple[Row, ...]:
+        judged = (Verdict.PASS, Verdict.FAIL)
+        return tuple(
+            Row(
+                key,
+                outcome,
+                self.history.earlier(night, key, *judged),
+                self.history.earlier(night, key, *judged, Verdict.UNBUILDABLE),
+            )
+            for key, outcome in self.history.outcomes(night).items()
+            if key in entries
+        )

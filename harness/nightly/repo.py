@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The branch that nights look at, in a repository of the harness's own."""
+"""Follow a branch in a git repository of the harness; the commits of all nights stay in it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _NEAR = 5
 
 @dataclass(frozen=True)
 class NightTree:
-    """A repository that follows a branch; the commits of all nights stay in it.
+    """A repository that follows a branch.
 
     Attributes:
         source: URL or path of the repository that is followed.
-        folder: of files that nobody needs; git takes it for a tree.
+        folder: an empty working tree with the repository; `build:FOLDER@COMMIT` builds from it.
     """
 
     source: str
@@ -36,61 +36,58 @@ class NightTree:
         return Repository(self.folder / ".git")
 
     def fetch(self, branch: str) -> tuple[str, str]:
-        """Get what the branch has now.
-
-        Returns:
-            The commit, and its subject.
+        """Fetch a branch; its commit and the subject of that.
 
         Raises:
-            UsageError: there is no such repository or branch.
-            InconclusiveError: the repository is elsewhere, and cannot be reached.
+            UsageError: the repository or the branch does not exist.
+            InconclusiveError: the repository is remote and cannot be reached.
         """
-        alternate = None
-        if not is_url(self.source):
-            alternate = _objects_of(Path(self.source))
+        alternate = None if is_url(self.source) else _objects_of(Path(self.source))
         self._repository.prepare(alternate)
-        self._forget_what_is_gone()
+        self._delete_broken_refs()
         ref = self._find(branch)
-        # The user's own settings: a proxy, or a key for ssh.
+        # With the user's settings: a proxy, or a key for ssh.
         done = self._repository.git(
             *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", self.source),
             f"+{ref}:refs/heads/fetched",
             check=False,
             settings=True,
-            what=f"{self.source} to be fetched",
+            what=f"git fetch from {self.source}",
         )
         if done.status != 0:
             raise self._error(done)
-        commit = self._line("rev-parse", "--verify", "--quiet", "refs/heads/fetched^{commit}")
+        commit = self._commit("refs/heads/fetched")
         if commit is None:
             raise UsageError(
-                f"{branch} of {self.source} is no commit", where="--branch", hint="name a branch"
+                f"{branch} of {self.source} is not a commit",
+                where="--branch",
+                hint="name a branch",
             )
         return commit, self._line("log", "-1", "--no-show-signature", "--format=%s", commit) or ""
 
     def keep(self, night: int, commit: str) -> None:
-        """Keep the commit of a night, whatever becomes of the branch."""
+        """Keep the commit of a night even if the branch drops it."""
         self._repository.git("update-ref", f"refs/nights/{night}", commit)
 
     def has(self, commit: str) -> bool:
-        """Whether a commit is still there."""
-        return self._line("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}") is not None
+        """Whether a commit still exists."""
+        return self._commit(commit) is not None
 
     def parent(self, commit: str) -> str | None:
-        """The first parent of a commit, None where it has none."""
-        return self._line("rev-parse", "--verify", "--quiet", f"{commit}^1")
+        """The first parent of a commit, None for a root."""
+        return self._commit(f"{commit}^1")
 
     def is_ancestor(self, old: str, new: str) -> bool:
-        """Whether the history of `new` has `old`."""
+        """Whether `old` is in the history of `new`."""
         done = self._repository.git("merge-base", "--is-ancestor", old, new, check=False)
         return done.status == 0
 
     def count(self, old: str, new: str) -> int:
-        """How many commits `new` has that `old` has not."""
+        """The number of commits in the history of `new` that are not in that of `old`."""
         return int(self._line("rev-list", "--count", new, "--not", old) or 0)
 
-    def _forget_what_is_gone(self) -> None:
-        """Drop names of commits that are no more: git fetches nothing beside them.
+    def _delete_broken_refs(self) -> None:
+        """Delete refs to missing commits, with which git fetch fails.
 
         The objects of a local repository are borrowed, and its owner may have pruned them.
         """
@@ -103,46 +100,53 @@ class NightTree:
     def _find(self, branch: str) -> str:
         """The full name of a branch in the repository that is followed."""
         done = self._repository.git(
-            "ls-remote", "--quiet", "--refs", self.source, check=False, settings=True,
-            what=f"{self.source} to answer",
-        )  # fmt: skip
+            *("ls-remote", "--quiet", "--refs", self.source),
+            check=False,
+            settings=True,
+            what=f"git ls-remote of {self.source}",
+        )
         if done.status != 0:
             raise self._error(done)
         refs = [line.split("\t", 1)[1] for line in done.stdout.splitlines() if "\t" in line]
         for prefix in ("refs/heads/", "refs/remotes/", "refs/tags/", ""):
             if prefix + branch in refs:
                 return prefix + branch
-        names = [re.sub(r"^refs/(heads|remotes|tags)/", "", one) for one in refs]
+        names = [re.sub(r"^refs/(heads|remotes|tags)/", "", ref) for ref in refs]
         near = difflib.get_close_matches(branch, names, _NEAR, 0.3) or sorted(names)[:_NEAR]
         raise UsageError(
             f"there is no branch {branch} in {self.source}",
             where="--branch",
-            hint="it has, among others: " + ", ".join(near) if near else "it has no branches",
+            hint=f"branches there: {', '.join(near)}" if near else "it has no branches",
         )
+
+    def _commit(self, name: str) -> str | None:
+        return self._line("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
 
     def _line(self, *words: str) -> str | None:
         return self._repository.line(*words)
 
     def _error(self, done: Completed) -> InconclusiveError | UsageError:
-        lines = [one.strip() for one in done.stderr.splitlines() if one.strip()]
-        said = next((one for one in lines if one.startswith("fatal:")), "") or "".join(lines[:1])
-        said = said.removeprefix("fatal: ") or f"it ended with {done.status}"
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        fatal = next((line for line in lines if line.startswith("fatal:")), "") or "".join(
+            lines[:1]
+        )
+        message = fatal.removeprefix("fatal: ") or f"exit status {done.status}"
         if is_url(self.source):
             return InconclusiveError(
-                f"git cannot fetch: {said}",
+                f"git cannot fetch: {message}",
                 where=self.source,
-                hint="try it by hand with git ls-remote; is the network up?",
+                hint="check the network, and try git ls-remote by hand",
             )
         return UsageError(
-            f"git cannot read it: {said}", where=self.source, hint="try it with git ls-remote"
+            f"git cannot read it: {message}", where=self.source, hint="try git ls-remote by hand"
         )
 
 
 def night_tree(state: Path, source: str) -> NightTree:
-    """The repository below a folder that follows a repository.
+    """The repository below the state folder that follows a repository.
 
     Raises:
-        UsageError: it is neither a URL nor a folder.
+        UsageError: the source is neither a URL nor a folder.
     """
     if not is_url(source):
         path = Path(source).expanduser().absolute()
@@ -158,23 +162,23 @@ def night_tree(state: Path, source: str) -> NightTree:
 
 
 def is_url(source: str) -> bool:
-    """Whether a repository is somewhere else: a URL, or HOST:PATH as ssh has it."""
+    """Whether a repository is a URL, or HOST:PATH as ssh has it, and not a local path."""
     return _URL.match(source) is not None and not Path(source).expanduser().exists()
 
 
-def rebased(tree: NightTree, old: str, new: str, note: Callable[[str], None]) -> None:
-    """Say when the branch does not have an earlier night's commit any more."""
+def note_rebase(tree: NightTree, old: str, new: str, note: Callable[[str], None]) -> None:
+    """Print a note if the branch no longer contains the commit of the last night."""
     if old == new or tree.is_ancestor(old, new):
         return
     if tree.has(old):
         note(
-            f"the branch was rebased: {old[:12]} of the last night is not in it any more. "
-            "Regressions are looked for from where the two part"
+            f"the branch was rebased: it no longer contains {old[:12]} of the last night. "
+            "Regressions are bisected from the merge base"
         )
     else:
         note(
             f"the branch was rebased, and {old[:12]} of the last night is gone from {tree.source}: "
-            "what it passed can be compared with, but not bisected from"
+            "results are compared with that night, but not bisected from it"
         )
 
 
@@ -182,9 +186,9 @@ def _objects_of(path: Path) -> Path:
     """The folder of objects of a user's repository."""
     done = ask(path, "rev-parse", "--path-format=absolute", "--git-path", "objects")
     if done.status != 0:
-        said = done.stderr.strip().splitlines()
+        lines = done.stderr.strip().splitlines()
         raise UsageError(
-            f"it is no git tree: {said[0] if said else 'git says nothing'}",
+            f"not a git tree: {lines[0] if lines else f'exit status {done.status}'}",
             where=str(path),
             hint="name a git tree of Linux, or a URL",
         )

@@ -31,7 +31,7 @@ KILLS = 5
 
 
 class Nights:
-    """Nights of one branch, in a folder of their own."""
+    """Nights of one branch with their own state."""
 
     def __init__(self, folder: Path, tree: Path) -> None:
         folder.mkdir()
@@ -56,14 +56,14 @@ class Nights:
         )
 
     def night(self, code: int) -> str:
-        """A night, undisturbed; what it said."""
+        """Run a night without a kill, and return its output."""
         with self.start() as program:
-            said, _ = program.communicate(timeout=SECONDS)
-        assert program.returncode == code, said
-        return said
+            output, _ = program.communicate(timeout=SECONDS)
+        assert program.returncode == code, output
+        return output
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """What the last night found out, without times and folders."""
+        """The rows of the last night, without times and folders."""
         night = json.loads((self.state / "nights" / "latest" / "night.json").read_text())
         return [
             (night["night"], night["commit"]),
@@ -79,7 +79,7 @@ class Nights:
 
 
 def qemus_of(folder: Path) -> list[str]:
-    """Processes whose QEMU writes into a folder."""
+    """QEMU processes that write into a folder."""
     done = subprocess.run(
         ["pgrep", "-af", f"qemu-system.*{folder}"], capture_output=True, text=True, check=False
     )
@@ -97,7 +97,7 @@ def test_a_night_that_is_killed_ends_as_one_that_is_not(harness_host: Host, tmp_
     killed.night(0)
     seconds = time.monotonic() - begin
     repository.git("update-ref", "refs/heads/cxl/next", commits[4])
-    said = whole.night(1)
+    output = whole.night(1)
     assert whole.rows() == [
         (2, commits[4]),
         (
@@ -112,7 +112,7 @@ def test_a_night_that_is_killed_ends_as_one_that_is_not(harness_host: Host, tmp_
             [],
             None,
         ),
-    ], said
+    ], output
 
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
@@ -124,7 +124,7 @@ def test_a_night_that_is_killed_ends_as_one_that_is_not(harness_host: Host, tmp_
             except subprocess.TimeoutExpired:
                 os.kill(program.pid, signal.SIGKILL)
             assert program.stdout is not None
-            gone = Deadline(30, "what the killed night had started to end")
+            gone = Deadline(30, "the end of QEMU processes of the killed night")
             while left := qemus_of(killed.state):
                 assert not gone.expired(), left
                 time.sleep(0.05)

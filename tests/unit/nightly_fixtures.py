@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the tests of nights share: a tree whose branch moves, and `ci/nightly` as a program."""
+"""Fixtures for nights: a tree with a branch, and `ci/nightly` as a program."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ SECONDS = 300
 MATRIX = "kernels: [branch]\nscenarios: [exact_cover, partial_region]\n"
 
 
-class Room:
-    """A tree whose branch nights look at, and their state."""
+class Workspace:
+    """A tree with a branch, and the state of its nights."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -40,7 +42,7 @@ class Room:
         }
 
     def commit(self, *texts: str) -> str:
-        """Add a commit for each text, which the kernel then has; the last one's name."""
+        """Add a commit for each text, which the kernel then contains; return the last."""
         for text in texts:
             edit(self.tree, "/* Two. */", f"/* Two. */\n/* {text} */")
             git(self.tree, "commit", "-q", "-a", "-m", f"change: {text}")
@@ -59,39 +61,53 @@ class Room:
             timeout=SECONDS,
         )
 
-    def latest(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(
-            (self.state / "nights" / "latest" / "night.json").read_text()
-        )
-        return found
+    def expect_night(
+        self, code: int, *words: object, tree: object = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a night that ends with this exit code."""
+        done = self.night(*words, tree=tree)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
 
-    def unfinished(self) -> bool:
-        """Whether the second night is still to be done."""
-        return len(self.rows_of("select id from nights where ended is not null")) < 2
+    def passed(self, *texts: str) -> str:
+        """Add commits, run a night that passes, and return the last commit."""
+        commit = self.commit(*texts)
+        self.expect_night(0)
+        return commit
+
+    def killed(self, runs: int) -> None:
+        """Run a night that is killed after a number of runs."""
+        (self.root / "KILL_AT").write_text(str(runs))
+        self.expect_night(-signal.SIGKILL)
+
+    def latest(self) -> dict[str, Any]:
+        path = self.state / "nights" / "latest" / "night.json"
+        night: dict[str, Any] = json.loads(path.read_text())
+        return night
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """What all nights found out, without times and folders."""
-        return [
-            *self.rows_of(
-                "select id, branch, commit_name, subject, ended is not null, given_up from nights"
-            ),
-            *self.rows_of(
-                "select night, line, verdict, known, failures, reason from results"
-                " order by night, line"
-            ),
-            *self.rows_of(
-                "select night, line, commit_name, subject from bisections order by night, line"
-            ),
-        ]
+        """The history of all nights, without times and folders."""
+        queries = (
+            "id, branch, commit_name, subject, ended is not null, given_up from nights",
+            "night, entry, verdict, known, failures, reason from results order by night, entry",
+            "night, entry, commit_name, subject from bisections order by night, entry",
+        )
+        return [row for query in queries for row in self.select(query)]
 
-    def rows_of(self, query: str) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self.state / "history.sqlite")) as connection:
-            return connection.execute(query).fetchall()
+    def select(self, query: str) -> list[tuple[Any, ...]]:
+        with self.history() as connection:
+            return connection.execute(f"select {query}").fetchall()
+
+    @contextmanager
+    def history(self) -> Iterator[sqlite3.Connection]:
+        """The database, for the length of the block; changes are committed."""
+        with closing(sqlite3.connect(self.state / "history.sqlite")) as connection, connection:
+            yield connection
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Room:
-    return Room(tmp_path)
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
 
 
 def changes(night: dict[str, Any]) -> dict[str, str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A campaign with made-up guests: what counts as what, is shrunk, saved and said."""
+"""A campaign with fake guests: counts, shrinking, saved files, output and exit codes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ SPLAT = Finding("6", "a WARN", kind="warn", subject="cxl fell over at 0x123")
 
 
 class Guests:
-    """Guests that end as a function says; knows which cases ran."""
+    """Guests with the verdict of a function, and a record of the cases that ran."""
 
     def __init__(self, root: Path, judge: Judge) -> None:
         self.root = root
         self.judge = judge
         self.ran: list[Case] = []
-        self.said: list[str] = []
-        progress = SimpleNamespace(note=self.said.append)
+        self.notes: list[str] = []
+        progress = SimpleNamespace(note=self.notes.append)
         self.host = SimpleNamespace(qemu=None, remember=lambda _kind: None, progress=progress)
 
     def run(self, case: Case, _kernel: object) -> RunResult:
@@ -71,7 +71,7 @@ def without_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def campaign(guests: Guests, *, shrink: float = 600.0, seed: int = 5) -> Tally:
+def run_campaign(guests: Guests, *, shrink: float = 600.0, seed: int = 5) -> Tally:
     request = KernelRequest("debian:7.2")
     session = cast(Session, guests)
     folder = guests.root / "found"
@@ -88,7 +88,7 @@ def passing(_case: Case) -> tuple[Verdict, tuple[Finding, ...]]:
 
 @pytest.fixture(autouse=True)
 def one_whole_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time stands still in a round, and is over behind it."""
+    """Let a campaign run exactly one round: time passes only between rounds."""
     begin = time.monotonic()
     real = fuzz.draw_layouts
     now = begin
@@ -102,24 +102,24 @@ def one_whole_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.fuzz.campaign.time.monotonic", lambda: now)
 
 
-def test_layouts_that_pass_are_counted_and_leave_nothing(tmp_path: Path) -> None:
+def test_layouts_that_pass_leave_no_files(tmp_path: Path) -> None:
     guests = Guests(tmp_path, passing)
-    tally = campaign(guests)
+    tally = run_campaign(guests)
     assert tally.layouts == tally.passed == len(guests.ran) >= 1
     assert (tally.known, tally.new, tally.inconclusive, tally.refused) == (0, [], [], {})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_new_failure_is_shrunk_saved_and_told_once(tmp_path: Path) -> None:
+def test_a_new_failure_is_shrunk_saved_and_reported_once(tmp_path: Path) -> None:
     def judge(case: Case) -> tuple[Verdict, tuple[Finding, ...]]:
         return (Verdict.FAIL, (SPLAT,)) if has_hidden_window(case) else (Verdict.PASS, ())
 
     guests = Guests(tmp_path, judge)
-    tally = campaign(guests)
+    tally = run_campaign(guests)
     (failure,) = tally.new
     assert failure.signature == {"rule 6: warn: cxl fell over at N"}
     assert tally.layouts == tally.passed + tally.known + 1
-    assert tally.known > 0, "that fail in the same way"
+    assert tally.known > 0, "layouts that fail in the same way"
     smallest = load_case(str(failure.file))
     assert has_hidden_window(smallest)
     assert len(smallest.profile.windows) == 1
@@ -133,7 +133,7 @@ def test_a_new_failure_is_shrunk_saved_and_told_once(tmp_path: Path) -> None:
 
 def test_without_time_a_failure_is_saved_as_it_was_drawn(tmp_path: Path) -> None:
     guests = Guests(tmp_path, lambda _case: (Verdict.FAIL, (SPLAT,)))
-    (failure,) = campaign(guests, shrink=0.0).new
+    (failure,) = run_campaign(guests, shrink=0.0).new
     assert failure.how == "as it was drawn"
     first = guests.ran[0]
     saved = load_case(str(failure.file))
@@ -143,71 +143,71 @@ def test_without_time_a_failure_is_saved_as_it_was_drawn(tmp_path: Path) -> None
 def test_a_failure_that_comes_only_once_is_not_shrunk(tmp_path: Path) -> None:
     ends = iter([(Verdict.FAIL, (SPLAT,))])
     guests = Guests(tmp_path, lambda _case: next(ends, (Verdict.PASS, ())))
-    (failure,) = campaign(guests).new
+    (failure,) = run_campaign(guests).new
     assert "not fail every time" in failure.how
     assert load_case(str(failure.file)).scenario == guests.ran[0].scenario
 
 
-def test_what_a_known_issue_explains_is_not_new_elsewhere_it_is(tmp_path: Path) -> None:
+def test_a_known_issue_is_not_new(tmp_path: Path) -> None:
     def stranded(known: str | None) -> Judge:
         return lambda case: (
             Verdict.FAIL,
-            tuple(replace(one, known=known) for one in first_range(case)),
+            tuple(replace(finding, known=known) for finding in first_range(case)),
         )
 
-    explained = campaign(Guests(tmp_path, stranded("somewhere")))
+    explained = run_campaign(Guests(tmp_path, stranded("somewhere")))
     assert (explained.known > 0, explained.new) == (True, [])
-    assert campaign(Guests(tmp_path, stranded(None)), shrink=0.0).new
+    assert run_campaign(Guests(tmp_path, stranded(None)), shrink=0.0).new
 
 
 def first_range(case: Case) -> tuple[Finding, ...]:
-    """That the first Soft Reserved range, or the machine's first page, is stranded."""
+    """A finding that the first Soft Reserved range, if any, is stranded."""
     spans = [one.range for one in state_of(case).soft_reserved]
     return (Finding("1", "sr: expected x, found nobody", spans[0] if spans else None),)
 
 
-def test_what_cannot_be_judged_is_counted_and_saved(tmp_path: Path) -> None:
+def test_a_layout_that_cannot_be_judged_is_saved(tmp_path: Path) -> None:
     guests = Guests(tmp_path, lambda _case: (Verdict.INCONCLUSIVE, ()))
-    tally = campaign(guests)
+    tally = run_campaign(guests)
     assert len(tally.inconclusive) == tally.layouts == len(guests.ran)
     assert "# INCONCLUSIVE: guest lost\n" in tally.inconclusive[0].read_text()
-    assert any("guest lost" in line for line in guests.said)
+    assert any("guest lost" in line for line in guests.notes)
 
 
-def test_a_kernel_that_does_not_build_ends_it(tmp_path: Path) -> None:
+def test_a_kernel_that_does_not_build_ends_the_campaign(tmp_path: Path) -> None:
     with pytest.raises(UnbuildableError):
-        campaign(Guests(tmp_path, lambda _case: (Verdict.UNBUILDABLE, ())))
+        run_campaign(Guests(tmp_path, lambda _case: (Verdict.UNBUILDABLE, ())))
 
 
-def test_layouts_that_are_refused_are_counted_by_reason(
+def test_refused_layouts_are_counted_by_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.scenario.checks._DECODERS_PER_COMPONENT", 0)
     guests = Guests(tmp_path, passing)
-    tally = campaign(guests)
+    tally = run_campaign(guests)
     assert tally.refused.total() > 0
     assert all("HDM decoders" in reason for reason in tally.refused)
     assert "refused" in str(tally)
 
 
-def test_a_forgetful_host_keeps_a_layout_only_for_a_moment() -> None:
+def test_a_forgetful_host_keeps_address_maps_for_a_round() -> None:
     host = ForgetfulHost(cast(Any, None), cast(Any, None), SilentProgress(), cast(Any, "tcg"))
-    asked: list[str] = []
+    computed: list[str] = []
 
     def recall(key: str) -> None:
-        def ask() -> dict[str, str]:
-            asked.append(key)
+        def compute() -> dict[str, str]:
+            computed.append(key)
             return {"key": key}
 
-        assert host.remember("layouts")(key, ask) == {"key": key}
+        assert host.remember("layouts")(key, compute) == {"key": key}
 
     recall("a")
     recall("a")
-    assert asked == ["a"]
+    assert computed == ["a"]
     for number in range(100):
         recall(str(number))
     recall("a")
-    assert asked.count("a") == 2
+    assert computed.count("a") == 2
 
 
 @pytest.mark.parametrize(
@@ -234,27 +234,28 @@ def test_a_forgetful_host_keeps_a_layout_only_for_a_moment() -> None:
         ),
     ],
 )
-def test_the_command_says_what_was_found_by_its_exit_code(
+def test_the_output_and_the_exit_code_of_the_command(
     tally: Tally, code: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Campaign] = []
+    campaigns: list[Campaign] = []
 
     def run(self: Campaign, seconds: float) -> Tally:
         assert seconds == 30.0
-        seen.append(self)
+        campaigns.append(self)
         return tally
 
     monkeypatch.setattr(Campaign, "run", run)
     host = Host(cast(Any, None), cast(Any, None), SilentProgress(), "tcg")
     monkeypatch.setattr("harness.cli.options.GuestOptions.host", lambda _self: host)
-    words_given = ["fuzz", "--minutes", "0.5", "--seed", "9", "--save", "there"]
-    ended = CliRunner().invoke(main, words_given)
+    argv = ["fuzz", "--minutes", "0.5", "--seed", "9", "--save", "there"]
+    ended = CliRunner().invoke(main, argv)
     assert (ended.exit_code, "seed 9" in ended.output, words in ended.output) == (code, True, True)
-    assert (seen[0].seed, seen[0].folder, seen[0].shrink_seconds) == (9, Path("there"), 240.0)
-    assert isinstance(seen[0].session.host, ForgetfulHost)
+    (campaign,) = campaigns
+    assert (campaign.seed, campaign.folder, campaign.shrink_seconds) == (9, Path("there"), 240.0)
+    assert isinstance(campaign.session.host, ForgetfulHost)
 
 
-def test_a_kernel_that_layouts_are_not_about_ends_it(
+def test_a_kernel_to_which_layouts_do_not_apply_ends_the_campaign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guests = Guests(tmp_path, passing)
@@ -265,4 +266,4 @@ def test_a_kernel_that_layouts_are_not_about_ends_it(
 
     monkeypatch.setattr(guests, "run_all", run_all)
     with pytest.raises(NotApplicableError):
-        campaign(guests)
+        run_campaign(guests)

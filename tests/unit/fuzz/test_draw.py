@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Drawn layouts: none is refused, all kinds come up, and their files are scenarios like others."""
+"""Drawn layouts are valid and of all kinds, are shrunk, and their files can be run."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from harness.scenario.scenario_files import load_case
 
 
 def drawn(rounds: int) -> list[Layout]:
-    return [one for number in range(rounds) for one in draw_layouts(7, number)]
+    return [layout for number in range(rounds) for layout in draw_layouts(7, number)]
 
 
 @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(layouts())
-def test_every_layout_is_one_that_a_scenario_file_may_have(layout: Layout) -> None:
+def test_every_layout_is_valid(layout: Layout) -> None:
     case = case_of(layout, "drawn", layout_of)
     plan_decoders(case.case.profile, case.state)
     assert sum(one.range.size for one in case.state.decoders) <= 3 * GIB
     assert 1 <= len(case.case.profile.windows) <= 3
 
 
-def test_a_layout_that_a_scenario_may_not_have_is_refused() -> None:
+def test_an_invalid_layout_is_refused() -> None:
     layout = drawn(1)[0]
     wrong = {**layout.scenario, "firmware": {"soft_reserved": {"sr0": {"window": 7}}}}
     with pytest.raises(UsageError, match="no window 7"):
@@ -44,7 +44,7 @@ def test_a_layout_that_a_scenario_may_not_have_is_refused() -> None:
 
 
 def kinds_of(case: DrawnCase) -> set[str]:
-    """What is special about a layout, of what should come up."""
+    """The kinds of layouts that a layout is one of."""
     state, profile, scenario = case.state, case.case.profile, case.case.scenario
     reserved = sorted(one.range for one in state.soft_reserved)
     regions = [one.range for one in state.regions()]
@@ -85,13 +85,13 @@ def kinds_of(case: DrawnCase) -> set[str]:
     return {name for name, is_so in kinds.items() if is_so()}
 
 
-def test_all_kinds_of_layouts_come_up() -> None:
+def test_layouts_of_all_kinds_are_drawn() -> None:
     count = Counter(kind for one in drawn(12) for kind in kinds_of(case_of(one, "x", layout_of)))
     assert len(count) == 21, sorted(count)
     assert min(count.values()) >= 2, count
 
 
-def test_a_seed_draws_the_same_layouts_each_time_and_each_round_others() -> None:
+def test_a_seed_repeats_its_layouts_and_rounds_differ() -> None:
     first, again = draw_layouts(3, 0), draw_layouts(3, 0)
     assert [one.key for one in first] == [one.key for one in again]
     assert len({one.key for one in first}) == len(first) > 5
@@ -114,7 +114,7 @@ def test_a_saved_layout_is_a_scenario_that_harness_run_reads(tmp_path: Path) -> 
             )
 
 
-def test_a_profile_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+def test_a_missing_profile_is_reported(tmp_path: Path) -> None:
     file = case_of(drawn(1)[0], "lone", layout_of).save(tmp_path, [])
     (tmp_path / "lone.profile.yaml").unlink()
     with pytest.raises(UsageError, match="there is no profile file") as caught:
@@ -122,7 +122,7 @@ def test_a_profile_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     assert "lone.yaml:2: profile" in str(caught.value)
 
 
-def test_what_cannot_be_saved_is_said_so(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "found").write_text("a file")
     with pytest.raises(UsageError, match="cannot be written"):
         case_of(drawn(1)[0], "lone", layout_of).save(tmp_path / "found", [])
@@ -144,7 +144,7 @@ def test_a_failing_layout_is_shrunk_as_far_as_it_fails() -> None:
     assert "hmat" not in smallest.profile
 
 
-def test_a_layout_that_nothing_smaller_fails_like_stays() -> None:
+def test_a_layout_without_a_smaller_failure_stays() -> None:
     failing = draw_layouts(7, 2)[-1]
     tried: list[str] = []
 
@@ -153,4 +153,4 @@ def test_a_layout_that_nothing_smaller_fails_like_stays() -> None:
         return layout.key == failing.key
 
     assert shrink_layout(7, 2, failing, fails).key == failing.key
-    assert tried[0] == failing.key, "each of those before would be a guest for nothing"
+    assert tried[0] == failing.key, "no guest runs for the layouts before"

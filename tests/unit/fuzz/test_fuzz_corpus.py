@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What ci/fuzz_parsers once found stays found, and what it starts from is read."""
+"""Inputs with which ci/fuzz_parsers crashed a parser, and those it starts with."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def test_every_parser_has_seeds_and_reads_them(name: str) -> None:
     TARGETS[name].run(b"\xff\x00\n" * 3)
 
 
-def test_every_folder_of_crashes_is_of_a_parser() -> None:
+def test_every_folder_of_crashes_belongs_to_a_parser() -> None:
     assert {path.name for path in FOUND.glob("*/") if path.is_dir()} <= set(TARGETS)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The history of nights: a damaged one is kept aside, whatever is damaged in it."""
+"""The history of nights: a damaged file is kept aside, and old results do not fill it."""
 
 from __future__ import annotations
 
 import json
 import random
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,189 +14,209 @@ from typing import Any
 
 import pytest
 
-from harness.contract.result import read_result
+from harness.contract.result import Verdict, read_result
 from harness.core.errors import UsageError
-from harness.nightly.diff import Bisecting, Line, Seen
-from harness.nightly.history import FILE, NightHistory, open_history
+from harness.nightly.diff import BisectOutcome, EntryKey
+from harness.nightly.history import FILE, Night, NightHistory, open_history
+from harness.nightly.outcome import Outcome
 
-LINES = [Line(f"scenario_{n}", "branch", "base", "", "per_range", "") for n in range(6)]
-RESULT = {
-    "scenario": "x",
-    "request": {"spec": "build:/linux"},
-    "policy": "per_range",
-    "verdict": "FAIL",
-    "findings": [{"rule": "1", "text": "t" * 300}],
-}
+KEYS = [EntryKey(f"scenario_{n}", "branch", "base", "", "per_range", "") for n in range(6)]
+FAIL = Outcome("FAIL", "", ("rule 1 sr0",), "r", "/e")
+OWNERS = [{"name": "sr0", "range": "100-1ff", "expected": {"owner": "dax_cxl"}, "observed": []}]
+JUDGED = (Verdict.PASS, Verdict.FAIL)
 
 
-def fill(folder: Path) -> bytes:
-    """Three nights, the last of them under way."""
-    folder.mkdir()
-    with open_history(folder, print) as history:
-        for number in range(1, 4):
-            night = history.begin("/linux", "next", "kernels: [branch]\n", "1", "c" * 40, "s")
-            for line in LINES:
-                history.add(night, line, Seen("FAIL", "", ("rule 1 sr0",), "r", "/e"), RESULT)
-            history.add_bisecting(night, LINES[0], Bisecting("d" * 40, "s", ("said",)))
-            if number < 3:
-                history.end(night)
-    return (folder / FILE).read_bytes()
+def result(night: int, lines: int = 60) -> dict[str, Any]:
+    dmesg = [f"{night} {n} " * 20 for n in range(lines)]
+    return {
+        "scenario": "x",
+        "request": {"spec": "build:/linux"},
+        "policy": "per_range",
+        "verdict": "FAIL",
+        "owners": OWNERS,
+        "findings": [{"rule": "1", "text": "t", "dmesg": dmesg}],
+    }
 
 
-def read_all(history: NightHistory) -> None:
-    night = history.unfinished("/linux", "next")
-    history.last("/linux", "next")
-    if night is not None:
-        history.results(night)
-        history.bisectings(night)
-        for line in history.seen(night):
-            history.earlier(night, line, judged=True)
+def begin(history: NightHistory) -> Night:
+    return history.begin(Night(0, "/linux", "next", "kernels: [branch]\n", "1", "c" * 40, "s", 1.0))
 
 
-def test_a_damaged_byte_anywhere_is_no_defect_of_the_harness(tmp_path: Path) -> None:
-    whole = fill(tmp_path / "whole")
+def add_night(history: NightHistory, *, end: bool = True, lines: int = 60) -> Night:
+    night = begin(history)
+    for key in KEYS:
+        history.add(night, key, FAIL, result(night.number, lines))
+    history.add_bisection(night, KEYS[0], BisectOutcome("d" * 40, "s", ("a line",)))
+    history.set_bisecting_seconds(night, 1.5)
+    if end:
+        history.end(night)
+    return night
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[NightHistory]:
+    with open_history(tmp_path, pytest.fail) as opened:
+        yield opened
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A file with three nights, the last of them unfinished."""
+    with open_history(tmp_path, pytest.fail) as history:
+        for number in range(3):
+            add_night(history, end=number < 2, lines=2)
+    return tmp_path / FILE
+
+
+def read_all(folder: Path) -> None:
+    with open_history(folder, lambda _text: None) as history:
+        night = history.unfinished("/linux", "next")
+        history.last("/linux", "next")
+        if night is not None:
+            history.results(night)
+            history.bisections(night)
+            for key in history.outcomes(night):
+                history.earlier(night, key, *JUDGED)
+
+
+def test_what_is_written_is_read_again(whole: Path) -> None:
+    with open_history(whole.parent, pytest.fail) as history:
+        night = history.unfinished("/linux", "next")
+        assert night is not None and night.number == 3
+        assert history.outcomes(night) == dict.fromkeys(KEYS, FAIL)
+        assert history.results(night) == [result(3, lines=2)] * len(KEYS)
+        assert history.bisections(night) == {KEYS[0]: BisectOutcome("d" * 40, "s", ("a line",))}
+        assert history.bisecting_seconds(night) == 1.5
+        before = history.earlier(night, KEYS[0], *JUDGED)
+        assert before is not None and (before.night, before.outcome) == (2, FAIL)
+
+
+def test_any_damaged_bytes_are_a_message_and_never_a_defect(whole: Path, tmp_path: Path) -> None:
+    content = whole.read_bytes()
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
     aside = 0
-    # All but the number of the file's form: a larger one is not damage, but a newer harness.
-    places = [*range(60), *range(64, len(whole))]
+    # All but the number of the format: a larger one is a newer harness, not damage.
+    places = [*range(60), *range(64, len(content))]
     for number in range(120):
-        damaged = bytearray(whole)
+        damaged = bytearray(content)
         for at in chance.sample(places, 8):
             damaged[at] = chance.randrange(256)
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / FILE).write_bytes(damaged)
-        with open_history(folder, lambda _text: None) as history:
-            read_all(history)
-        (*kept,) = folder.glob(f"{FILE}.damaged-*")
+        try:
+            read_all(folder)
+        except UsageError as error:
+            assert error.where == str(folder / FILE)
+        kept = list(folder.glob(f"{FILE}.damaged-*"))
         aside += len(kept)
-        assert all(one.read_bytes() == damaged for one in kept)
+        assert all(file.read_bytes() == damaged for file in kept)
     assert aside > 20
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        "update results set line = 'x' || line where night = 1",
+        "update results set entry = 'x' || entry where night = 1",
         "update results set failures = '[1' where night = 1",
-        "update results set verdict = 'PBSS' where night = 1",
-        "update results set reason = cast(x'ff41' as text) where night = 1",
         "update results set result = '{' where night = 3",
-        "update bisections set said = '7'",
-        "update nights set began = 'x'",
-        "update nights set ended = 'x' where id = 2",
-        "insert into bisecting_times values (1, 'x')",
-        "insert into bisecting_times values (1, -1)",
+        f"update results set result = '{'[' * 99_999}' where night = 1",
+        "update bisections set lines = x'ff' where night = 1",
         "pragma user_version = -1",
+        "pragma user_version = 0",
     ],
+    ids=lambda change: change[:40],
 )
-def test_rows_that_make_no_sense_are_damage(tmp_path: Path, change: str) -> None:
-    fill(tmp_path / "state")
-    with closing(sqlite3.connect(tmp_path / "state" / FILE)) as connection:
+def test_a_damaged_file_is_moved_aside(whole: Path, change: str) -> None:
+    with closing(sqlite3.connect(whole)) as connection:
+        connection.execute("pragma ignore_check_constraints = 1")
         connection.execute(change)
         connection.commit()
-    said: list[str] = []
-    with open_history(tmp_path / "state", said.append) as history:
+    notes: list[str] = []
+    with open_history(whole.parent, notes.append) as history:
         assert history.last("/linux", "next") is None
-    (text,) = said
-    assert "is damaged" in text
-
-
-def test_a_file_of_before_the_times_were_kept_is_read_on(tmp_path: Path) -> None:
-    fill(tmp_path / "state")
-    with closing(sqlite3.connect(tmp_path / "state" / FILE)) as connection:
-        connection.execute("drop table bisecting_times")
-    with open_history(tmp_path / "state", pytest.fail) as history:
-        night = history.unfinished("/linux", "next")
-        assert night is not None and len(history.seen(night)) == len(LINES)
-        assert history.bisecting_seconds(night) == 0
-        for _ in range(2):
-            history.add_bisecting_seconds(night, 1.5)
-        assert history.bisecting_seconds(night) == 3
-
-
-OWNERS = [{"name": "sr0", "range": "100-1ff", "expected": {"owner": "dax_cxl"}, "observed": []}]
-
-
-def whole(night: int) -> dict[str, Any]:
-    findings = [{"rule": "1", "text": "t", "dmesg": [f"{night} {n} " * 20 for n in range(200)]}]
-    return {**RESULT, "owners": OWNERS, "findings": findings}
-
-
-def test_old_results_do_not_fill_the_file(tmp_path: Path) -> None:
-    path = tmp_path / FILE
-    sizes = []
-    with open_history(tmp_path, pytest.fail) as history:
-        for number in range(1, 41):
-            night = history.begin("/linux", "next", "m", "1", "c" * 40, "s")
-            for line in LINES:
-                history.add(night, line, Seen("FAIL", "", ("rule 1 sr0",)), whole(number))
-            assert history.results(night) == [whole(number)] * len(LINES)
-            history.shorten(number - 2)
-            history.end(night)
-            sizes.append(path.stat().st_size)
-        one_night = len(LINES) * len(json.dumps(whole(1)))
-        assert (sizes[-1] - sizes[4]) / 35 < one_night / 10
-        now = history.begin("/linux", "next", "m", "1", "c" * 40, "s")
-        before = history.earlier(now, LINES[0], judged=True)
-        assert before is not None and before.seen == Seen("FAIL", "", ("rule 1 sr0",))
-        old, new = (replace(now, number=number) for number in (1, 38))
-        assert history.seen(old) == history.seen(new)
-        assert history.results(new) == [whole(38)] * len(LINES)
-        (short, *_) = history.results(old)
-        assert (short["owners"], short["verdict"], len(short)) == (OWNERS, "FAIL", 5)
-        read_result(short)  # still a result
-
-
-def test_a_file_that_has_grown_becomes_smaller(tmp_path: Path) -> None:
-    with open_history(tmp_path, pytest.fail) as history:
-        for number in range(1, 11):
-            night = history.begin("/linux", "next", "m", "1", "c" * 40, "s")
-            history.add(night, LINES[0], Seen("FAIL"), whole(number))
-            history.end(night)
-        large = (tmp_path / FILE).stat().st_size
-        history.shorten(10)
-        assert (tmp_path / FILE).stat().st_size < large / 3
-    with open_history(tmp_path, pytest.fail) as history:
-        assert history.results(night) == [whole(10)]
-
-
-def test_a_night_that_is_still_to_be_finished_keeps_its_results(tmp_path: Path) -> None:
-    with open_history(tmp_path, pytest.fail) as history:
-        given_up, left = (
-            history.begin("/linux", "next", "m", "1", "c" * 40, "s") for _ in range(2)
-        )
-        for night in (given_up, left):
-            history.add(night, LINES[0], Seen("FAIL"), whole(1))
-        history.shorten(99)
-        assert history.results(left) == [whole(1)]
-        assert "findings" not in history.results(given_up)[0]
+    (note,) = notes
+    (kept,) = whole.parent.glob(f"{FILE}.damaged-*")
+    assert "is damaged" in note and kept.name in note
 
 
 @pytest.mark.parametrize(
-    "damaged",
+    "change",
     [
-        *("'{'", "'5'", "cast(x'ff41' as text)", "x'7b'", "7"),
-        pytest.param(f"'{'[' * 99_999}'", id="deep"),
+        "update results set entry = '{}' where night = 3 and entry like '%_1%'",
+        "update results set failures = '7' where night = 3",
+        "update results set reason = cast(x'ff41' as text) where night = 3",
+        "drop table bisections",
     ],
 )
-def test_an_old_result_that_is_damaged_is_dropped(tmp_path: Path, damaged: str) -> None:
-    fill(tmp_path / "state")
-    with closing(sqlite3.connect(tmp_path / "state" / FILE)) as connection:
-        connection.execute(f"update results set result = {damaged} where night = 1")
+def test_a_row_that_cannot_be_read_names_the_file(whole: Path, change: str) -> None:
+    with closing(sqlite3.connect(whole)) as connection:
+        connection.execute(change)
         connection.commit()
-    with open_history(tmp_path / "state", pytest.fail) as history:
-        night = history.unfinished("/linux", "next")
-        assert night is not None
-        history.shorten(3)
-        assert history.results(replace(night, number=1)) == []
-        assert len(history.results(replace(night, number=2))) == len(LINES)
+    with pytest.raises(UsageError, match="the history") as caught:
+        read_all(whole.parent)
+    assert caught.value.where == str(whole)
 
 
-def test_a_file_that_may_not_be_opened_is_not_damaged(tmp_path: Path) -> None:
+def test_a_newer_harness_keeps_its_file(whole: Path) -> None:
+    with closing(sqlite3.connect(whole)) as connection:
+        connection.execute("pragma user_version = 99")
+    before = whole.read_bytes()
+    with pytest.raises(UsageError, match="newer harness"):
+        read_all(whole.parent)
+    assert whole.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_opened_is_not_damaged(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
-    with pytest.raises(UsageError, match="cannot be opened"), open_history(tmp_path, print):
-        pass
+    with pytest.raises(UsageError, match="cannot be opened"):
+        read_all(tmp_path)
     assert (tmp_path / FILE).is_dir()
+
+
+def test_old_results_do_not_fill_the_file(history: NightHistory, tmp_path: Path) -> None:
+    sizes = []
+    for _ in range(20):
+        night = add_night(history)
+        assert history.results(night) == [result(night.number)] * len(KEYS)
+        history.drop_details(night.number - 2)
+        sizes.append((tmp_path / FILE).stat().st_size)
+    one_night = len(KEYS) * len(json.dumps(result(1)))
+    assert (sizes[-1] - sizes[4]) / 15 < one_night / 5
+    old, new = (replace(night, number=number) for number in (1, 18))
+    assert history.outcomes(old) == history.outcomes(new)
+    assert history.results(new) == [result(18)] * len(KEYS)
+    assert {key: history.results(old)[0][key] for key in ("owners", "verdict")} == {
+        "owners": OWNERS,
+        "verdict": "FAIL",
+    }
+    assert "findings" not in history.results(old)[0]
+    read_result(history.results(old)[0])  # still a result
+
+
+def test_a_file_that_has_grown_becomes_smaller(history: NightHistory, tmp_path: Path) -> None:
+    for _ in range(6):
+        add_night(history)
+    large = (tmp_path / FILE).stat().st_size
+    history.drop_details(6)
+    assert (tmp_path / FILE).stat().st_size < large / 3
+
+
+def test_an_unfinished_night_keeps_its_results(history: NightHistory) -> None:
+    given_up, unfinished = (add_night(history, end=False) for _ in range(2))
+    history.drop_details(99)
+    assert history.results(unfinished)[0] == result(2)
+    assert "findings" not in history.results(given_up)[0]
+
+
+def test_failures_of_an_interrupted_night_do_not_count(history: NightHistory) -> None:
+    """They were not reported, so the next night must report them as new."""
+    night = begin(history)
+    history.add(night, KEYS[0], Outcome("PASS"), None)
+    history.add(night, KEYS[1], FAIL, None)
+    assert history.earlier(night, KEYS[0], *JUDGED) is None, "the night itself is not earlier"
+    later = begin(history)
+    found = [history.earlier(later, key, *JUDGED) for key in KEYS[:2]]
+    assert [earlier and earlier.outcome.verdict for earlier in found] == ["PASS", None]

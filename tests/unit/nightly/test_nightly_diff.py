@@ -1,32 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""The change of a matrix entry since the nights before, and what its outcome is."""
+
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from harness.contract.result import read_result
 from harness.matrix.plan import Combination
-from harness.nightly.diff import Change, Earlier, Line, Row, Seen, counts_of, line_of, seen_in
-from harness.nightly.night import seen_at_end
+from harness.nightly.diff import Change, Earlier, EntryKey, Row, counts_of, key_of
+from harness.nightly.outcome import Outcome, outcome_at_end, outcome_of
 
 BRANCH = "build:/state/trees/x@0123456789"
-LINE = line_of(Combination(scenario="exact_cover", kernel=BRANCH), BRANCH)
-PASS = Seen("PASS")
-FAIL = Seen("FAIL", failures=("rule 1 sr0",))
-OTHER = Seen("FAIL", failures=("rule 1 sr0", "rule 6"))
-KNOWN = Seen("FAIL", known="a race", failures=("rule 1 sr0",))
-BROKEN = Seen("UNBUILDABLE", reason="hmem.c:1: error")
-LOST = Seen("INCONCLUSIVE", reason="the guest was lost")
-SKIPPED = Seen("SKIPPED")
+KEY = key_of(Combination(scenario="exact_cover", kernel=BRANCH), BRANCH)
+PASS = Outcome("PASS")
+FAIL = Outcome("FAIL", failures=("rule 1 sr0",))
+MORE = Outcome("FAIL", failures=("rule 1 sr0", "rule 6"))
+KNOWN = Outcome("FAIL", known="a race", failures=("rule 1 sr0",))
+BROKEN = Outcome("UNBUILDABLE", reason="hmem.c:1: error")
+LOST = Outcome("INCONCLUSIVE", reason="the guest was lost")
+SKIPPED = Outcome("SKIPPED")
 
 
-def row(now: Seen, *before: Seen) -> Row:
-    """A line tonight, after nights that saw it so, the newest last."""
-    earlier = [Earlier(n, f"commit{n}", seen) for n, seen in enumerate(before, start=1)]
-    judged = [one for one in earlier if one.seen.judged]
-    counted = [one for one in earlier if one.seen.judged or one.seen.verdict == "UNBUILDABLE"]
-    return Row(LINE, now, judged[-1] if judged else None, counted[-1] if counted else None)
+def row(now: Outcome, *before: Outcome, key: EntryKey = KEY) -> Row:
+    """An entry in this night, after these outcomes in the nights before, the newest last."""
+    earlier = [Earlier(n, f"commit{n}", outcome) for n, outcome in enumerate(before, start=1)]
+    judged = [one for one in earlier if one.outcome.passed or one.outcome.failed]
+    counted = [one for one in earlier if one in judged or one.outcome.unbuildable]
+    return Row(key, now, judged[-1] if judged else None, counted[-1] if counted else None)
 
 
 @pytest.mark.parametrize(
@@ -44,21 +47,21 @@ def row(now: Seen, *before: Seen) -> Row:
         (FAIL, (PASS, BROKEN), Change.REGRESSION),
         (FAIL, (KNOWN,), Change.REGRESSION),
         (FAIL, (PASS, FAIL), Change.STILL_FAILS),
-        (OTHER, (FAIL,), Change.REGRESSION),
-        (FAIL, (OTHER,), Change.STILL_FAILS),
+        (MORE, (FAIL,), Change.REGRESSION),
+        (FAIL, (MORE,), Change.STILL_FAILS),
         (KNOWN, (PASS,), Change.KNOWN),
         (BROKEN, (), Change.NEW_FAILURE),
         (BROKEN, (PASS,), Change.REGRESSION),
         (BROKEN, (FAIL, LOST), Change.REGRESSION),
         (BROKEN, (PASS, BROKEN), Change.STILL_FAILS),
-        (LOST, (PASS,), Change.UNTOLD),
+        (LOST, (PASS,), Change.NOT_JUDGED),
         (SKIPPED, (), Change.SKIPPED),
         (SKIPPED, (LOST, BROKEN, SKIPPED), Change.SKIPPED),
         (SKIPPED, (PASS,), Change.LEFT),
         (SKIPPED, (FAIL, SKIPPED, LOST), Change.LEFT),
     ],
 )
-def test_what_has_changed(now: Seen, before: tuple[Seen, ...], change: Change) -> None:
+def test_change(now: Outcome, before: tuple[Outcome, ...], change: Change) -> None:
     assert row(now, *before).change is change
 
 
@@ -68,78 +71,85 @@ def test_what_has_changed(now: Seen, before: tuple[Seen, ...], change: Change) -
         (FAIL, (PASS, PASS), 2),
         (FAIL, (PASS, LOST, BROKEN), 1),
         (FAIL, (FAIL,), None),
-        (OTHER, (PASS, FAIL), None),
+        (MORE, (PASS, FAIL), None),
         (FAIL, (KNOWN,), None),
         (BROKEN, (PASS,), None),
+        (KNOWN, (PASS,), None),
         (PASS, (FAIL,), None),
     ],
 )
-def test_from_where_is_bisected(now: Seen, before: tuple[Seen, ...], night: int | None) -> None:
+def test_the_good_end_of_a_bisection(
+    now: Outcome, before: tuple[Outcome, ...], night: int | None
+) -> None:
     good = row(now, *before).good
     assert (good.night if good else None) == night
 
 
-def test_kernels_that_are_no_branch_are_not_bisected() -> None:
-    prebuilt = dataclasses.replace(LINE, kernel="debian:7.2")
-    one = dataclasses.replace(row(FAIL, PASS), line=prebuilt)
-    assert one.change is Change.REGRESSION
-    assert one.good is None
+def test_only_kernels_of_the_branch_are_bisected() -> None:
+    prebuilt = row(FAIL, PASS, key=replace(KEY, kernel="debian:7.2"))
+    assert (prebuilt.change, prebuilt.good) == (Change.REGRESSION, None)
 
 
-def test_a_line_is_the_same_whatever_the_branch_has() -> None:
-    asked = {
-        "configs": ("debug", "mixed"),
-        "series": "patches/x",
-        "qemu": "/q",
-        "policy": "per_range",
-    }
-    one = Combination(scenario="/home/me/mine.yaml", kernel=BRANCH, **asked)  # type: ignore[arg-type]
-    line = Line("/home/me/mine.yaml", "branch", "debug,mixed", "patches/x", "per_range", "/q")
-    assert line_of(one, BRANCH) == line
-    assert str(line) == (
+def test_a_key_does_not_depend_on_the_commit() -> None:
+    entry = Combination(
+        scenario="/home/me/mine.yaml",
+        kernel=BRANCH,
+        configs=("debug", "mixed"),
+        series="patches/x",
+        qemu="/q",
+    )
+    key = EntryKey("/home/me/mine.yaml", "branch", "debug,mixed", "patches/x", "per_range", "/q")
+    assert key_of(entry, BRANCH) == key
+    assert str(key) == (
         "mine.yaml on branch --config debug,mixed --series patches/x per_range qemu=/q"
     )
-    assert str(LINE) == "exact_cover on branch per_range"
-    assert line_of(one, "build:/elsewhere@1").kernel == BRANCH
-
-
-def test_what_a_result_says() -> None:
-    record = read_result(
-        {
-            "scenario": "exact_cover",
-            "request": {"spec": BRANCH},
-            "policy": "per_range",
-            "verdict": "FAIL",
-            "known_issue": None,
-            "evidence": "/e",
-            "owners": [
-                {"name": "sr0", "range": "100-1ff", "expected": {"owner": "dax_cxl"}},
-                {"name": "sr1", "range": "200-2ff", "expected": {"owner": "dax_cxl"}},
-            ],
-            "findings": [
-                {"rule": "1", "text": "a", "range": "180-1ff"},
-                {"rule": "1", "text": "b", "range": "100-17f"},
-                {"rule": "6", "text": "c"},
-            ],
-        }
-    )
-    assert seen_in(record) == Seen("FAIL", "", ("rule 1 sr0", "rule 6"), "", "/e")
-
-
-@pytest.mark.parametrize(
-    ("message", "verdict"),
-    [
-        ({"fail_class": "NotApplicable", "fail_reason": "r"}, "SKIPPED"),
-        ({"fail_class": "UNBUILDABLE", "fail_reason": "r"}, "UNBUILDABLE"),
-        ({"fail_class": "INCONCLUSIVE", "fail_reason": "r"}, "INCONCLUSIVE"),
-        ({"fail_class": "Defect", "fail_reason": "r"}, "INCONCLUSIVE"),
-    ],
-)
-def test_ends_without_a_result(message: dict[str, str], verdict: str) -> None:
-    assert seen_at_end(None, message) == Seen(verdict, reason="r")
-    assert seen_at_end({"no": "result"}, message) == Seen(verdict, reason="r")
+    assert str(KEY) == "exact_cover on branch per_range"
+    assert key_of(entry, "build:/elsewhere@1").kernel == BRANCH
 
 
 def test_counts() -> None:
     rows = (row(PASS), row(FAIL, PASS), row(PASS, PASS))
     assert counts_of(rows) == ((Change.REGRESSION, 1), (Change.PASSES, 2))
+
+
+def failing_result() -> dict[str, Any]:
+    return {
+        "scenario": "exact_cover",
+        "request": {"spec": BRANCH},
+        "policy": "per_range",
+        "verdict": "FAIL",
+        "known_issue": None,
+        "evidence": "/e",
+        "owners": [
+            {"name": "sr0", "range": "100-1ff", "expected": {"owner": "dax_cxl"}},
+            {"name": "sr1", "range": "200-2ff", "expected": {"owner": "dax_cxl"}},
+        ],
+        "findings": [
+            {"rule": "1", "text": "a", "range": "180-1ff"},
+            {"rule": "1", "text": "b", "range": "100-17f"},
+            {"rule": "6", "text": "c"},
+        ],
+    }
+
+
+def test_the_outcome_of_a_result() -> None:
+    expected = Outcome("FAIL", "", ("rule 1 sr0", "rule 6"), "", "/e")
+    assert outcome_of(read_result(failing_result())) == expected
+    assert outcome_at_end(failing_result(), {"fail_reason": "FAIL"}) == expected
+
+
+@pytest.mark.parametrize("result", [None, {"no": "result"}])
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        ("NotApplicable", "SKIPPED"),
+        ("UNBUILDABLE", "UNBUILDABLE"),
+        ("INCONCLUSIVE", "INCONCLUSIVE"),
+        ("Defect", "INCONCLUSIVE"),
+    ],
+)
+def test_the_outcome_of_an_entry_without_a_result(
+    result: dict[str, str] | None, kind: str, verdict: str
+) -> None:
+    end = outcome_at_end(result, {"fail_class": kind, "fail_reason": "r"})
+    assert end == Outcome(verdict, reason="r")
