@@ -115,7 +115,7 @@ def test_a_misspelt_profile_in_a_scenario(harness: Harness, room: Path, command:
         (b"", ("mine.yaml", "empty")),
         (b"summary: [1,\nsource: x\n", ("mine.yaml:", "not valid YAML")),
         (b"summary: x\n\tsource: y\n", ("mine.yaml:2: not valid YAML", "tab")),
-        (b"summary: x\nsummary: y\n", ("mine.yaml:2: summary", "twice")),
+        (b"summary: x\nsummary: y\n", ("mine.yaml:2: summary", "duplicate key")),
         (b"summary: caf\xe9\n", ("mine.yaml", "not UTF-8", "UTF-8")),
         (b"\xff\xfes\0u\0m\0", ("mine.yaml", "not UTF-8")),
         (b"summary: \x01\n", ("mine.yaml", "not valid YAML")),

@@ -107,4 +107,4 @@ def test_a_file_that_cannot_be_written_names_the_option_that_named_it(
     asked = [str(evidence) if word == "RUN" else word for word in words]
     ended = harness(*asked, "nowhere/x")
     assert_one_message(ended, "nowhere/x: cannot be written: its folder does not exist")
-    assert ended.err.endswith(f"  hint: name another file with {option}\n")
+    assert ended.err.endswith(f"  hint: choose another file with {option}\n")

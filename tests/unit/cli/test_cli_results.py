@@ -97,7 +97,7 @@ def test_a_store_that_cannot_be_made(
     before = files(room)
     monkeypatch.setenv("HARNESS_STORE", str(Path("file/store").absolute()))
     ended = harness("run", "exact_cover", "--kernel", kernel)
-    assert_one_message(ended, "file/store", "the store cannot be made", "HARNESS_STORE")
+    assert_one_message(ended, "file/store", "cannot create the store", "HARNESS_STORE")
     assert files(room) == before
 
 

@@ -139,7 +139,7 @@ def problem_of(message: Message) -> str | None:
 
 
 # Modules that wait for guests with evidence, which the default hint of a Deadline is about.
-OF_A_GUEST = ("harness/guest/", "harness/runs/boot.py")
+OF_A_GUEST = ("harness/guest/", "harness/runs/boot.py", "harness/runs/hang_diagnosis.py")
 
 
 def test_only_waits_for_guests_have_the_hint_for_guests() -> None:

@@ -78,7 +78,8 @@ def test_steps_guests_notes_and_known_issues_are_shown(open_report: Open, tmp_pa
         finding = {"rule": "7", "text": "not as before", "phase": "step 2", "dmesg": ["a line"]}
         broke = {"step": "reload kmem", "outcome": "broke", "findings": [finding]}
         result["steps"] = [held, broke, {"step": "unbind", "outcome": "not_done"}]
-        guest = {"load": "kmem, dax_hmem", "verdict": "FAIL", "outcome": "sr0 nobody"}
+        load = {"how": "in_order", "modules": ["kmem", "dax_hmem"]}
+        guest = {"load": load, "verdict": "FAIL", "outcome": "sr0 nobody"}
         result["attempts"] = [{**guest, "start": "warm", "seconds": 1.25}]
         result.update(notes=["a note"], known_issue="why it is known", hint="do this")
 
