@@ -112,7 +112,7 @@ def pack(folder: Path, target: Path) -> Packed:
 
 
 def unpack(bundle: Path, folder: Path) -> None:
-    """Unpack a bundle into an empty folder, after a check of all that is in it.
+    """Unpack a bundle into an empty folder, after a check of everything in it.
 
     Raises:
         UsageError: the file is not a bundle, is damaged, or exceeds the limits of a bundle.

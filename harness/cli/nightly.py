@@ -223,7 +223,7 @@ def _bisect(
     evidence: Path,
     time: BisectingTime,
 ) -> BisectOutcome:
-    """Look for the first bad commit of a combination, in a tree between two commits."""
+    """Look for the first bad commit of a matrix entry, in a tree between two commits."""
     from harness.bisect.judge import commit_judge
     from harness.bisect.message import result_lines, step_lines
     from harness.bisect.range import RangeOptions, find_range

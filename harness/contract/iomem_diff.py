@@ -134,7 +134,7 @@ def marked_iomem(
     Args:
         record: the result.
         observation: the guest.
-        interesting: ranges that the scenario is about, beside those that have owners.
+        interesting: ranges of the scenario other than those that have owners.
     """
     misowned = [
         _Misowned(owned.name, owned.expected, piece, _parent(piece.range, observation))

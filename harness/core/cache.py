@@ -86,7 +86,7 @@ class Store:
         return path
 
     def find_alias(self, kind: str, name: str) -> Path | None:
-        """Return the entry of an alias, or None when there is none. Costs two system calls."""
+        """Return the entry of an alias, or None without one. Costs two system calls."""
         try:
             target = os.readlink(self._alias(kind, name))
         except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Errors of the harness, by who has to act on them. Frontends turn them into exit codes."""
+"""Errors of the harness, by the person who must act. Frontends turn them into exit codes."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?", re.ASCII)
 
 
 def kernel_version(release: str) -> tuple[int, int, int]:
-    """Parse the version at the start of a release of `uname -r`; zeros when there is none.
+    """Parse the version at the start of a release of `uname -r`; zeros without a version.
 
     A release candidate counts as the final version.
     """

@@ -2,8 +2,8 @@
 """Compare a kernel with the oracle on random layouts; new failures are shrunk and saved.
 
 Hypothesis draws the layouts of a round from a seed before any of them runs, so that guests can run
-concurrently. To shrink a failing layout, it draws the same round again, is told that this layout
-fails, and continues from there with a guest for each smaller layout.
+concurrently. To shrink a failing layout, it draws the same round again, marks this layout as
+failing, and continues from there with a guest for each smaller layout.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 token=$1
 section() { echo "$token $1"; }
 cd /sys/bus || exit 1
-# The slowest two go beside the rest. Buses and ports, which cost cxl most, are in cxl_links.
+# The slowest two run in parallel with the rest. Buses and ports, which cost cxl most, are in cxl_links.
 cxl list -EMDRi >/tmp/cxl_list 2>/dev/null &
 daxctl list -RDi >/tmp/daxctl_list 2>/dev/null &
 # A reader that is killed, for want of memory say, must not leave a part that looks whole.

@@ -5,7 +5,7 @@
 # its status, and at the end whether a worker has run all the same.
 #
 # Work can be queued to any CPU. On each one a realtime program that never sleeps uses the time that the
-# command lines leave, which have a higher realtime priority: no worker gets to run, be it of a per-CPU or
+# command lines leave, which have a higher realtime priority: no worker can run, whether of a per-CPU or
 # an unbound workqueue. The kernel lets others run after nearly a second (sched_rt_runtime_us, and the
 # deadline server since 6.8).
 token=$1

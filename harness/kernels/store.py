@@ -171,7 +171,7 @@ def _is_there(folder: Path, handle: int) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int | None]:
-    """Hold a shared lock of a file or folder; yield None where there is none."""
+    """Hold a shared lock of a file or folder; yield None if it does not exist."""
     handle = None
     with suppress(FileNotFoundError):
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

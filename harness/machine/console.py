@@ -62,7 +62,7 @@ class Console:
         except RuntimeError as error:
             raise MachineLostError(
                 f"cannot start a thread for the guest's console: {error}",
-                hint="raise ulimit -u and -v, close something, or run fewer guests at once",
+                hint="raise ulimit -u and -v, close something, or run fewer guests concurrently",
             ) from None
 
     def tail(self) -> tuple[str, ...]:

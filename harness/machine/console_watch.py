@@ -119,7 +119,7 @@ class CrashWatch:
             raise GuestLostError(
                 f"the guest reports a timeout, and its clock runs {rate:.1f} times as fast as the "
                 "host's",
-                hint="the host is too busy: run fewer guests at once (--jobs), or try again",
+                hint="the host is too busy: run fewer guests concurrently (--jobs), or try again",
             )
 
     def _look_at_clock(self, text: str) -> None:

@@ -120,7 +120,7 @@ class Row:
         return _failure(self.judged, self.judged is not None and self._fails_as(self.judged))
 
     def _fails_as(self, earlier: Earlier) -> bool:
-        """Whether every failure of this night was in an earlier night too, and not explained."""
+        """True if every failure of this night was in an earlier night too, and not explained."""
         old = earlier.outcome
         return old.failed and not old.known and set(self.now.failures) <= set(old.failures)
 

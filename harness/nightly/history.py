@@ -211,7 +211,7 @@ class NightHistory:
         self._write("update nights set bisecting_seconds = ? where id = ?", seconds, night.number)
 
     def bisecting_seconds(self, night: Night) -> float:
-        """How long the bisections of a night have taken so far, over all its starts."""
+        """Return the time that the bisections of a night have taken so far, over all its starts."""
         query = "select bisecting_seconds from nights where id = ?"
         return self._first(float, query, night.number) or 0.0
 
@@ -252,7 +252,7 @@ class NightHistory:
 
 @contextmanager
 def open_history(folder: Path, note: Callable[[str], None]) -> Iterator[NightHistory]:
-    """Open the history in a folder for the length of the block; a new one if there is none.
+    """Open the history in a folder for the length of the block; a new one if it is missing.
 
     Args:
         folder: locked by the caller.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The outcome of one matrix entry in one night; all that a night reads from results is here."""
+"""The outcome of one matrix entry in one night; the only place where a night reads results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SKIPPED = "SKIPPED"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a matrix entry ended.
+    """The end of a matrix entry.
 
     Attributes:
         verdict: the name of a verdict, or SKIPPED if the scenario does not apply to the kernel.

@@ -70,7 +70,7 @@ class NightTree:
         self._repository.git("update-ref", f"refs/nights/{night}", commit)
 
     def has(self, commit: str) -> bool:
-        """Whether a commit still exists."""
+        """True if a commit still exists."""
         return self._commit(commit) is not None
 
     def parent(self, commit: str) -> str | None:
@@ -78,7 +78,7 @@ class NightTree:
         return self._commit(f"{commit}^1")
 
     def is_ancestor(self, old: str, new: str) -> bool:
-        """Whether `old` is in the history of `new`."""
+        """True if `old` is in the history of `new`."""
         done = self._repository.git("merge-base", "--is-ancestor", old, new, check=False)
         return done.status == 0
 
@@ -162,7 +162,7 @@ def night_tree(state: Path, source: str) -> NightTree:
 
 
 def is_url(source: str) -> bool:
-    """Whether a repository is a URL, or HOST:PATH as ssh has it, and not a local path."""
+    """True if a repository is a URL, or HOST:PATH as ssh has it, and not a local path."""
     return _URL.match(source) is not None and not Path(source).expanduser().exists()
 
 

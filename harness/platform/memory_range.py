@@ -54,11 +54,11 @@ class MemoryRange:
         return self.end - self.start + 1
 
     def contains(self, other: MemoryRange) -> bool:
-        """Whether every byte of `other` lies in this range."""
+        """True if every byte of `other` lies in this range."""
         return self.start <= other.start and other.end <= self.end
 
     def overlaps(self, other: MemoryRange) -> bool:
-        """Whether the two share at least one byte."""
+        """True if the two share at least one byte."""
         return self.start <= other.end and other.start <= self.end
 
     def intersection(self, other: MemoryRange) -> MemoryRange | None:

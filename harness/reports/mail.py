@@ -88,7 +88,7 @@ def mail_reply(
 
 
 def reasons_against_tag(runs: Sequence[StoredRun]) -> tuple[str, ...]:
-    """List the reasons against a Tested-by; empty if there is none."""
+    """List the reasons against a Tested-by; empty without a reason."""
     found = []
     bad = sum(not run.record.passed for run in runs)
     if not runs:

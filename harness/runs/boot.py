@@ -77,7 +77,7 @@ class RunningMachines:
 
 @dataclass(frozen=True)
 class BootSetup:
-    """All that the guests of one prepared scenario have in common when they start.
+    """The values that the guests of one prepared scenario share when they start.
 
     Attributes:
         host: this machine.

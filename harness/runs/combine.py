@@ -82,7 +82,7 @@ def of_one_guest(combined: RunResult) -> RunResult:
 
 
 def _differ_for_new_reasons(results: Sequence[RunResult]) -> bool:
-    """Whether outcomes differ among the guests without a known failure, one of which failed."""
+    """True if outcomes differ among the guests without a known failure, one of which failed."""
     unexplained = [one for one in results if one.owners and not one.known_issue]
     failed = any(one.verdict is Verdict.FAIL for one in unexplained)
     return failed and len({outcome(one) for one in unexplained}) > 1

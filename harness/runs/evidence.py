@@ -107,7 +107,7 @@ class Timings:
 
 
 def write_inputs(evidence: Evidence, prepared: Prepared) -> None:
-    """Write all that a later judgement or replay needs.
+    """Write everything that a later judgement or replay needs.
 
     These are the texts of scenario and profile, the address map, the firmware state, and the
     manifest of a stored kernel with its source commit and patches.

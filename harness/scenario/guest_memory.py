@@ -13,10 +13,10 @@ from harness.scenario.yaml_document import Document
 _PAGES_SHARE = 64
 # For the kernel, its initramfs and the commands of a run, without page structs. Measured with
 # exact_cover on debian:7.2 (two CPUs, QEMU 10.0.2, TCG), with RAM of 128M to 1G and CXL memory of
-# 1G to 51G: 124M beside the page structs are enough, and with 110M the kernel reports "vmemmap
-# alloc failure" while kmem adds the memory. 6.18 and 6.12 were tried with 141M only. 192M is also
-# enough with 8 CPUs, and while daxctl reconfigures the device twice. The shadow that KASAN keeps,
-# an eighth of the memory, is not counted.
+# 1G to 51G: 124M in addition to the page structs are enough, and with 110M the kernel reports
+# "vmemmap alloc failure" while kmem adds the memory. 6.18 and 6.12 were tried with 141M only. 192M
+# is also enough with 8 CPUs, and while daxctl reconfigures the device twice. The shadow that KASAN
+# keeps, an eighth of the memory, is not counted.
 _GUEST_NEEDS = 192 * MIB
 # SeaBIOS keeps the ACPI tables at the end of the RAM below 4 GiB.
 _ACPI_TABLES = 128 * KIB

@@ -125,7 +125,7 @@ class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 def _configured(scenario: Scenario, option: str, value: str) -> bool:
-    """Whether an option has a value; an option that is not stated is m, as in most kernels."""
+    """True if an option has a value; an option that is not stated is m, as in most kernels."""
     built = scenario.kernel.config.get(option, "m")
     if value == "enabled":
         return built != "n"
@@ -133,7 +133,7 @@ def _configured(scenario: Scenario, option: str, value: str) -> bool:
 
 
 def _regions_may_form(scenario: Scenario) -> bool:
-    """Whether no driver that a region needs is kept out; dax_hmem may load those not listed."""
+    """True if no driver that a region needs is kept out; dax_hmem may load those not listed."""
     kept_out = {*scenario.guest.missing, *denied_modules(scenario.kernel.cmdline)}
     return scenario.kernel.config.get("CXL_REGION") != "n" and not any(
         driver in kept_out or scenario.kernel.config.get(DRIVER_OPTIONS[driver]) == "n"

@@ -38,7 +38,7 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         name: unique; results use it.
         where: the conditions under which it occurs; without them in every scenario.
         since: the first kernel version that fails, such as `7.1`; empty for all before `until`.
-        until: the first kernel version that no longer fails; empty if there is none yet.
+        until: the first kernel version that no longer fails; empty if it still fails.
         policies: the policies under which it fails; empty for all.
         rules: the rules that are broken.
         lines: the kernel messages that break rule 6, required with it.
@@ -75,7 +75,7 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             )
 
     def covers(self, finding: Finding, addresses: Iterable[MemoryRange]) -> bool:
-        """Whether this issue explains a finding.
+        """True if this issue explains a finding.
 
         Args:
             finding: one with a range must lie at the addresses; one without a range can be a
@@ -98,7 +98,7 @@ class KnownIssue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         )
 
     def concerns(self, release: str, policy: Policy) -> bool:
-        """Whether it occurs on a kernel release, under a policy."""
+        """True if it occurs on a kernel release, under a policy."""
         version = kernel_version(release)
         return (
             (not self.policies or policy in self.policies)

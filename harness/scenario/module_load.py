@@ -57,7 +57,7 @@ class Load:
     def __str__(self) -> str:
         names = ", ".join(self.modules) or "nothing"
         if self.how == "at_once":
-            return f"all at once: {names}"
+            return f"concurrently: {names}"
         return f"by modalias: {names}" if self.how == "by_modalias" else names
 
     def option(self) -> str:

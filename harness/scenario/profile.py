@@ -252,7 +252,7 @@ class Profile(_Value, frozen=True, kw_only=True):
         return sum(node.cpus for node in self.nodes)
 
     def differs_from_cedt(self) -> bool:
-        """Whether Linux must get a CEDT that differs from that of the hardware."""
+        """True if Linux must get a CEDT that differs from that of the hardware."""
         return any(bridge.hidden for bridge in self.host_bridges) or any(
             window.parts or window.hidden for window in self.windows
         )

@@ -302,7 +302,7 @@ def _files_of_a_whole_build(output: Path) -> int:
 
 
 def _undo_unfinished(output: Path, progress: Progress) -> None:
-    """Remove files that a killed build may have left incomplete: all that are newer than its start.
+    """Remove files that a killed build may have left incomplete: everything newer than its start.
 
     Files below include/config stay: they are empty, their times tell when an option last changed,
     and Kconfig touches them again as needed.

@@ -282,7 +282,7 @@
       make("div", { class: "picture", tabindex: "0", role: "region", "aria-label": "Address space" }, document.importNode(svg, true)),
       make("p", { class: "legend" }, make("span", {}, "above the axis: what should be; below: what was found"),
         make("span", {}, "plain: dax_cxl"), make("span", {}, "stripes: dax_hmem"),
-        make("span", {}, "cross-hatch: stranded, nobody has it"), make("span", {}, "✗ and a heavy dashed edge: not as expected")));
+        make("span", {}, "cross-hatch: stranded, no owner"), make("span", {}, "✗ and a heavy dashed edge: not as expected")));
   }
 
   function order() {

@@ -84,7 +84,7 @@ def test_a_load_prints_its_modules_and_its_option() -> None:
     for load, text, option in (
         (Load("in_order", ("a", "b")), "a, b", "a,b"),
         (Load("in_order", ()), "nothing", "none"),
-        (Load("at_once", ("a", "b")), "all at once: a, b", "parallel"),
+        (Load("at_once", ("a", "b")), "concurrently: a, b", "parallel"),
         (Load("by_modalias", ("a",)), "by modalias: a", "modalias"),
     ):
         assert (str(load), load.option()) == (text, option)
