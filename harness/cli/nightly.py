@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from harness.cli.options import explains_errors
 from harness.cli.run import make_folder
 from harness.contract.result import Verdict
 from harness.core.errors import UsageError
+from harness.core.files import write_atomic
 from harness.core.paths import PROJECT, evidence_root
 from harness.core.progress import TerminalProgress
 from harness.scenario.kernel_request import KernelRequest
@@ -295,10 +295,8 @@ def _write_reports(folder: Path, result: NightResult, results: list[Any]) -> str
 
 def _write(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.part")
     try:
-        partial.write_text(text)
-        os.replace(partial, path)
+        write_atomic(path, text)
     except OSError as error:
         raise UsageError(
             f"the report cannot be written: {error.strerror}",

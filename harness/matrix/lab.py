@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.core.cache import Store
-from harness.core.errors import UsageError
+from harness.core.files import read_text
 from harness.core.paths import store_root
 from harness.core.progress import Progress
 from harness.matrix.hosts import LabHost, read_lab
@@ -26,12 +26,7 @@ def load_hosts(path: Path) -> tuple[LabHost, ...]:
     Raises:
         UsageError: it is invalid; with file, line and field.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read the hosts file: {error}", where=str(path), hint="see docs/matrix.md"
-        ) from None
+    text = read_text(path, what="the hosts file", hint="see docs/matrix.md")
     return read_lab(text, str(path)).value.hosts
 
 

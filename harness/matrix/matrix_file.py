@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from harness.core.errors import UsageError
+from harness.core.files import read_text
 from harness.kernels.build.config import fragment_names, plan_config
 from harness.kernels.build.series import read_series
 from harness.kernels.spec import parse_kernel_spec
@@ -39,6 +40,7 @@ GUEST_MIB = 1024
 """Memory reserved for a guest: more than twice the peak of the largest profile
 (docs/measurements.md), since kernels with KASAN need more."""
 
+_HINT = "pass a matrix file, such as ci/matrix.yaml"
 _AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.M)
 
 
@@ -51,7 +53,7 @@ def load_matrix(path: Path, branch: str | None = None) -> Plan:
     Raises:
         UsageError: it is invalid, or a name in it does not exist; with file, line and field.
     """
-    document = read_matrix(_text(path), str(path))
+    document = read_matrix(read_text(path, what="the matrix", hint=_HINT), str(path))
     if branch is not None:
         document = _with_branch(document, branch)
     matrix = document.value
@@ -205,19 +207,6 @@ def _policies(document: Document[Matrix]) -> dict[str, Policy | None]:
             with _at(document, f"series[{index}]"):
                 found[series] = read_series(Path(series)).policy
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UsageError("not UTF-8 text", where=str(path), hint="save it as UTF-8") from None
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the matrix: {error.strerror}",
-            where=str(path),
-            hint="pass a matrix file, such as ci/matrix.yaml",
-        ) from None
 
 
 def read_combination(raw: object) -> Combination:

@@ -13,6 +13,7 @@ import msgspec
 from harness.contract.expected import expectations
 from harness.contract.result import Finding
 from harness.core.errors import UsageError
+from harness.core.files import read_text
 from harness.core.kernel_version import VERSION, kernel_version
 from harness.core.paths import KNOWN_ISSUES
 from harness.platform.address_map import MachineLayout
@@ -20,7 +21,7 @@ from harness.platform.firmware_state import place_firmware
 from harness.platform.memory_range import MemoryRange
 from harness.scenario.issue_conditions import Circumstances, Conditions
 from harness.scenario.scenario import Policy
-from harness.scenario.scenario_files import Case, read_text, shown_path
+from harness.scenario.scenario_files import Case, shown_path
 from harness.scenario.yaml_document import FieldError, Regex, read_document
 
 IssueName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*\Z", max_length=64)]

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from harness.core.errors import UsageError
+from harness.core.files import read_text
 from harness.core.paths import PROFILES, QEMU_QUIRKS, SCENARIOS
 from harness.scenario.allowed_messages import Quirks
 from harness.scenario.checks import check_scenario
@@ -149,22 +150,6 @@ def suggest(name: str, known: tuple[str, ...], what: str) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     start = f"did you mean {close[0]}? " if close else ""
     return f"{start}{what}: {', '.join(known) or 'none'}"
-
-
-def read_text(path: Path) -> str:
-    """Read a file of the user.
-
-    Raises:
-        UsageError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UsageError("not UTF-8 text", where=str(path), hint="save it as UTF-8") from None
-    except OSError as error:
-        raise UsageError(
-            f"cannot be read: {error.strerror}", where=str(path), hint="check its permissions"
-        ) from None
 
 
 def shown_path(path: Path) -> str:
