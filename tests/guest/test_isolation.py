@@ -41,11 +41,10 @@ def in_guest(
     def run(act: Callable[[GuestShell], None]) -> None:
         done: list[bool] = []
 
-        def instead(shell: GuestShell, *_: object) -> str:
+        def instead(shell: GuestShell, *_: object) -> None:
             if not done:
                 done.append(True)
                 act(shell)
-            return "not loaded"
 
         monkeypatch.setattr(modules, "load_module", instead)
         kernel = asked_kernel(request.config)

@@ -41,7 +41,7 @@ TURNED_ON = {
     "builtin": ("CXL_REGION", "DEV_DAX_CXL"),
     "no_cxl": ("DEV_DAX_HMEM",),
 }
-FORBIDDEN = {"hmem_builtin_cxl_module": "DEV_DAX_HMEM: asked for y"}
+FORBIDDEN = {"hmem_builtin_cxl_module": "DEV_DAX_HMEM: requested y"}
 
 Configure = Callable[..., KernelConfig]
 
