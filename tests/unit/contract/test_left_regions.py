@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rule 3 under all_or_nothing: whoever gives CXL up leaves no region behind."""
+"""Rule 3 under all_or_nothing: no region is left where CXL is given up."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the steps of every scenario expect, held against the oracle."""
+"""The expectations of the steps of every scenario, compared with the oracle."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Message:
     Attributes:
         place: file and line.
         text: the message, with … for inserted values; None where it is not in the source.
-        hint: likewise; None where there is none.
+        hint: likewise; None without a hint.
     """
 
     place: str

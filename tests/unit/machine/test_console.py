@@ -164,9 +164,7 @@ def test_a_guest_that_prints_without_end_is_given_up(
     line.guest.write(b"ready\n")
 
 
-def test_whoever_looks_whether_qemu_is_alive_sees_a_flood(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flood_is_seen_where_qemu_is_checked(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.machine.console.MOST_BYTES", 10)
     with subprocess.Popen(["sleep", "600"]) as process:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Links of the documentation, and the functions that docs/architecture.md refers to."""
+"""Links of the documentation, and the functions and tests that it names."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ def test_links_lead_to_files_and_headings() -> None:
             if not target.exists() or (anchor and anchor not in anchors(target)):
                 broken.append(f"{page.name}: {link}")
     assert broken == []
+
+
+def test_tests_that_the_documentation_names_exist() -> None:
+    files = {path.name: path.read_text() for path in (PROJECT / "tests").rglob("test_*.py")}
+    missing = []
+    for page in PAGES:
+        file = ""
+        for name, function in re.findall(r"(test_\w+\.py)?(?:::(test_\w+))?`", page.read_text()):
+            file = name or file
+            if (name or function) and f"def {function}" not in files.get(file, ""):
+                missing.append(f"{page.name}: {name}::{function}")
+    assert missing == []
 
 
 def names_in(path: Path) -> set[str]:

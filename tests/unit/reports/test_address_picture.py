@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The picture of the address space, held against the ranges that it shows."""
+"""The picture of the address space, compared with the ranges that it shows."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from refusals import Row, differences
 
 from harness.contract.oracle import DRIVER_OPTIONS, as_run
 from harness.contract.result import RULES, Finding
+from harness.runs.minimize import requested_load
 from harness.scenario.issue_conditions import Circumstances, Conditions
 from harness.scenario.known_issues import (
     KnownIssues,
@@ -295,6 +296,13 @@ def test_the_issues_of_every_scenario_on_kernels_of_each_era() -> None:
         expected[name] = (before, after, *(oldest or [before]))
     assert set(ISSUES) <= set(expected)
     assert {name: applying(name) for name in scenario_names()} == expected
+
+
+def test_before_the_series_a_range_is_left_to_cxl_whichever_module_is_named_first() -> None:
+    case = requested_load(load_case("no_region"), "dax_hmem,kmem,cxl_acpi")
+    for release, issues in (("6.18.15", ["range_left_to_cxl_by_softdep"]), ("7.2.13", [])):
+        failures = known_failures(case, layout_of(case.profile), release, "per_range")
+        assert [one.name for one in failures if one.where != Conditions()] == issues
 
 
 def test_a_line_that_prints_a_range_is_known_only_at_the_addresses_of_the_issue() -> None:
